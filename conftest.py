@@ -1,0 +1,3 @@
+"""Doctests of the package run under the same settings as the tests."""
+
+from tests.conftest import x64  # noqa: F401

@@ -1,0 +1,374 @@
+"""The forward loop of the library: the only one.
+
+A step is: x moves by the pending increment, T is evaluated there, the residual
+is measured, the solver turns it into the next increment, the stop rule says a
+status. The increment stays pending, so the returned x is always a point whose
+residual was measured, and a resumed solve continues bitwise.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint, implicit, split
+from jaxiter.monitor import Monitor
+from jaxiter.numerics import anchor, hoist, is_concrete, stop_gradient
+from jaxiter.problem import (
+    Measure,
+    Problem,
+    as_point,
+    as_problem,
+    evaluate,
+    measure,
+    root_equations,
+)
+from jaxiter.solution import Kept, LoopState, Solution, Status
+from jaxiter.solvers.mixing import picard
+from jaxiter.stop import StepInfo, Stop, tolerance
+
+PyTree = Any
+
+
+class Method(NamedTuple):
+    """The static choices of a solve, bundled so that init and advance agree."""
+
+    problem: Problem
+    solver: optax.GradientTransformation
+    stop: Stop
+    monitor: Monitor | None = None
+    check_every: int = 1
+    keep_best: bool = False
+    has_aux: bool = False
+
+
+def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
+    """The state before the first step; evaluates nothing. A non-finite x0 is BAD_INPUT."""
+    kind = trees.norm(x0).dtype
+    infinite = jnp.full((), jnp.inf, kind)
+    step, status = jnp.int32(0), jnp.int32(Status.RUNNING)
+    residual = trees.full_like(x0, jnp.inf)
+    problem = method.problem
+    memory = () if problem.memory is None else problem.memory(x0, *args)
+    info = StepInfo(step, x0, residual, infinite, infinite, infinite, jnp.bool_(True))
+    keeps = method.keep_best or method.check_every > 1
+    finite = jnp.isfinite(trees.norm(x0))
+    return LoopState(
+        x=x0,
+        increment=trees.zeros_like(x0),
+        residual=residual,
+        residual_norm=infinite,
+        merit=infinite,
+        memory=jax.tree.map(jnp.asarray, memory),
+        solver=method.solver.init(x0),
+        stop=method.stop.init(info),
+        monitor=None if method.monitor is None else method.monitor.init(info),
+        kept=Kept(x0, residual, infinite, infinite) if keeps else None,
+        step=step,
+        status=jnp.where(finite, status, jnp.int32(Status.BAD_INPUT)),
+    )
+
+
+def active(state: LoopState, max_steps: Any) -> jax.Array:
+    """Whether the solve goes on: no status yet, and steps left."""
+    return (state.status == Status.RUNNING) & (state.step < max_steps)
+
+
+def advance(
+    method: Method, state: LoopState, cache: PyTree, *args: PyTree, max_steps: Any = jnp.inf
+) -> LoopState:
+    """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
+    problem = method.problem
+    x = trees.add(state.x, state.increment)
+    if problem.retract is not None:
+        x = problem.retract(x)
+    image, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
+    residual = trees.subtract(image, x)
+    step = state.step + 1
+
+    def look() -> Measure:
+        held = stop_gradient((x, image, residual, cache, state.memory, args))
+        return stop_gradient(measure(problem, *held))
+
+    if method.check_every == 1:
+        measured, norms = True, look()
+        merit = norms.merit
+    else:
+        # Skipping the norms saves the reductions over devices that they would cost.
+        measured = (step % method.check_every == 0) | (step >= max_steps)
+        blank = Measure(*(jnp.full_like(state.merit, jnp.nan) for _ in Measure._fields))
+        norms = lax.cond(measured, look, lambda: anchor(blank, state.merit))
+        merit = None
+    increment, solver = _update(method.solver, residual, state, x, step - 1, merit)
+    # A guarded solver steps back from a non-finite residual; only a non-finite
+    # increment ends the solve (for picard they are the same array).
+    finite = jnp.isfinite(trees.norm(stop_gradient(increment)))
+    info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor, finite)
+    status, stop = method.stop.update(stop_gradient(info), state.stop)
+    status = jnp.where(finite, status, jnp.maximum(status, jnp.int32(Status.NONFINITE)))
+    if method.check_every > 1:
+        status = jnp.where(measured | ~finite, status, jnp.int32(Status.RUNNING))
+        stop = trees.where(measured, stop, state.stop)
+    monitor = state.monitor
+    if method.monitor is not None:
+        going = active(state, max_steps) & measured
+        monitor = method.monitor.update(stop_gradient(info), monitor, going)
+    kept = state.kept
+    if kept is not None:
+        better = measured & jnp.isfinite(norms.residual_norm)
+        if method.keep_best:
+            better &= norms.merit < kept.merit
+        kept = trees.where(better, Kept(x, residual, norms.residual_norm, norms.merit), kept)
+    return LoopState(
+        x, increment, residual, norms.residual_norm, norms.merit,
+        memory, solver, stop, monitor, kept, step, status.astype(jnp.int32),
+    )
+
+
+def _update(
+    solver: optax.GradientTransformation, residual: PyTree, state: LoopState, x: PyTree,
+    step: jax.Array, merit: jax.Array | None,
+) -> tuple[PyTree, PyTree]:
+    """Ask the solver for an increment; plain optax transformations get no extra arguments."""
+    if isinstance(solver, optax.GradientTransformationExtraArgs):
+        increment, new = solver.update(residual, state.solver, x, step=step, merit=merit)
+    else:
+        increment, new = solver.update(residual, state.solver, x)
+    trees.check_same_structure(x, increment, "The solver's increment")
+    return increment, new
+
+
+def run(
+    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any
+) -> LoopState:
+    """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps."""
+    problem = method.problem
+
+    def going(s: LoopState) -> jax.Array:
+        return active(s, max_steps)
+
+    if problem.cache is None:
+        return loop(
+            going, lambda s: advance(method, s, None, *args, max_steps=max_steps), state, max_steps)
+
+    def block(s: LoopState) -> LoopState:
+        x = trees.add(s.x, s.increment)
+        cache = problem.cache(x, *args)
+        end = s.step + problem.refresh
+        return loop(
+            lambda t: going(t) & (t.step < end),
+            lambda t: advance(method, t, cache, *args, max_steps=max_steps), s, problem.refresh)
+
+    blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps
+    return loop(going, block, state, blocks)
+
+
+def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
+    """The solution that a final state stands for (no derivatives attached yet)."""
+    point = (state.x, state.residual, state.residual_norm, state.merit)
+    if state.kept is not None:
+        point = tuple(state.kept)
+    ended = (state.status == Status.RUNNING) & (state.step >= max_steps)
+    status = jnp.where(ended, jnp.int32(Status.MAX_STEPS), state.status)
+    return Solution(
+        value=point[0], status=status, steps=state.step, residual=point[2], merit=point[3],
+        displacement=point[1], aux=None, state=state, trace=state.monitor,
+    )
+
+
+def make_method(
+    problem: Problem | Callable, solver: Any, stop: Stop | None, monitor: Monitor | None,
+    check_every: int, keep_best: bool, has_aux: bool,
+) -> Method:
+    """Validate the static choices.
+
+    Raises:
+      ValueError: check_every or refresh below 1. TypeError: a solver that is no optax transformation.
+    """
+    problem = as_problem(problem)
+    solver = picard() if solver is None else solver
+    if not (hasattr(solver, "init") and hasattr(solver, "update")):
+        raise TypeError(f"solver must be an optax transformation such as anderson(), got "
+                        f"{type(solver).__name__}; did you forget to call it?")
+    if not isinstance(check_every, int) or check_every < 1:
+        raise ValueError(f"check_every must be an integer of at least 1, got {check_every!r}.")
+    if problem.refresh < 1:
+        raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
+    stop = tolerance() if stop is None else stop
+    return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+
+
+def check_max_steps(max_steps: Any) -> None:
+    """Raise ValueError for a concrete negative max_steps."""
+    if is_concrete(max_steps) and np.any(np.asarray(max_steps) < 0):
+        raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
+
+
+def fixed_point(
+    problem: Problem | Callable,
+    x0: PyTree,
+    *args: PyTree,
+    solver: Any = None,
+    stop: Stop | None = None,
+    adjoint: Adjoint | None = None,
+    max_steps: Any = 1000,
+    check_every: int = 1,
+    keep_best: bool = False,
+    has_aux: bool = False,
+    monitor: Monitor | None = None,
+    resume: LoopState | None = None,
+) -> Solution:
+    """Solve `x = T(x, *args)`.
+
+    Each step evaluates T once and adds `solver(T(x) - x)` to x. A pure function:
+    wrap the outermost caller in `jax.jit` once; vmap, grad, jvp, pmap, shard_map
+    and scan all apply. Nothing raises inside the graph: read `.status`.
+
+    Args:
+      problem: the map `T(x, *args)`, or a `Problem`. It may close over arrays.
+      x0: start, a pytree of floating-point or complex arrays.
+      *args: pytrees passed to T; leaves that are not arrays are static.
+      solver: an optax transformation of the residual; default `picard()`, the
+        cheapest for contractions. `anderson()` needs far fewer steps on slow maps.
+      stop: a stop rule; default `tolerance()`.
+      adjoint: how derivatives pass; default `implicit()`.
+      max_steps: most evaluations of T, including those inside `resume`; may be traced.
+      check_every: measure norms only every so many steps (one large problem over
+        many devices: saves reductions). Solvers then see no merit.
+      keep_best: return the measured point with the smallest merit, not the last.
+      has_aux: T returns `(x, aux)`; aux is re-evaluated once at the solution.
+      monitor: `record()`, `printer()`, `progress()` or `callback(f)`.
+      resume: the `.state` of an earlier solution with the same choices; continues
+        bitwise, then x0 is only checked for structure.
+
+    Returns:
+      A `Solution`: value, status, steps, residual, and more.
+
+    Raises:
+      TypeError: T changes tree, shape or dtype (names the leaf); integer leaves in x0.
+      ValueError: empty or non-finite x0, negative max_steps (when concrete).
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> solution = jaxiter.fixed_point(jnp.cos, 1.0)
+    >>> round(float(solution.value), 4), bool(solution.converged)
+    (0.7391, True)
+    """
+    method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+    adjoint = implicit() if adjoint is None else adjoint
+    check_max_steps(max_steps)
+    x0 = as_point(x0)
+    arrays, restore = split(args)
+
+    if adjoint.differentiates_loop:
+        state = init(method, x0, *args) if resume is None else resume
+        state = anchor(state, (x0, arrays))
+        end = run(method, adjoint.loop, state, args, max_steps)
+    else:
+        end = forward(method, adjoint, x0, arrays, restore, max_steps, resume)
+    solution = finish(method, end, max_steps)
+    value = attach(method, adjoint, solution, end.memory, arrays, restore)
+    return solution._replace(value=value, aux=auxiliary(method, value, end.memory, args))
+
+
+def forward(
+    method: Method, adjoint: Adjoint, x0: PyTree, arrays: tuple, restore: Callable,
+    max_steps: Any, resume: LoopState | None,
+) -> LoopState:
+    """The forward loop, cut off from every derivative.
+
+    T is traced twice: once to discover what it closes over, so that the carry
+    can take the device types of those constants too, and once in the loop.
+    """
+    given = (x0, arrays, jnp.asarray(max_steps, jnp.int32), resume)
+
+    def first_step(given: tuple) -> LoopState:
+        x0, arrays, max_steps, resume = given
+        args = restore(arrays)
+        state = init(method, x0, *args) if resume is None else resume
+        cache = method.problem.cache
+        cache = None if cache is None else cache(state.x, *args)
+        return advance(method, state, cache, *args, max_steps=max_steps)
+
+    _, constants, shapes = hoist(first_step, given)
+    given = stop_gradient(anchor(given, (given, constants)))
+
+    def loop(given: tuple) -> LoopState:
+        x0, arrays, max_steps, resume = given
+        args = restore(arrays)
+        if resume is None:
+            state = init(method, x0, *args)
+        else:
+            trees.check_same_structure(shapes, resume, "resume")
+            trees.check_same_structure(x0, resume.x, "resume (against x0)")
+            state = resume
+        return run(method, adjoint.loop, anchor(state, (given, constants)), args, max_steps)
+
+    pure, constants, _ = hoist(loop, given)
+    return pure(stop_gradient(constants), given)
+
+
+def attach(
+    method: Method, adjoint: Adjoint, solution: Solution, memory: PyTree, arrays: tuple,
+    restore: Callable,
+) -> PyTree:
+    """The solution's value with the adjoint's derivatives."""
+    equations = root_equations(method.problem)
+    memory = stop_gradient(memory)
+
+    def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
+        if method.has_aux and method.problem.equations is None:
+            image, _, _ = evaluate(method.problem, x, cache_at(x, arrays), memory,
+                                   restore(arrays), True)
+            return trees.subtract(image, x)
+        return equations(x, memory, *restore(arrays))
+
+    def cache_at(x: PyTree, arrays: tuple) -> PyTree:
+        cache = method.problem.cache
+        return None if cache is None else cache(x, *restore(arrays))
+
+    return adjoint.attach(rooted, solution.value, arrays, solution.status)
+
+
+def auxiliary(method: Method, value: PyTree, memory: PyTree, args: tuple) -> PyTree:
+    """The map's aux at the attached value, so that it carries derivatives."""
+    if not method.has_aux:
+        return None
+    problem = method.problem
+    cache = None if problem.cache is None else problem.cache(value, *args)
+    return evaluate(problem, value, cache, stop_gradient(memory), args, True)[2]
+
+
+def root(
+    function: Callable, x0: PyTree, *args: PyTree, solver: Any = None, **keywords: Any
+) -> Solution:
+    """Solve `F(x, *args) = 0` as the fixed point of `x - F(x)`.
+
+    Args:
+      function: F, same tree, shapes and dtypes as x.
+      x0, *args: as in `fixed_point`.
+      solver: default `anderson()`, which does not need `x - F(x)` to contract; give
+        `damped(alpha)` for a gradient descent with step alpha.
+      **keywords: as in `fixed_point`.
+
+    Returns:
+      A `Solution`; its residual is the norm of F, its derivatives those of the root.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> round(float(jaxiter.root(lambda x, a: x * x - a, jnp.array(1.0), 2.0).value), 4)
+    1.4142
+    """
+    from jaxiter.solvers.anderson import anderson
+
+    def step(x: PyTree, *args: PyTree) -> PyTree:
+        out = function(x, *args)
+        trees.check_same_structure(x, jax.tree.map(jnp.asarray, out), "F")
+        return trees.subtract(x, out)
+
+    problem = Problem(step=step, equations=function)
+    return fixed_point(
+        problem, x0, *args, solver=anderson() if solver is None else solver, **keywords)

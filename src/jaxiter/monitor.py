@@ -1,0 +1,122 @@
+"""Monitors watch a solve and never change its numbers.
+
+A monitor is two functions: `init(info) -> state`, `update(info, state, active)
+-> state`. `active` is False for the finished lanes of a vmapped solve, whose
+loop body still runs. `record` uses no host callback; the others call the host
+at most every `every` steps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.stop import StepInfo
+
+PyTree = Any
+
+
+class Monitor(NamedTuple):
+    """`init(info) -> state` and `update(info, state, active) -> state`."""
+
+    init: Callable[[StepInfo], PyTree]
+    update: Callable[[StepInfo, PyTree, jax.Array], PyTree]
+
+
+def record(capacity: int = 1000, every: int = 1, value: bool = False) -> Monitor:
+    """Store merits (and iterates) in arrays of fixed size: `Solution.trace`.
+
+    Row i holds step `1 + i * every`; rows never reached are NaN, steps beyond the
+    capacity are dropped.
+
+    Args:
+      capacity: number of rows. every: steps between rows.
+      value: also store x, leaves `[capacity, *shape]`.
+
+    Returns:
+      A monitor; the trace is a dict with `merit` and `scale` `[capacity]` and perhaps `value`.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> sol = jaxiter.fixed_point(jnp.cos, 1.0, max_steps=3, monitor=jaxiter.record(4))
+    >>> sol.trace["merit"].round(2).tolist()
+    [0.46, 0.32, 0.2, nan]
+    """
+    if capacity < 1 or every < 1:
+        raise ValueError(f"capacity and every must be at least 1, got {capacity} and {every}.")
+
+    def init(info: StepInfo) -> dict:
+        empty = jnp.full((capacity,), jnp.nan, info.merit.dtype)
+        trace = {"merit": empty, "scale": empty}
+        if value:
+            trace["value"] = jax.tree.map(
+                lambda leaf: jnp.full((capacity, *leaf.shape), jnp.nan, leaf.dtype), info.x)
+        return trace
+
+    def update(info: StepInfo, state: dict, active: jax.Array) -> dict:
+        due = active & ((info.step - 1) % every == 0)
+        row = jnp.where(due, (info.step - 1) // every, capacity)  # out of range: dropped
+        new = {"merit": info.merit, "scale": info.scale}
+        if value:
+            new["value"] = info.x
+        return jax.tree.map(lambda rows, leaf: rows.at[row].set(leaf, mode="drop"), state, new)
+
+    return Monitor(init, update)
+
+
+def callback(function: Callable[[dict], None], every: int = 1) -> Monitor:
+    """Call `function({"step", "merit", "scale", "value"})` on the host, with numpy arrays.
+
+    Under vmap it is called once per active lane. The call is unordered and
+    costs a host round trip; `record` is cheaper.
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}.")
+
+    def on_host(due: Any, step: Any, merit: Any, scale: Any, x: Any) -> None:
+        if due:  # under vmap a cond becomes a select, so the host looks again
+            function({"step": int(step), "merit": float(merit), "scale": float(scale), "value": x})
+
+    def update(info: StepInfo, state: tuple, active: jax.Array) -> tuple:
+        due = active & ((info.step - 1) % every == 0)
+        operands = (due, info.step, info.merit, info.scale, info.x)
+        lax.cond(due, lambda ops: jax.debug.callback(on_host, *ops), lambda ops: None, operands)
+        return state
+
+    return Monitor(lambda info: (), update)
+
+
+def printer(every: int = 100) -> Monitor:
+    """Print step and merit every `every` steps."""
+
+    def show(entry: dict) -> None:
+        print(f"step {entry['step']:>8d}   merit {entry['merit']:.3e}", flush=True)
+
+    return callback(show, every)
+
+
+def progress(total: int | None = None, every: int = 50, description: str = "solve") -> Monitor:
+    """A tqdm bar over evaluations, refreshed every `every` steps; one bar for a whole batch.
+
+    Args:
+      total: steps that fill the bar, usually `max_steps`. every: steps between refreshes.
+      description: text before the bar.
+
+    Raises:
+      ImportError: tqdm is not installed (`pip install tqdm`).
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress() needs tqdm: pip install tqdm") from error
+    bar = tqdm(total=total, desc=description, leave=False)
+
+    def show(entry: dict) -> None:
+        # In a batch the bar follows the lane that is furthest.
+        bar.update(max(entry["step"] - bar.n, 0))
+        bar.set_postfix_str(f"merit {entry['merit']:.2e}")
+        if total is not None and entry["step"] + every > total:
+            bar.close()
+
+    return callback(show, every)

@@ -1,0 +1,129 @@
+"""Numerical ground rules that every loop of the library shares.
+
+`anchor` and `hoist` are what makes a loop survive vmap, pmap, shard_map and
+explicit sharding; the rest keeps float32 honest.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+PyTree = Any
+
+#: Kernel products, Gram matrices and Krylov products ask for full precision:
+#: the TPU default and TF32 on GPUs keep only about three digits.
+HIGHEST = lax.Precision.HIGHEST
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf carries numbers that may be traced (a jax or numpy array)."""
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def is_concrete(*trees: PyTree) -> bool:
+    """Whether every array leaf can be read on this host right now."""
+    for leaf in jax.tree.leaves(trees):
+        if isinstance(leaf, jax.core.Tracer):
+            return False
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return False
+    return True
+
+
+def strong(leaf: ArrayLike) -> jax.Array:
+    """The leaf as an array without weak type, so that loop carries keep one type."""
+    array = jnp.asarray(leaf)
+    return lax.convert_element_type(array, array.dtype)
+
+
+def real_dtype(dtype: Any) -> np.dtype:
+    """The dtype of the absolute value: float32 for complex64, else the dtype itself."""
+    return np.dtype(jnp.finfo(dtype).dtype)
+
+
+def accumulation_dtype(dtype: Any) -> np.dtype:
+    """The real dtype in which norms of `dtype` are accumulated: at least float32."""
+    return np.dtype(jnp.promote_types(real_dtype(dtype), jnp.float32))
+
+
+def machine_epsilon(tree: PyTree) -> float:
+    """The largest machine epsilon among the floating leaves of a tree."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+
+
+def _touch(leaf: Any) -> jax.Array:
+    """A boolean scalar that has the leaf's device type; its value is irrelevant."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return jnp.any(leaf != leaf)
+
+
+def anchor(tree: PyTree, like: PyTree) -> PyTree:
+    """Return `tree` unchanged in value, but typed as if computed from `like`.
+
+    A loop whose initial carry is a constant is rejected by `shard_map` (the
+    carry must vary over the mesh axes that the inputs vary over) and by a
+    vmapped loop over an explicitly sharded batch. A select whose two branches
+    are the leaf itself and whose predicate is computed from the inputs gives
+    the leaf their type; XLA then removes both the select and the predicate.
+    """
+    touches = [_touch(leaf) for leaf in jax.tree.leaves(like) if is_array(leaf)]
+    if not touches:
+        return tree
+    predicate = touches[0]
+    for touch in touches[1:]:
+        predicate = predicate | touch
+
+    def retype(leaf: Any) -> Any:
+        leaf = leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else strong(leaf)
+        return lax.select(predicate, leaf, leaf)
+
+    return jax.tree.map(retype, tree)
+
+
+def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
+    """Turn every constant that `function` closes over into an explicit operand.
+
+    Traces the function once on `example` and returns `(pure, constants,
+    output_shapes)` with `pure(constants, *example) == function(*example)`.
+    Unlike `jax.closure_convert` this finds integers as well as floats. The
+    constants go in as they are: the trace already fixed their device types.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
+    structure = jax.tree.structure(shapes)
+
+    def pure(constants: list, *operands: PyTree) -> PyTree:
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, constants))
+        return jax.tree.unflatten(structure, run(*jax.tree.leaves(operands)))
+
+    return pure, list(closed.consts), shapes
+
+
+def stop_gradient(tree: PyTree) -> PyTree:
+    """`lax.stop_gradient` on every array leaf; other leaves pass through."""
+    return jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, tree)
+
+
+def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
+    """`numerator / denominator`, and 0 where the denominator is 0; gradients stay finite."""
+    zero = jnp.asarray(denominator) == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
+
+
+def safe_log(x: jax.Array) -> jax.Array:
+    """`log(x)`, and -inf where x <= 0, with a zero gradient there instead of NaN."""
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
+
+
+def logsumexp(z: jax.Array, axis: int) -> jax.Array:
+    """`log(sum(exp(z)))` along one axis; a slice of only -inf gives -inf with zero gradient."""
+    peak = lax.stop_gradient(jnp.max(z, axis=axis, keepdims=True))
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    return safe_log(jnp.sum(jnp.exp(z - peak), axis=axis)) + jnp.squeeze(peak, axis)

@@ -1,0 +1,164 @@
+"""A problem: the map whose fixed point is wanted, and the few facts about it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxiter import trees
+from jaxiter.numerics import is_concrete, machine_epsilon, strong
+
+PyTree = Any
+
+
+class Problem(NamedTuple):
+    """A map and what the driver may know about it; a bare callable is promoted to one.
+
+    With `cache` and `memory` every function below takes them after the points:
+    `step(x, c, m, *args)`, `merit(x, Tx, c, m, *args)`, `equations(x, c, m, *args)`.
+
+    Attributes:
+      step: `T(x, *args) -> x` (with has_aux: `(x, aux)`); same tree, shapes and dtypes.
+        With `memory` it returns `(x, m)` in place of x.
+      merit: `merit(x, Tx, *args) -> scalar`, what the tolerance is measured on;
+        default: l2 norm of Tx - x.
+      scale: `scale(x, Tx, *args) -> scalar`, what rtol multiplies; default max(|x|, |Tx|).
+      floor: `floor(x, *args) -> scalar`, the smallest merit that this arithmetic can
+        reach; default 4 eps scale.
+      equations: `equations(x, *args) -> tree`, zero at the solution, same structure as x;
+        the adjoint differentiates it. Default T(x) - x.
+      retract: `retract(x) -> x`, brings an extrapolated point back into the domain.
+      cache: `cache(x, *args) -> c`, costly things derived from x, rebuilt every `refresh`
+        steps and constant in between; the adjoint differentiates through it.
+      memory: `memory(x0, *args) -> m`, small arrays that cannot be recomputed (adaptive
+        steps, keys); the adjoint treats their final value as a constant.
+      refresh: steps between two builds of the cache.
+    """
+
+    step: Callable
+    merit: Callable | None = None
+    scale: Callable | None = None
+    floor: Callable | None = None
+    equations: Callable | None = None
+    retract: Callable | None = None
+    cache: Callable | None = None
+    memory: Callable | None = None
+    refresh: int = 20
+
+
+class Measure(NamedTuple):
+    """Norms of one evaluation: l2 residual, merit, scale and float floor."""
+
+    residual_norm: jax.Array
+    merit: jax.Array
+    scale: jax.Array
+    floor: jax.Array
+
+
+def as_problem(problem: Problem | Callable) -> Problem:
+    """Promote a bare map to a Problem.
+
+    Raises:
+      TypeError: when it is neither.
+    """
+    if isinstance(problem, Problem):
+        return problem
+    if not callable(problem):
+        raise TypeError(f"expected a map T(x, *args) or a Problem, got {type(problem).__name__}.")
+    return Problem(step=problem)
+
+
+def as_point(x0: PyTree) -> PyTree:
+    """x0 as strongly typed arrays.
+
+    Raises:
+      ValueError: an empty tree, or a concrete x0 with NaN or infinity.
+      TypeError: a leaf that is not floating point or complex, with its path.
+    """
+    if not jax.tree.leaves(x0):
+        raise ValueError("x0 has no array leaves; give it at least one floating-point array.")
+
+    def convert(path: tuple, leaf: Any) -> jax.Array:
+        try:
+            array = strong(leaf)
+        except TypeError as error:
+            raise TypeError(f"x0 at {trees.path_name(path)} is {type(leaf).__name__}, "
+                            "not an array; move it into args or close over it.") from error
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise TypeError(
+                f"x0 at {trees.path_name(path)} has dtype {array.dtype}; a fixed point needs "
+                "floating-point or complex leaves. Convert it with astype(float)."
+            )
+        if is_concrete(array) and not np.all(np.isfinite(np.asarray(array.astype(
+                jnp.promote_types(array.dtype, jnp.float32))))):
+            raise ValueError(f"x0 at {trees.path_name(path)} contains NaN or infinity.")
+        return array
+
+    return jax.tree_util.tree_map_with_path(convert, x0)
+
+
+def evaluate(
+    problem: Problem, x: PyTree, cache: PyTree, memory: PyTree, args: tuple, has_aux: bool
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One call of T: `(T(x), new memory, aux)`, checked against the structure of x."""
+    out = problem.step(x, *extras(problem, cache, memory), *args)
+    aux = None
+    if has_aux:
+        out, aux = _pair(out, "a map with has_aux=True must return (x, aux)")
+    if problem.memory is not None:
+        out, new_memory = _pair(out, "a map with memory must return (x, memory)")
+        new_memory = jax.tree.map(strong, new_memory)
+        trees.check_same_structure(memory, new_memory, "The memory returned by the map")
+    else:
+        new_memory = memory
+    out = jax.tree.map(jnp.asarray, out)
+    trees.check_same_structure(x, out, "The map")
+    return jax.tree.map(strong, out), new_memory, aux
+
+
+def _pair(out: Any, requirement: str) -> tuple:
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"{requirement}, got {type(out).__name__}.")
+    return out
+
+
+def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
+    """The operands between the points and args: the cache and the memory, where they exist."""
+    first = () if problem.cache is None else (cache,)
+    return first if problem.memory is None else (*first, memory)
+
+
+def measure(
+    problem: Problem, x: PyTree, image: PyTree, residual: PyTree,
+    cache: PyTree, memory: PyTree, args: tuple,
+) -> Measure:
+    """The norms on which the status rests; at least float32, never differentiated."""
+    rest = (*extras(problem, cache, memory), *args)
+    residual_norm = trees.norm(residual)
+    kind = residual_norm.dtype
+    merit = residual_norm if problem.merit is None else problem.merit(x, image, *rest)
+    if problem.scale is None:
+        scale = jnp.maximum(trees.norm(x), trees.norm(image))
+    else:
+        scale = problem.scale(x, image, *rest)
+    if problem.floor is None:
+        floor = 4 * machine_epsilon(x) * jnp.asarray(scale)
+    else:
+        floor = problem.floor(x, *rest)
+    scalars = (residual_norm, merit, scale, floor)
+    return Measure(*(jnp.asarray(value).astype(kind) for value in scalars))
+
+
+def root_equations(problem: Problem) -> Callable:
+    """`equations(x, memory, *args) -> tree`, zero at the solution, with the cache inlined."""
+
+    def equations(x: PyTree, memory: PyTree, *args: PyTree) -> PyTree:
+        cache = None if problem.cache is None else problem.cache(x, *args)
+        if problem.equations is not None:
+            return problem.equations(x, *extras(problem, cache, memory), *args)
+        image = problem.step(x, *extras(problem, cache, memory), *args)
+        return trees.subtract(image if problem.memory is None else image[0], x)
+
+    return equations

@@ -1,0 +1,206 @@
+"""What a solve returns: a value, a status that is never silent, and the state to resume from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxiter.numerics import is_concrete
+
+PyTree = Any
+
+
+class Status:
+    """Integer codes (int32) that say how a solve ended; data, so they live under jit and vmap.
+
+    >>> Status.name(Status.CONVERGED)
+    'CONVERGED'
+    """
+
+    RUNNING = 0
+    CONVERGED = 1
+    PRECISION_FLOOR = 2
+    MAX_STEPS = 3
+    STAGNATED = 4
+    DIVERGED = 5
+    NONFINITE = 6
+    NO_FIXED_POINT = 7
+    PRIMAL_INFEASIBLE = 8
+    DUAL_INFEASIBLE = 9
+    BAD_INPUT = 10
+    LINEAR_FAILURE = 11
+
+    @staticmethod
+    def name(code: Any) -> str:
+        """The name of one concrete status code."""
+        return _NAMES[int(code)]
+
+    @staticmethod
+    def message(code: Any) -> str:
+        """One sentence on the likely cause and the remedy, for one concrete status code."""
+        return _MESSAGES[int(code)]
+
+
+_NAMES = {value: name for name, value in vars(Status).items() if isinstance(value, int)}
+
+_MESSAGES = {
+    Status.RUNNING: "The solve has not ended; this is a state between two steps.",
+    Status.CONVERGED: "The merit is within atol + rtol * scale.",
+    Status.PRECISION_FLOOR: (
+        "The merit reached the smallest value that this arithmetic can resolve, which is above "
+        "the tolerance asked for. Loosen the tolerance, rescale the problem or use float64."
+    ),
+    Status.MAX_STEPS: (
+        "max_steps evaluations were spent before the tolerance was met. Allow more steps, loosen "
+        "the tolerance, or accelerate with anderson(); a map that is merely nonexpansive needs "
+        "damped(), halpern() or anderson()."
+    ),
+    Status.STAGNATED: (
+        "The merit stopped improving above the tolerance. The map may be noisy, may cycle, or the "
+        "tolerance may be below what it can reach."
+    ),
+    Status.DIVERGED: (
+        "The merit stayed 1000 times above its minimum. The map is not a contraction here: damp "
+        "it, shorten its step, or start closer to the solution."
+    ),
+    Status.NONFINITE: (
+        "The map or the solver produced NaN or infinity; value is the last finite iterate. Look "
+        "for log, sqrt or division outside their domain, or a step size that is too long."
+    ),
+    Status.NO_FIXED_POINT: (
+        "The displacement T(x) - x converges to a non-zero vector, so the map has no fixed point; "
+        "Solution.displacement is the certificate."
+    ),
+    Status.PRIMAL_INFEASIBLE: "The displacement certifies that no point satisfies the constraints.",
+    Status.DUAL_INFEASIBLE: "The displacement certifies that the objective is unbounded.",
+    Status.BAD_INPUT: (
+        "An input is outside its domain (NaN, negative weight or tolerance, epsilon <= 0, ...). "
+        "Run outside jit to get an error that names it."
+    ),
+    Status.LINEAR_FAILURE: (
+        "A linear solve broke down or stopped above its tolerance: the system is singular or "
+        "badly conditioned. Try gmres() or dense(), or make the fixed point unique inside the map."
+    ),
+}
+
+#: From least to most severe: combinators of stop rules take the last one that applies.
+PRECEDENCE = (
+    Status.RUNNING,
+    Status.CONVERGED,
+    Status.PRECISION_FLOOR,
+    Status.STAGNATED,
+    Status.MAX_STEPS,
+    Status.NO_FIXED_POINT,
+    Status.PRIMAL_INFEASIBLE,
+    Status.DUAL_INFEASIBLE,
+    Status.DIVERGED,
+    Status.LINEAR_FAILURE,
+    Status.NONFINITE,
+    Status.BAD_INPUT,
+)
+_SEVERITY = np.argsort(np.array(PRECEDENCE)).astype(np.int32)
+
+
+def most_severe(*codes: Any) -> jax.Array:
+    """The status code that stands last in `PRECEDENCE`, elementwise and traceable.
+
+    >>> int(most_severe(Status.CONVERGED, Status.NONFINITE)) == Status.NONFINITE
+    True
+    """
+    severity = jnp.asarray(_SEVERITY)
+    worst = severity[jnp.asarray(codes[0], jnp.int32)]
+    for code in codes[1:]:
+        worst = jnp.maximum(worst, severity[jnp.asarray(code, jnp.int32)])
+    return jnp.asarray(PRECEDENCE, jnp.int32)[worst]
+
+
+class Kept(NamedTuple):
+    """The point that will be returned when it is not the last one (best, or last measured)."""
+
+    x: PyTree
+    residual: PyTree
+    residual_norm: jax.Array
+    merit: jax.Array
+
+
+class LoopState(NamedTuple):
+    """Everything a solve carries between two steps; arrays only, save it with any pytree saver.
+
+    Attributes:
+      x: the point whose residual was measured last.
+      increment: what the next step adds to x.
+      residual: `T(x) - x`.
+      residual_norm: its l2 norm. merit: what the tolerance is measured on.
+      memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
+      kept: the point to return instead of x, or None.
+      step: evaluations of T so far, int32. status: a `Status` code, int32.
+    """
+
+    x: PyTree
+    increment: PyTree
+    residual: PyTree
+    residual_norm: jax.Array
+    merit: jax.Array
+    memory: PyTree
+    solver: PyTree
+    stop: PyTree
+    monitor: PyTree
+    kept: Kept | None
+    step: jax.Array
+    status: jax.Array
+
+
+class Solution(NamedTuple):
+    """The answer of a solve, its status and its cost.
+
+    Attributes:
+      value: the point whose residual was measured: `norm(T(value) - value) == residual`.
+      status: a `Status` code (int32). steps: evaluations of T, the one at x0 included (int32).
+      residual: l2 norm of `T(value) - value`. merit: what the tolerance was measured on.
+      displacement: `T(value) - value`; with NO_FIXED_POINT it is the certificate.
+      aux: the map's auxiliary output at `value` (has_aux=True), else None.
+      state: pass it as `resume=` to continue bitwise. trace: what `monitor` recorded, or None.
+    """
+
+    value: PyTree
+    status: jax.Array
+    steps: jax.Array
+    residual: jax.Array
+    merit: jax.Array
+    displacement: PyTree
+    aux: PyTree
+    state: PyTree
+    trace: PyTree
+
+    @property
+    def converged(self) -> jax.Array:
+        """Boolean array: the tolerance was met."""
+        return self.status == Status.CONVERGED
+
+    def message(self) -> str:
+        """A readable account of the status; for a batch, one line per distinct status."""
+        codes, counts = np.unique(np.asarray(self.status), return_counts=True)
+        if np.ndim(self.status) == 0:
+            return (
+                f"{Status.name(codes[0])} after {int(self.steps)} steps, residual "
+                f"{float(self.residual):.3g}. {Status.message(codes[0])}"
+            )
+        return "\n".join(
+            f"{count} x {Status.name(code)}. {Status.message(code)}"
+            for code, count in zip(codes, counts, strict=True)
+        )
+
+    def check(self) -> "Solution":
+        """Return self when everything converged, else raise (on the host, concrete arrays only).
+
+        Raises:
+          RuntimeError: with `message()` when some status is not CONVERGED.
+          TypeError: under a transformation, where the status is not known yet.
+        """
+        if not is_concrete(self.status):
+            raise TypeError("check() reads the status on the host; call it outside jit, or use "
+                            "solution.converged inside.")
+        if not np.all(np.asarray(self.converged)):
+            raise RuntimeError(self.message())
+        return self

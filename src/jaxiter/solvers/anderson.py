@@ -1,0 +1,197 @@
+"""Anderson acceleration, types I and II."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxiter import trees
+from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.solvers.guard import guard, require_params
+
+PyTree = Any
+
+
+class AndersonState(NamedTuple):
+    """Ring buffers of m unit-scaled differences, their Gram matrix, and the last point.
+
+    `residuals`, `moves`, `points`: leaves `[m, *shape]`; `points` only for type I.
+    `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by.
+    """
+
+    point: PyTree
+    residual: PyTree
+    residuals: PyTree
+    moves: PyTree
+    points: PyTree
+    gram: jax.Array
+    lengths: jax.Array
+    stored: jax.Array
+    age: jax.Array
+
+
+def anderson(
+    memory: int = 10,
+    period: int = 2,
+    safeguard: Any = 2.0,
+    kind: int = 2,
+    *,
+    mixing: Any = 1.0,
+    ridge: Any = None,
+    weight_cap: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Anderson acceleration: extrapolate from the last residuals so that theirs cancel.
+
+    With columns y_i = r_i - r_(i-1) and s_i = x_i - x_(i-1) of the last `memory`
+    steps and the residual r:
+
+        type II:  gamma = argmin |r - Y gamma|^2 + ridge |gamma|^2
+        type I:   gamma = (S^T Y)^{-1} S^T r
+        x <- x + mixing r - (S + mixing Y) gamma       every `period`-th step,
+        x <- x + r                                     otherwise.
+
+    The robust choice for every map that is slower than a few dozen Picard steps:
+    memory 10, period 2 and the safeguard were within a factor 2 of the best
+    variant on all test problems, where an absolute ridge (as elsewhere) can be
+    slower than no acceleration. Costs two passes over the history per step.
+
+    Args:
+      memory: number m of stored differences, static. period: extrapolate every so
+        many steps; the plain steps in between feed the history. Static.
+      safeguard: wraps the solver in `guard(..., safeguard)`; None leaves it bare,
+        for use inside `optax.chain`, with the guard outside.
+      kind: 2 (default) or 1.
+      mixing: beta in (0, 1], may be traced.
+      ridge: relative to the unit columns; default 10 machine epsilons. May be traced.
+      weight_cap: forget the history when |gamma| exceeds it; default 1e6 in
+        float64, 1e4 below.
+
+    Columns are stored with unit length, so that neither ridge nor float32 range
+    depends on the scale of the problem. Works on any pytree, real or complex.
+
+    Raises:
+      ValueError: memory or period below 1, kind not 1 or 2, mixing outside (0, 1].
+
+    Reference: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49, 2011; Zhang,
+    O'Donoghue and Boyd, SIAM J. Optim. 30, 2020; Banerjee, Suryanarayana and Pask,
+    J. Chem. Phys. 145, 2016 (the period).
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> slow = lambda x: jnp.linspace(0.9, 0.999, 5) * x + 1.0
+    >>> int(jaxiter.fixed_point(slow, jnp.zeros(5), solver=anderson()).steps) < 25
+    True
+    """
+    for name, value in (("memory", memory), ("period", period)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    if kind not in (1, 2):
+        raise ValueError(f"kind must be 1 or 2, got {kind!r}.")
+    if is_concrete(mixing) and not np.all((np.asarray(mixing) > 0) & (np.asarray(mixing) <= 1)):
+        raise ValueError(f"mixing must lie in (0, 1], got {mixing}.")
+
+    def init(params: PyTree) -> AndersonState:
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        m = max(min(memory, size), 1)  # more columns than unknowns are dependent
+        history = jax.tree.map(lambda leaf: jnp.zeros((m, *leaf.shape), leaf.dtype), params)
+        zero = trees.zeros_like(params)
+        product = trees.dot(zero, zero)
+        return AndersonState(
+            zero, zero, history, history, history if kind == 1 else None,
+            jnp.zeros((m, m), product.dtype), jnp.ones((m,), trees.norm(zero).dtype),
+            jnp.int32(0), jnp.int32(0),
+        )
+
+    def update(
+        residual: PyTree, state: AndersonState, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, AndersonState]:
+        del extra
+        params = require_params("anderson", params)
+        state, projected = _store(state, residual, params, mixing)
+        gamma = _weights(state, projected, ridge, kind, machine_epsilon(params))
+        cap = _default_cap(params) if weight_cap is None else weight_cap
+        sound = jnp.linalg.norm(safe_divide(gamma, state.lengths)) < cap  # false for NaN
+        due = (state.age % period == 0) & (state.stored > 0)
+        used = due & sound
+        gamma = jnp.where(used, gamma, 0)
+        correction = trees.columns_combine(gamma, state.moves)
+        beta = jnp.where(used, mixing, 1.0)
+        increment = trees.subtract(trees.scale(beta, residual), correction)
+        stored = jnp.where(due & ~sound, 0, state.stored)
+        return increment, state._replace(stored=stored, age=state.age + 1)
+
+    core = optax.GradientTransformationExtraArgs(init, update)
+    if safeguard is None:
+        return core
+    return guard(core, safeguard, reset=_forget)
+
+
+def _forget(state: AndersonState, params: PyTree) -> AndersonState:
+    """An empty history: the masks make the stored columns unreachable."""
+    del params
+    return state._replace(stored=jnp.zeros_like(state.stored), age=jnp.zeros_like(state.age))
+
+
+def _default_cap(params: PyTree) -> float:
+    return 1e6 if machine_epsilon(params) < 1e-12 else 1e4
+
+
+def _store(
+    state: AndersonState, residual: PyTree, params: PyTree, mixing: Any
+) -> tuple[AndersonState, jax.Array]:
+    """Add the newest pair of differences; also return the projections of the residual, [m]."""
+    y = trees.subtract(residual, state.residual)
+    s = trees.subtract(params, state.point)
+    length = trees.norm(stop_gradient(y))
+    # A first step has no predecessor; a vanishing or non-finite column carries nothing.
+    usable = (state.age > 0) & (length > 0) & jnp.isfinite(length)
+    factor = jnp.where(usable, 1 / jnp.where(usable, length, 1), 0)
+    usable &= jnp.isfinite(factor)
+    slot = state.stored % state.lengths.shape[0]
+
+    def insert(history: PyTree, column: PyTree) -> PyTree:
+        def leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
+            unit = jnp.where(usable, new * factor.astype(new.dtype), rows[slot])
+            return rows.at[slot].set(unit)
+
+        return jax.tree.map(leaf, history, column)
+
+    residuals = insert(state.residuals, y)
+    moves = insert(state.moves, trees.axpy(mixing, y, s))
+    points = None if state.points is None else insert(state.points, s)
+    left = residuals if points is None else points
+    newest = jax.tree.map(lambda rows, r: jnp.stack([rows[slot], r]), residuals, residual)
+    products = trees.columns_dot(left, newest)
+    gram = state.gram.at[:, slot].set(products[:, 0])
+    if points is None:
+        gram = gram.at[slot, :].set(jnp.conj(products[:, 0]))
+    else:
+        row = trees.columns_dot(residuals, jax.tree.map(lambda rows: rows[slot], points))
+        gram = gram.at[slot, :].set(jnp.conj(row))
+    lengths = state.lengths.at[slot].set(jnp.where(usable, length, state.lengths[slot]))
+    new = AndersonState(
+        params, residual, residuals, moves, points, gram, lengths,
+        state.stored + usable, state.age,
+    )
+    return new, products[:, 1]
+
+
+def _weights(
+    state: AndersonState, projected: jax.Array, ridge: Any, kind: int, epsilon: float
+) -> jax.Array:
+    """gamma in units of the scaled columns, [m]; zero for empty slots."""
+    m = state.lengths.shape[0]
+    filled = jnp.arange(m) < state.stored
+    both = filled[:, None] & filled[None, :]
+    matrix = jnp.where(both, state.gram, jnp.eye(m, dtype=state.gram.dtype))
+    rhs = jnp.where(filled, projected, 0)
+    delta = jnp.asarray(10 * epsilon if ridge is None else ridge, state.lengths.dtype)
+    if kind == 1:
+        # Scaled like S^T Y, which is small when T is close to the identity.
+        delta = delta * jnp.linalg.norm(stop_gradient(matrix)) / jnp.sqrt(float(m)).astype(
+            state.lengths.dtype)
+        return jnp.linalg.solve(matrix + delta * jnp.eye(m, dtype=matrix.dtype), rhs)
+    factor = jax.scipy.linalg.cho_factor(
+        matrix + (delta * jnp.eye(m)).astype(matrix.dtype), lower=True)
+    return jax.scipy.linalg.cho_solve(factor, rhs)
