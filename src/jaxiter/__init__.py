@@ -3,6 +3,7 @@
 from jaxiter import linear
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
 from jaxiter.driver import fixed_point, root
+from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status

@@ -263,13 +263,12 @@ class _Unrolled(Adjoint):
             return trees.where(active, body(state), state), None
 
         @jax.checkpoint
-        def chunk(state: PyTree) -> PyTree:
-            return lax.scan(step, state, length=self.checkpoint_every)[0]
+        def chunk(state: PyTree, _: None) -> tuple[PyTree, None]:
+            return lax.scan(step, state, length=self.checkpoint_every)[0], None
 
-        def chunks(state: PyTree, _: None) -> tuple[PyTree, None]:
-            return lax.cond(going(state), chunk, lambda s: s, state), None
-
-        return lax.scan(chunks, state, length=-(-max_steps // self.checkpoint_every))[0]
+        # No cond to skip the chunks after convergence: under vmap it saves nothing, and
+        # with constants that do not vary over a checked shard_map's axes it is rejected.
+        return lax.scan(chunk, state, length=-(-max_steps // self.checkpoint_every))[0]
 
     def attach(self, equations: Callable, x: PyTree, args: tuple, status: jax.Array) -> PyTree:
         del equations, args, status
@@ -280,8 +279,8 @@ def unrolled(checkpoint_every: int = 10) -> Adjoint:
     """Derivatives through the iterations themselves, those of the solver included.
 
     The exact derivative of a truncated solve. Stores one state per
-    `checkpoint_every` steps and recomputes the rest; `max_steps` must be a
-    Python int. x0 receives a gradient too.
+    `checkpoint_every` steps and recomputes the rest. `max_steps` must be a
+    Python int, and that many steps are always paid for. x0 receives a gradient too.
 
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> f = lambda a: jaxiter.fixed_point(lambda x, a: 0.5 * x + a, jnp.zeros(()), a, max_steps=3,

@@ -74,13 +74,19 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     )
 
 
+def first_step(method: Method, x0: PyTree, args: tuple) -> LoopState:
+    """One step outside any loop: tracing it finds what the method closes over, and checks it."""
+    cache = None if method.problem.cache is None else method.problem.cache(x0, *args)
+    return advance(method, init(method, x0, *args), cache, *args)
+
+
 def active(state: LoopState, max_steps: Any) -> jax.Array:
     """Whether the solve goes on: no status yet, and steps left."""
     return (state.status == Status.RUNNING) & (state.step < max_steps)
 
 
 def advance(
-    method: Method, state: LoopState, cache: PyTree, *args: PyTree, max_steps: Any = jnp.inf
+    method: Method, state: LoopState, cache: PyTree, *args: PyTree, max_steps: Any = 2**31 - 1
 ) -> LoopState:
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem = method.problem
@@ -264,12 +270,7 @@ def fixed_point(
     x0 = as_point(x0)
     arrays, restore = split(args)
 
-    if adjoint.differentiates_loop:
-        state = init(method, x0, *args) if resume is None else resume
-        state = anchor(state, (x0, arrays))
-        end = run(method, adjoint.loop, state, args, max_steps)
-    else:
-        end = forward(method, adjoint, x0, arrays, restore, max_steps, resume)
+    end = forward(method, adjoint, x0, arrays, restore, max_steps, resume)
     solution = finish(method, end, max_steps)
     value = attach(method, adjoint, solution, end.memory, arrays, restore)
     return solution._replace(value=value, aux=auxiliary(method, value, end.memory, args))
@@ -279,37 +280,35 @@ def forward(
     method: Method, adjoint: Adjoint, x0: PyTree, arrays: tuple, restore: Callable,
     max_steps: Any, resume: LoopState | None,
 ) -> LoopState:
-    """The forward loop, cut off from every derivative.
+    """The final state; cut off from every derivative unless the adjoint unrolls the loop.
 
     T is traced twice: once to discover what it closes over, so that the carry
     can take the device types of those constants too, and once in the loop.
     """
-    given = (x0, arrays, jnp.asarray(max_steps, jnp.int32), resume)
 
-    def first_step(given: tuple) -> LoopState:
-        x0, arrays, max_steps, resume = given
-        args = restore(arrays)
-        state = init(method, x0, *args) if resume is None else resume
-        cache = method.problem.cache
-        cache = None if cache is None else cache(state.x, *args)
-        return advance(method, state, cache, *args, max_steps=max_steps)
+    def start(given: tuple) -> LoopState:
+        x0, arrays, resume = given
+        return init(method, x0, *restore(arrays)) if resume is None else resume
 
-    _, constants, shapes = hoist(first_step, given)
-    given = stop_gradient(anchor(given, (given, constants)))
+    given = (x0, arrays, resume)
+    _, constants, shapes = hoist(
+        lambda given: first_step(method, given[0], restore(given[1])), given)
+    if resume is not None:
+        trees.check_same_structure(shapes, resume, "resume (a state of other choices?)")
+        trees.check_same_structure(x0, resume.x, "resume (against x0)")
+    like = (given, constants, max_steps)
+    if adjoint.differentiates_loop:
+        state = anchor(start(given), like)
+        return run(method, adjoint.loop, state, restore(arrays), max_steps)
 
-    def loop(given: tuple) -> LoopState:
-        x0, arrays, max_steps, resume = given
-        args = restore(arrays)
-        if resume is None:
-            state = init(method, x0, *args)
-        else:
-            trees.check_same_structure(shapes, resume, "resume")
-            trees.check_same_structure(x0, resume.x, "resume (against x0)")
-            state = resume
-        return run(method, adjoint.loop, anchor(state, (given, constants)), args, max_steps)
+    def loop(given: tuple, max_steps: jax.Array) -> LoopState:
+        state = anchor(start(given), like)
+        return run(method, adjoint.loop, state, restore(given[1]), max_steps)
 
-    pure, constants, _ = hoist(loop, given)
-    return pure(stop_gradient(constants), given)
+    operands = anchor((given, jnp.asarray(max_steps, jnp.int32)), like)
+    operands = stop_gradient(operands)
+    pure, constants, _ = hoist(loop, *operands)
+    return pure(stop_gradient(constants), *operands)
 
 
 def attach(

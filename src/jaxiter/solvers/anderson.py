@@ -111,7 +111,7 @@ def anderson(
         state, projected = _store(state, residual, params, mixing)
         gamma = _weights(state, projected, ridge, kind, machine_epsilon(params))
         cap = _default_cap(params) if weight_cap is None else weight_cap
-        sound = jnp.linalg.norm(safe_divide(gamma, state.lengths)) < cap  # false for NaN
+        sound = jnp.linalg.norm(safe_divide(jnp.abs(gamma), state.lengths)) < cap  # false for NaN
         due = (state.age % period == 0) & (state.stored > 0)
         used = due & sound
         gamma = jnp.where(used, gamma, 0)
@@ -172,7 +172,7 @@ def _store(
     lengths = state.lengths.at[slot].set(jnp.where(usable, length, state.lengths[slot]))
     new = AndersonState(
         params, residual, residuals, moves, points, gram, lengths,
-        state.stored + usable, state.age,
+        state.stored + usable.astype(jnp.int32), state.age,
     )
     return new, products[:, 1]
 
@@ -189,9 +189,9 @@ def _weights(
     delta = jnp.asarray(10 * epsilon if ridge is None else ridge, state.lengths.dtype)
     if kind == 1:
         # Scaled like S^T Y, which is small when T is close to the identity.
-        delta = delta * jnp.linalg.norm(stop_gradient(matrix)) / jnp.sqrt(float(m)).astype(
-            state.lengths.dtype)
-        return jnp.linalg.solve(matrix + delta * jnp.eye(m, dtype=matrix.dtype), rhs)
+        delta = delta * jnp.linalg.norm(stop_gradient(matrix)) / float(np.sqrt(m))
+        identity = jnp.eye(m, dtype=matrix.dtype)
+        return jnp.linalg.solve(matrix + delta.astype(matrix.dtype) * identity, rhs)
     factor = jax.scipy.linalg.cho_factor(
-        matrix + (delta * jnp.eye(m)).astype(matrix.dtype), lower=True)
+        matrix + delta.astype(matrix.dtype) * jnp.eye(m, dtype=matrix.dtype), lower=True)
     return jax.scipy.linalg.cho_solve(factor, rhs)

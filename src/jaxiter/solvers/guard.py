@@ -87,7 +87,7 @@ def guard(
             trees.where(reject, state.image, trees.add(params, residual)),
             jnp.where(reject, state.merit, merit),
             reject,
-            state.rejected + reject,
+            state.rejected + reject.astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -135,5 +135,5 @@ def _due(restart: Any, state: HalpernState, merit: jax.Array) -> jax.Array:
         return started & (merit <= restart * state.anchor_merit)
     fell = merit <= SUFFICIENT * state.anchor_merit
     turned = (merit <= NECESSARY * state.anchor_merit) & (merit > state.last_merit)
-    long = state.age >= ARTIFICIAL * state.step
+    long = state.age.astype(merit.dtype) >= ARTIFICIAL * state.step.astype(merit.dtype)
     return started & (fell | turned | (long & (state.age > 1)))

@@ -1,0 +1,266 @@
+"""Many problems at once: refill finished lanes on one device, spread problems over a mesh.
+
+`vmap(fixed_point)` runs every lane until the slowest has stopped. Here a fixed
+number of lanes works through a queue: a lane whose problem ended takes the
+next one, so the cost is that of the useful steps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint, implicit, split
+from jaxiter.driver import (
+    Method,
+    active,
+    attach,
+    auxiliary,
+    check_max_steps,
+    finish,
+    first_step,
+    init,
+    make_method,
+    run,
+)
+from jaxiter.monitor import Monitor
+from jaxiter.numerics import anchor, hoist, stop_gradient
+from jaxiter.problem import Problem, as_point
+from jaxiter.solution import LoopState, Solution, Status
+from jaxiter.stop import Stop
+
+PyTree = Any
+
+
+class Queue(NamedTuple):
+    """What the refill loop carries: the lanes' states, whose problem each holds, the results."""
+
+    lanes: LoopState
+    owner: jax.Array
+    waiting: jax.Array
+    done: LoopState
+
+
+def batch_size(x0s: PyTree, args: tuple, axes: tuple) -> int:
+    """The common leading size.
+
+    Raises:
+      ValueError: naming the leaf whose batch size differs, or a leaf without a batch axis.
+    """
+    seen: dict[int, str] = {}
+    for what, tree, axis in [("x0s", x0s, 0), *((f"args[{i}]", a, axes[i])
+                                                for i, a in enumerate(args))]:
+        if axis is None:
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = what + jax.tree_util.keystr(path)
+            if np.ndim(leaf) <= axis:
+                raise ValueError(f"{name} has shape {np.shape(leaf)}, but its problems should be "
+                                 f"along axis {axis}; use None in in_axes for a shared argument.")
+            seen.setdefault(np.shape(leaf)[axis], name)
+    if len(seen) != 1:
+        sizes = ", ".join(f"{name} has {size}" for size, name in seen.items())
+        raise ValueError(f"the number of problems differs: {sizes}.")
+    return next(iter(seen))
+
+
+def normalise_axes(in_axes: Any, count: int) -> tuple:
+    """in_axes as one entry (int or None) per argument."""
+    axes = in_axes if isinstance(in_axes, tuple | list) else (in_axes,) * count
+    if len(axes) != count:
+        raise ValueError(f"in_axes has {len(axes)} entries for {count} args; give an int, None, "
+                         "or one entry per argument.")
+    if not all(axis is None or (isinstance(axis, int) and axis >= 0) for axis in axes):
+        raise ValueError(f"in_axes must hold None or integers of at least 0, got {in_axes!r}.")
+    return tuple(axes)
+
+
+def solve_many(
+    problem: Problem | Callable,
+    x0s: PyTree,
+    *args: PyTree,
+    lanes: int = 64,
+    in_axes: Any = 0,
+    refill_every: int = 16,
+    solver: Any = None,
+    stop: Stop | None = None,
+    adjoint: Adjoint | None = None,
+    max_steps: Any = 1000,
+    check_every: int = 1,
+    keep_best: bool = False,
+    has_aux: bool = False,
+    monitor: Monitor | None = None,
+    resume: None = None,
+) -> Solution:
+    """Solve a batch of problems of uneven difficulty, refilling lanes that finish.
+
+    Gives the iterates, steps and statuses of `vmap(fixed_point)`, but a lane is
+    handed the next problem when its own ends. Worth it when step counts are
+    uneven; when they are even, vmap is simpler.
+
+    Args:
+      problem: as in `fixed_point`, for one problem.
+      x0s: starts, leaves `[n, *shape]`.
+      *args: arguments, batched along `in_axes`.
+      lanes: how many problems run side by side; also bounds memory. 64 is good on CPUs;
+        wide accelerators want more. May exceed n.
+      in_axes: int, None (shared), or one of these per argument.
+      refill_every: steps between two looks for finished lanes.
+      Other arguments as in `fixed_point`; `resume` is refused, unrolled adjoints too.
+
+    Returns:
+      A batched `Solution`: every field has a leading axis n.
+
+    Raises:
+      ValueError: lanes or refill_every below 1, mismatched batch sizes, `resume` given.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> rates = jnp.array([0.1, 0.9, 0.5])
+    >>> sol = jaxiter.solve_many(lambda x, q: q * x + 1 - q, jnp.zeros((3, 2)), rates, lanes=2)
+    >>> sol.value.shape, bool(sol.converged.all())
+    ((3, 2), True)
+    """
+    if resume is not None:
+        raise ValueError("solve_many cannot resume; call vmap(fixed_point) with resume instead.")
+    for name, number in (("lanes", lanes), ("refill_every", refill_every)):
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+    method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+    adjoint = implicit() if adjoint is None else adjoint
+    if adjoint.differentiates_loop:
+        raise ValueError("solve_many refills lanes in a loop that cannot be unrolled; use "
+                         "vmap(fixed_point) for unrolled().")
+    check_max_steps(max_steps)
+    x0s = as_point(x0s)
+    axes = normalise_axes(in_axes, len(args))
+    count = batch_size(x0s, args, axes)
+    arrays, restore = split(args)
+
+    end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, lanes,
+                   refill_every, count)
+
+    def conclude(state: LoopState, *arrays: PyTree) -> Solution:
+        solution = finish(method, state, max_steps)
+        value = attach(method, adjoint, solution, state.memory, arrays, restore)
+        aux = auxiliary(method, value, state.memory, restore(arrays))
+        return solution._replace(value=value, aux=aux)
+
+    return jax.vmap(conclude, in_axes=(0, *axes))(end, *arrays)
+
+
+def _forward(
+    method: Method, adjoint: Adjoint, x0s: PyTree, arrays: tuple, axes: tuple,
+    restore: Callable, max_steps: Any, lanes: int, refill_every: int, count: int,
+) -> LoopState:
+    """Final states of all problems, leaves `[n, ...]`, cut off from every derivative."""
+    width = min(lanes, count)
+    refresh = 1 if method.problem.cache is None else method.problem.refresh
+    block = -(-refill_every // refresh) * refresh  # a cache lives for whole blocks only
+
+    def gather(owner: jax.Array, x0s: PyTree, arrays: tuple) -> tuple:
+        """x0 and args of the problems that the lanes own, leaves `[width, ...]`."""
+        index = jnp.minimum(owner, count - 1)
+        rows = [a if axis is None else
+                jax.tree.map(lambda leaf, axis=axis: jnp.take(leaf, index, axis), a)
+                for a, axis in zip(arrays, axes, strict=True)]
+        return jax.tree.map(lambda leaf: leaf[index], x0s), tuple(rows)
+
+    def begin(idle: jax.Array, x0: PyTree, *arrays: PyTree) -> LoopState:
+        state = init(method, x0, *restore(arrays))
+        return state._replace(status=jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status))
+
+    def queue(given: tuple, max_steps: jax.Array) -> LoopState:
+        def fresh(owner: jax.Array) -> LoopState:
+            starts, rows = gather(owner, *given)
+            return jax.vmap(begin, in_axes=(0, 0, *axes))(owner >= count, starts, *rows)
+
+        def work(state: LoopState, *arrays: PyTree) -> LoopState:
+            limit = jnp.minimum(state.step + block, max_steps)
+            return run(method, adjoint.loop, state, restore(arrays), limit)
+
+        def body(q: Queue) -> Queue:
+            rows = gather(q.owner, *given)[1]
+            lanes = jax.vmap(work, in_axes=(0, *axes))(q.lanes, *rows)
+            ended = ~jax.vmap(lambda s: active(s, max_steps))(lanes)
+            # A lane without a problem owns `count`: out of range, so its row is dropped.
+            row = jnp.where(ended, q.owner, count)
+            done = jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), q.done, lanes)
+            rank = jnp.cumsum(ended.astype(jnp.int32)) - 1
+            owner = jnp.where(ended, jnp.minimum(q.waiting + rank, count), q.owner)
+            lanes = jax.vmap(trees.where)(ended, fresh(owner), lanes)
+            waiting = jnp.minimum(q.waiting + rank[-1] + 1, count)
+            return Queue(lanes, owner, waiting, done)
+
+        owner = jnp.arange(width, dtype=jnp.int32)
+        lanes = fresh(owner)
+        done = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), lanes)
+        start = anchor(Queue(lanes, owner, jnp.int32(width), done), like)
+        return lax.while_loop(lambda q: jnp.any(q.owner < count), body, start).done
+
+    given = (x0s, arrays)
+    one = jax.vmap(lambda x0, *arrays: first_step(method, x0, restore(arrays)), in_axes=(0, *axes))
+    _, constants, _ = hoist(lambda given: one(given[0], *given[1]), given)
+    like = (given, constants, max_steps)
+    operands = stop_gradient(anchor((given, jnp.asarray(max_steps, jnp.int32)), like))
+    pure, constants, _ = hoist(queue, *operands)
+    return pure(stop_gradient(constants), *operands)
+
+
+def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Callable:
+    """Spread a batched solve over the devices of a mesh axis; no communication in its loops.
+
+    Every device solves its share with its own stopping, through `jax.shard_map`.
+    A batch that the devices do not divide is padded with copies of its last problem.
+
+    Args:
+      solve: `solve(*args)`, batched: for example
+        `lambda x0s, data: solve_many(T, x0s, data)` or a vmapped `fixed_point`.
+      mesh: a `jax.sharding.Mesh`. axis: the name of the mesh axis that problems lie along.
+      in_axes: 0 (batched along axis 0), None (replicated), or one of these per argument.
+
+    Returns:
+      A function of the same arguments and results; wrap it in `jax.jit`. Gradients work.
+
+    Raises:
+      ValueError: an unknown mesh axis, in_axes other than 0 or None, mismatched batch sizes.
+
+    >>> import jax, jax.numpy as jnp, jaxiter
+    >>> mesh = jax.make_mesh((1,), ("problems",))
+    >>> solve = lambda x0s: jaxiter.solve_many(jnp.cos, x0s)
+    >>> jaxiter.over_mesh(solve, mesh, "problems")(jnp.ones(5)).value.shape
+    (5,)
+    """
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis {axis!r} is not an axis of the mesh {mesh.axis_names}.")
+
+    def spread(*args: PyTree) -> PyTree:
+        axes = normalise_axes(in_axes, len(args))
+        if any(a not in (0, None) for a in axes):
+            raise ValueError(f"over_mesh spreads problems along axis 0; got in_axes={in_axes!r}.")
+        count = batch_size((), args, axes)
+        devices = mesh.shape[axis]
+        padded = -(-count // devices) * devices
+        if padded != count:
+            index = np.minimum(np.arange(padded), count - 1)
+            args = tuple(a if ax is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], a)
+                         for a, ax in zip(args, axes, strict=True))
+        specs = tuple(P() if ax is None else P(axis) for ax in axes)
+        explicit = AxisType.Explicit in mesh.axis_types
+        if explicit:
+            # An explicit mesh does not move data by itself.
+            args = tuple(jax.reshard(a, NamedSharding(mesh, spec))
+                         for a, spec in zip(args, specs, strict=True))
+        out = jax.shard_map(solve, mesh=mesh, in_specs=specs, out_specs=P(axis))(*args)
+        if padded == count:
+            return out
+        if explicit:  # a length that the devices do not divide cannot stay sharded
+            out = jax.reshard(out, NamedSharding(mesh, P()))
+        return jax.tree.map(lambda leaf: leaf[:count], out)
+
+    return spread
