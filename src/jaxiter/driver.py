@@ -1,9 +1,9 @@
 """The forward loop of the library: the only one.
 
-A step is: x moves by the pending increment, T is evaluated there, the residual
-is measured, the solver turns it into the next increment, the stop rule says a
-status. The increment stays pending, so the returned x is always a point whose
-residual was measured, and a resumed solve continues bitwise.
+A step is: T is evaluated at the next point, the residual is measured there, the
+solver turns it into an increment, the stop rule says a status. The state keeps
+both the measured point and the next one, so the returned value is always a
+point whose residual was measured, and a resumed solve continues bitwise.
 """
 
 from collections.abc import Callable
@@ -49,29 +49,46 @@ class Method(NamedTuple):
 
 def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     """The state before the first step; evaluates nothing. A non-finite x0 is BAD_INPUT."""
-    kind = trees.norm(x0).dtype
-    infinite = jnp.full((), jnp.inf, kind)
-    step, status = jnp.int32(0), jnp.int32(Status.RUNNING)
-    residual = trees.full_like(x0, jnp.inf)
+    infinite = jnp.full((), jnp.inf, trees.norm_dtype(x0))
+    step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
     problem = method.problem
     memory = () if problem.memory is None else problem.memory(x0, *args)
-    info = StepInfo(step, x0, residual, infinite, infinite, infinite, jnp.bool_(True))
+    solver = method.solver.init(x0)
+    info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True))
     keeps = method.keep_best or method.check_every > 1
-    finite = jnp.isfinite(trees.norm(x0))
     return LoopState(
         x=x0,
-        increment=trees.zeros_like(x0),
-        residual=residual,
-        residual_norm=infinite,
+        image=x0,
+        next=None if _follows_image(method, x0, solver) else x0,
+        next_norm=trees.quick_norm(x0),
         merit=infinite,
         memory=jax.tree.map(jnp.asarray, memory),
-        solver=method.solver.init(x0),
+        solver=solver,
         stop=method.stop.init(info),
         monitor=None if method.monitor is None else method.monitor.init(info),
-        kept=Kept(x0, residual, infinite, infinite) if keeps else None,
+        kept=Kept(x0, x0, infinite) if keeps else None,
         step=step,
-        status=jnp.where(finite, status, jnp.int32(Status.BAD_INPUT)),
+        status=jnp.where(trees.finite(x0), running, jnp.int32(Status.BAD_INPUT)),
     )
+
+
+def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
+    """Whether the next point is always T(x): the solver hands the residual back untouched.
+
+    Then the loop carries one array less and the addition is saved: picard costs what a
+    hand-written loop does. Found by looking whether the very same arrays come back.
+    """
+    same = False
+
+    def probe(residual: PyTree, state: PyTree) -> None:
+        nonlocal same
+        merit = jnp.zeros((), trees.norm_dtype(residual))
+        increment, _ = _update(method.solver, residual, state, residual, jnp.int32(0), merit)
+        pairs = zip(jax.tree.leaves(increment), jax.tree.leaves(residual), strict=True)
+        same = all(x is y for x, y in pairs)
+
+    jax.eval_shape(probe, x0, solver_state)
+    return same and method.problem.retract is None
 
 
 def first_step(method: Method, x0: PyTree, args: tuple) -> LoopState:
@@ -90,15 +107,14 @@ def advance(
 ) -> LoopState:
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem = method.problem
-    x = trees.add(state.x, state.increment)
-    if problem.retract is not None:
-        x = problem.retract(x)
+    x = _next(state)
     image, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
     residual = trees.subtract(image, x)
     step = state.step + 1
 
     def look() -> Measure:
-        held = stop_gradient((x, image, residual, cache, state.memory, args))
+        held = stop_gradient(
+            (x, state.next_norm, image, residual, cache, state.memory, args))
         return stop_gradient(measure(problem, *held))
 
     if method.check_every == 1:
@@ -110,10 +126,18 @@ def advance(
         blank = Measure(*(jnp.full_like(state.merit, jnp.nan) for _ in Measure._fields))
         norms = lax.cond(measured, look, lambda: anchor(blank, state.merit))
         merit = None
-    increment, solver = _update(method.solver, residual, state, x, step - 1, merit)
-    # A guarded solver steps back from a non-finite residual; only a non-finite
-    # increment ends the solve (for picard they are the same array).
-    finite = jnp.isfinite(trees.norm(stop_gradient(increment)))
+    increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
+    if state.next is None:
+        following = None
+        next_norm = norms.image_norm if merit is not None else trees.quick_norm(image)
+    else:
+        following = trees.add(x, increment)
+        if problem.retract is not None:
+            following = problem.retract(following)
+        next_norm = trees.quick_norm(stop_gradient(following))
+    # A guarded solver steps back from a residual that is not finite; only a next point
+    # that is not finite ends the solve.
+    finite = jnp.isfinite(next_norm)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor, finite)
     status, stop = method.stop.update(stop_gradient(info), state.stop)
     status = jnp.where(finite, status, jnp.maximum(status, jnp.int32(Status.NONFINITE)))
@@ -129,22 +153,26 @@ def advance(
         better = measured & jnp.isfinite(norms.residual_norm)
         if method.keep_best:
             better &= norms.merit < kept.merit
-        kept = trees.where(better, Kept(x, residual, norms.residual_norm, norms.merit), kept)
+        kept = trees.where(better, Kept(x, image, norms.merit), kept)
     return LoopState(
-        x, increment, residual, norms.residual_norm, norms.merit,
-        memory, solver, stop, monitor, kept, step, status.astype(jnp.int32),
+        x, image, following, next_norm, norms.merit, memory, solver, stop, monitor, kept, step, status.astype(jnp.int32),
     )
 
 
+def _next(state: LoopState) -> PyTree:
+    """Where the next step evaluates T."""
+    return state.image if state.next is None else state.next
+
+
 def _update(
-    solver: optax.GradientTransformation, residual: PyTree, state: LoopState, x: PyTree,
+    solver: optax.GradientTransformation, residual: PyTree, state: PyTree, x: PyTree,
     step: jax.Array, merit: jax.Array | None,
 ) -> tuple[PyTree, PyTree]:
     """Ask the solver for an increment; plain optax transformations get no extra arguments."""
     if isinstance(solver, optax.GradientTransformationExtraArgs):
-        increment, new = solver.update(residual, state.solver, x, step=step, merit=merit)
+        increment, new = solver.update(residual, state, x, step=step, merit=merit)
     else:
-        increment, new = solver.update(residual, state.solver, x)
+        increment, new = solver.update(residual, state, x)
     trees.check_same_structure(x, increment, "The solver's increment")
     return increment, new
 
@@ -163,8 +191,7 @@ def run(
             going, lambda s: advance(method, s, None, *args, max_steps=max_steps), state, max_steps)
 
     def block(s: LoopState) -> LoopState:
-        x = trees.add(s.x, s.increment)
-        cache = problem.cache(x, *args)
+        cache = problem.cache(_next(s), *args)
         end = s.step + problem.refresh
         return loop(
             lambda t: going(t) & (t.step < end),
@@ -176,14 +203,20 @@ def run(
 
 def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     """The solution that a final state stands for (no derivatives attached yet)."""
-    point = (state.x, state.residual, state.residual_norm, state.merit)
-    if state.kept is not None:
-        point = tuple(state.kept)
+    point = Kept(state.x, state.image, state.merit) if state.kept is None else state.kept
+    displacement = trees.subtract(point.image, point.x)
+    # The loop's norms are quick ones; the reported one is right over the whole float range.
+    residual = trees.norm(stop_gradient(displacement))
+    if state.kept is None:
+        residual = jnp.where(state.step > 0, residual, jnp.inf)
+    else:
+        residual = jnp.where(jnp.isfinite(point.merit), residual, jnp.inf)
+    merit = residual if method.problem.merit is None else point.merit
     ended = (state.status == Status.RUNNING) & (state.step >= max_steps)
     status = jnp.where(ended, jnp.int32(Status.MAX_STEPS), state.status)
     return Solution(
-        value=point[0], status=status, steps=state.step, residual=point[2], merit=point[3],
-        displacement=point[1], aux=None, state=state, trace=state.monitor,
+        value=point.x, status=status, steps=state.step, residual=residual, merit=merit,
+        displacement=displacement, aux=None, state=state, trace=state.monitor,
     )
 
 

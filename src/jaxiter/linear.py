@@ -60,20 +60,25 @@ def _restarted(cycle: Callable, rtol: Any, atol: Any, max_steps: Any) -> LinearS
     """
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
-        b_norm = trees.norm(stop_gradient(b))
+        # A unit-sized right-hand side keeps all norms inside the float range.
+        unit = trees.power_of_two(trees.max_norm(stop_gradient(b)))
+        b = trees.scale(1 / unit, b)
+        b_norm = trees.quick_norm(stop_gradient(b))
         relative = default_rtol(b) if rtol is None else rtol
-        tol = jnp.maximum(jnp.asarray(relative, b_norm.dtype) * b_norm, atol)
-        x = trees.zeros_like(b) if x0 is None else x0
+        tol = jnp.maximum(jnp.asarray(relative, b_norm.dtype) * b_norm,
+                          jnp.asarray(atol, b_norm.dtype) / unit)
+        x = trees.zeros_like(b) if x0 is None else trees.scale(1 / unit, x0)
         r = b if x0 is None else trees.subtract(b, matvec(x))
-        start = _Outer(x, r, trees.norm(r), jnp.int32(0), jnp.int32(0))
+        start = _Outer(
+            x, r, b_norm if x0 is None else trees.quick_norm(r), jnp.int32(0), jnp.int32(0))
 
         def unfinished(s: _Outer) -> jax.Array:
-            return (s.norm > tol) & (s.steps < max_steps) & (s.stuck < 2)
+            return (s.norm > tol) & (b_norm > 0.1) & (s.steps < max_steps) & (s.stuck < 2)
 
         def body(s: _Outer) -> _Outer:
             x, products = cycle(matvec, s.x, s.r, tol, max_steps - s.steps)
             r = trees.subtract(b, matvec(x))
-            norm = trees.norm(r)
+            norm = trees.quick_norm(r)
             better = norm < s.norm
             return _Outer(
                 trees.where(better, x, s.x),
@@ -85,12 +90,14 @@ def _restarted(cycle: Callable, rtol: Any, atol: Any, max_steps: Any) -> LinearS
 
         end = lax.while_loop(unfinished, body, anchor(start, (b, x)))
         status = jnp.where(
-            end.norm <= tol,
+            (end.norm <= tol) | (b_norm <= 0.1),
             Status.CONVERGED,
             jnp.where(end.steps >= max_steps, Status.MAX_STEPS, Status.LINEAR_FAILURE),
         )
         status = jnp.where(jnp.isfinite(end.norm), status, Status.NONFINITE).astype(jnp.int32)
-        return LinearSolution(end.x, status, end.steps, safe_divide(end.norm, b_norm))
+        # b has unit size unless it is zero.
+        residual = jnp.where(b_norm > 0.1, end.norm / b_norm, 0)
+        return LinearSolution(trees.scale(unit, end.x), status, end.steps, residual)
 
     return solve
 
@@ -135,7 +142,7 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
         shadow = r
         one = jnp.ones_like(trees.dot(r, r))
         zero = trees.zeros_like(r)
-        start = State(x, r, zero, zero, one, one, one, trees.norm(r), jnp.int32(0), jnp.bool_(True))
+        start = State(x, r, zero, zero, one, one, one, trees.quick_norm(r), jnp.int32(0), jnp.bool_(True))
 
         def going(s: State) -> jax.Array:
             return s.sound & (s.norm > tol) & (s.products < budget)
@@ -151,7 +158,7 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
             omega = safe_divide(trees.dot(t, half), trees.dot(t, t))
             x = trees.axpy(omega, half, trees.axpy(alpha, p, s.x))
             r = trees.axpy(-omega, t, half)
-            norm = jnp.sqrt(trees.squared_norm(r))
+            norm = trees.quick_norm(r)
             # rho or omega = 0 ends the recurrence: the outer loop restarts from x.
             alive = (rho != 0) & (alpha != 0) & (omega != 0)
             finite = jnp.isfinite(norm) & jnp.isfinite(jnp.abs(omega))
@@ -199,7 +206,7 @@ def cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver
             return _GradientState(x, r, p, gamma, jnp.sqrt(gamma), s.products + 1)
 
         return _gradient_loop(body, _GradientState(
-            x, r, r, trees.squared_norm(r), trees.norm(r), jnp.int32(0)), tol, budget)
+            x, r, r, trees.squared_norm(r), trees.quick_norm(r), jnp.int32(0)), tol, budget)
 
     return _restarted(cycle, rtol, atol, max_steps)
 
@@ -232,11 +239,12 @@ def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linea
             gradient = adjoint(r)
             gamma = trees.squared_norm(gradient)
             p = trees.axpy(safe_divide(gamma, s.gamma), s.p, gradient)
-            return _GradientState(x, r, p, gamma, jnp.sqrt(trees.squared_norm(r)), s.products + 2)
+            return _GradientState(x, r, p, gamma, trees.quick_norm(r), s.products + 2)
 
         gradient = adjoint(r)
         return _gradient_loop(body, _GradientState(
-            x, r, gradient, trees.squared_norm(gradient), trees.norm(r), jnp.int32(1)), tol, budget)
+            x, r, gradient, trees.squared_norm(gradient),
+            trees.quick_norm(r), jnp.int32(1)), tol, budget)
 
     return _restarted(cycle, rtol, atol, max_steps)
 
@@ -283,11 +291,10 @@ def gmres(
         return column.at[i + 1].set(-s * upper + c * lower)
 
     def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
-        beta = trees.norm(r)
+        beta = trees.quick_norm(r)
         kind = trees.dot(r, r).dtype
-        basis = jax.tree.map(lambda leaf: jnp.zeros((restart + 1, *leaf.shape), leaf.dtype), r)
         first = trees.scale(safe_divide(1.0, beta), r)
-        basis = jax.tree.map(lambda leaf, v: leaf.at[0].set(v), basis, first)
+        basis = trees.columns_set(trees.columns(r, restart + 1), 0, first)
         start = State(
             basis, jnp.eye(restart + 1, restart, dtype=kind), jnp.ones(restart, kind),
             jnp.zeros(restart, kind), jnp.zeros(restart + 1, kind).at[0].set(beta.astype(kind)),
@@ -298,15 +305,15 @@ def gmres(
             return (s.norm > tol) & (s.j < restart) & (s.j < budget)
 
         def body(s: State) -> State:
-            w = matvec(jax.tree.map(lambda leaf: leaf[s.j], s.basis))
-            column = trees.columns_dot(s.basis, w)
-            w = trees.subtract(w, trees.columns_combine(column, s.basis))
-            again = trees.columns_dot(s.basis, w)
-            w = trees.subtract(w, trees.columns_combine(again, s.basis))
-            length = trees.norm(w)
+            w = matvec(jax.tree.map(lambda h, leaf: h[s.j].reshape(leaf.shape), s.basis, r))
+            column = trees.columns_dot(s.basis, w)[:, 0]
+            w = trees.subtract(w, trees.columns_combine(column, s.basis, w))
+            again = trees.columns_dot(s.basis, w)[:, 0]
+            w = trees.subtract(w, trees.columns_combine(again, s.basis, w))
+            length = jnp.sqrt(trees.squared_norm(w))
             column = (column + again).at[s.j + 1].set(length.astype(kind))
             unit = trees.scale(safe_divide(1.0, length), w)
-            basis = jax.tree.map(lambda leaf, v: leaf.at[s.j + 1].set(v), s.basis, unit)
+            basis = trees.columns_set(s.basis, s.j + 1, unit)
             column = lax.fori_loop(
                 0, restart,
                 lambda i, c: jnp.where(i < s.j, rotate(c, s.cosines, s.sines, i), c), column)
@@ -324,7 +331,7 @@ def gmres(
         rhs = jnp.where(used, end.rhs[:restart], 0)
         weights = jax.scipy.linalg.solve_triangular(upper, rhs)
         weights = jnp.concatenate([weights, jnp.zeros(1, kind)])
-        return trees.add(x, trees.columns_combine(weights, end.basis)), end.j
+        return trees.add(x, trees.columns_combine(weights, end.basis, x)), end.j
 
     return _restarted(cycle, rtol, atol, max_steps)
 

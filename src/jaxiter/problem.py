@@ -49,9 +49,10 @@ class Problem(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """Norms of one evaluation: l2 residual, merit, scale and float floor."""
+    """Norms of one evaluation: l2 of residual and image, merit, scale and float floor."""
 
     residual_norm: jax.Array
+    image_norm: jax.Array
     merit: jax.Array
     scale: jax.Array
     floor: jax.Array
@@ -131,23 +132,23 @@ def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
 
 
 def measure(
-    problem: Problem, x: PyTree, image: PyTree, residual: PyTree,
+    problem: Problem, x: PyTree, x_norm: jax.Array, image: PyTree, residual: PyTree,
     cache: PyTree, memory: PyTree, args: tuple,
 ) -> Measure:
     """The norms on which the status rests; at least float32, never differentiated."""
     rest = (*extras(problem, cache, memory), *args)
-    residual_norm = trees.norm(residual)
+    residual_norm, image_norm = trees.quick_norm(residual), trees.quick_norm(image)
     kind = residual_norm.dtype
     merit = residual_norm if problem.merit is None else problem.merit(x, image, *rest)
     if problem.scale is None:
-        scale = jnp.maximum(trees.norm(x), trees.norm(image))
+        scale = jnp.maximum(x_norm, image_norm)
     else:
         scale = problem.scale(x, image, *rest)
     if problem.floor is None:
         floor = 4 * machine_epsilon(x) * jnp.asarray(scale)
     else:
         floor = problem.floor(x, *rest)
-    scalars = (residual_norm, merit, scale, floor)
+    scalars = (residual_norm, image_norm, merit, scale, floor)
     return Measure(*(jnp.asarray(value).astype(kind) for value in scalars))
 
 

@@ -119,8 +119,7 @@ class Kept(NamedTuple):
     """The point that will be returned when it is not the last one (best, or last measured)."""
 
     x: PyTree
-    residual: PyTree
-    residual_norm: jax.Array
+    image: PyTree
     merit: jax.Array
 
 
@@ -128,19 +127,18 @@ class LoopState(NamedTuple):
     """Everything a solve carries between two steps; arrays only, save it with any pytree saver.
 
     Attributes:
-      x: the point whose residual was measured last.
-      increment: what the next step adds to x.
-      residual: `T(x) - x`.
-      residual_norm: its l2 norm. merit: what the tolerance is measured on.
+      x: the point evaluated last. image: T(x).
+      next: where the next step evaluates T; None when that is `image` itself (picard).
+      next_norm: l2 norm of the next point. merit: what the tolerance is measured on.
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.
     """
 
     x: PyTree
-    increment: PyTree
-    residual: PyTree
-    residual_norm: jax.Array
+    image: PyTree
+    next: PyTree
+    next_norm: jax.Array
     merit: jax.Array
     memory: PyTree
     solver: PyTree

@@ -26,7 +26,7 @@ class StepInfo(NamedTuple):
     """What a stop rule may look at: one evaluation of the map.
 
     `x` and `residual` are trees, so that a rule may take its own norm. `finite`
-    is False when the solver could not go on (a non-finite increment).
+    is False when the solve cannot go on (the next point is not finite).
     """
 
     step: jax.Array
@@ -126,7 +126,8 @@ def tolerance(
         status = _status(
             (~valid, Status.BAD_INPUT),
             (~info.finite, Status.NONFINITE),
-            (merit <= threshold, Status.CONVERGED),
+            # An overflowed scale makes the threshold infinite: that proves nothing.
+            ((merit <= threshold) & jnp.isfinite(threshold), Status.CONVERGED),
             (at_floor, Status.PRECISION_FLOOR),
             (high >= DIVERGENCE_PATIENCE, Status.DIVERGED),
         )

@@ -87,93 +87,118 @@ def squared_norm(a: PyTree) -> jax.Array:
 
 
 def max_norm(a: PyTree) -> jax.Array:
-    """The largest magnitude of any entry, a real scalar; NaN entries give NaN.
+    """The largest magnitude of any entry, a real scalar; NaN when some entry is not finite.
 
-    NaN is added by hand: across devices a maximum may drop it.
+    That NaN is added by hand: across devices a maximum may drop it.
     """
-
-    def leaf(x: jax.Array) -> jax.Array:
-        magnitude = jnp.abs(x).astype(accumulation_dtype(x.dtype))
-        nan = jnp.any(jnp.isnan(magnitude))
-        return jnp.where(nan, jnp.nan, jnp.max(magnitude, initial=0.0))
-
-    return _total([leaf(x) for x in jax.tree.leaves(a)], jnp.maximum)
+    kind = norm_dtype(a)
+    peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
+    return _total(peaks, jnp.maximum) + _zero(a)
 
 
-def _range(kind: Any) -> tuple[Any, Any]:
-    """Sums of squares between these two bounds lost nothing to under- or overflow."""
-    info = jnp.finfo(kind)
-    return info.tiny / info.eps, info.max
+def norm_dtype(a: PyTree) -> Any:
+    """The dtype of `norm(a)`, without computing it."""
+    return jax.eval_shape(squared_norm, a).dtype
+
+
+def _zero(a: PyTree) -> jax.Array:
+    """A sum of zeros, or NaN when some entry is not finite."""
+    kind = norm_dtype(a)
+    return _total([jnp.sum(0 * leaf).real.astype(kind) for leaf in jax.tree.leaves(a)])
+
+
+def finite(a: PyTree) -> jax.Array:
+    """Whether every entry is finite."""
+    return _zero(a) == 0
+
+
+def quick_norm(a: PyTree) -> jax.Array:
+    """The l2 norm in one pass: for hot loops.
+
+    Below the safe range of the sum of squares (3e-16 in float32, 1e-146 in
+    float64) it returns that bound: too large, never a false zero.
+    """
+    total = squared_norm(a)
+    info = jnp.finfo(total.dtype)
+    return jnp.sqrt(jnp.maximum(total, info.tiny / info.eps))
+
+
+def power_of_two(magnitude: jax.Array) -> jax.Array:
+    """The power of two nearest to a magnitude: scaling by it is exact. 1 for 0, inf or NaN."""
+    usable = jnp.isfinite(magnitude) & (magnitude > 0)
+    limit = jnp.finfo(magnitude.dtype).maxexp - 2
+    exponent = jnp.round(jnp.log2(jnp.where(usable, magnitude, 1)))
+    return jnp.exp2(jnp.clip(exponent, -limit, limit))
 
 
 def norm(a: PyTree) -> jax.Array:
     """The l2 norm of the flattened tree, a real scalar of at least float32.
 
-    Scaling by the largest entry, which a robust norm needs, costs a second
-    pass. It is done only where the sum of squares left the safe range, in a
-    loop of zero or one trip (a `cond` would run both branches under vmap).
+    Two passes, the second over entries scaled by the largest one, so that the
+    sum of squares neither under- nor overflows. NaN when some entry is not finite.
     """
-    total = squared_norm(a)
-    low, high = _range(total.dtype)
+    unit = power_of_two(max_norm(a))
 
-    def unsafe(carry: tuple) -> jax.Array:
-        return carry[1]
+    def shrink(leaf: jax.Array) -> jax.Array:
+        wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(unit.dtype)
+        return wide / unit.astype(wide.dtype)
 
-    def rescaled(carry: tuple) -> tuple:
-        peak = max_norm(a).astype(carry[0].dtype)
-        usable = jnp.isfinite(peak) & (peak > 0)
-        # A power of two scales exactly, also when the peak is subnormal.
-        exponent = jnp.where(usable, jnp.round(jnp.log2(jnp.where(usable, peak, 1))), 0)
-        half = jnp.exp2(-jnp.trunc(exponent / 2)).astype(carry[0].dtype)
-        rest = jnp.exp2(-(exponent - jnp.trunc(exponent / 2))).astype(carry[0].dtype)
-
-        def shrink(leaf: jax.Array) -> jax.Array:
-            wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(carry[0].dtype)
-            return wide * half.astype(wide.dtype) * rest.astype(wide.dtype)
-
-        scaled = jnp.sqrt(squared_norm(jax.tree.map(shrink, a))) / half / rest
-        return jnp.where(usable, scaled, peak), jnp.zeros_like(carry[1])
-
-    plain = jnp.sqrt(total)
-    # total == 0 needs the second look too: it may be an underflow.
-    doubtful = (total < low) | (total == jnp.inf) | (total > high)
-    return lax.while_loop(unsafe, rescaled, (plain, doubtful))[0]
+    return jnp.sqrt(squared_norm(jax.tree.map(shrink, a))) * unit
 
 
-def columns_dot(history: PyTree, a: PyTree) -> jax.Array:
-    """Inner products of each of the m stored vectors with `a`.
+def _row(leaf: jax.Array) -> jax.Array:
+    """The leaf as one row of a history: flat, unless a trailing axis is explicitly sharded.
 
-    history: leaves `[m, *shape]`; a: leaves `[*shape]` or, for k right-hand
-    sides at once, `[k, *shape]`. Returns `[m]` or `[m, k]`. One pass over the
-    history, however many right-hand sides.
+    XLA multiplies matrices; a history stored with the leaf's own axes would be
+    copied into a matrix every step.
     """
+    spec = jax.typeof(leaf).sharding.spec
+    return leaf if any(axis is not None for axis in spec[1:]) else leaf.reshape(-1)
+
+
+def columns(a: PyTree, count: int) -> PyTree:
+    """An empty history of `count` vectors shaped like `a`: leaves `[count, size]`."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        row = _row(x)
+        return jnp.zeros_like(row, shape=(count, *row.shape))
+
+    return jax.tree.map(leaf, a)
+
+
+def columns_set(history: PyTree, index: jax.Array, column: PyTree) -> PyTree:
+    """The history with vector `index` replaced, in place inside a loop."""
+    return jax.tree.map(
+        lambda h, c: lax.dynamic_update_index_in_dim(h, _row(c), index, 0), history, column)
+
+
+def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
+    """Inner products of each of the m stored vectors with each of k vectors, `[m, k]`.
+
+    One pass over the history, however many vectors.
+    """
+
+    def leaf(h: jax.Array, *xs: jax.Array) -> jax.Array:
+        kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
+        axes = tuple(range(1, h.ndim))
+        return lax.dot_general(
+            jnp.conj(h), jnp.stack([_row(x) for x in xs]), ((axes, axes), ((), ())),
+            precision=HIGHEST, preferred_element_type=kind)
+
+    return _total(jax.tree.leaves(jax.tree.map(leaf, history, *vectors)))
+
+
+def columns_combine(weights: jax.Array, history: PyTree, like: PyTree) -> PyTree:
+    """`sum_i weights[i] * history[i]` in the shapes of `like`; weights: `[m]`."""
 
     def leaf(h: jax.Array, x: jax.Array) -> jax.Array:
         kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
-        left = jnp.conj(h.reshape(h.shape[0], -1))
-        if x.ndim == h.ndim:
-            right = x.reshape(x.shape[0], -1).T
-        else:
-            right = x.reshape(-1)
-        return jnp.matmul(left, right, precision=HIGHEST, preferred_element_type=kind)
+        row = lax.dot_general(
+            weights.astype(h.dtype), h, (((0,), (0,)), ((), ())), precision=HIGHEST,
+            preferred_element_type=kind)
+        return row.astype(h.dtype).reshape(x.shape)
 
-    return _total(jax.tree.leaves(jax.tree.map(leaf, history, a)))
-
-
-def columns_combine(weights: jax.Array, history: PyTree) -> PyTree:
-    """`sum_i weights[i] * history[i]`: weights `[m]`, leaves `[m, *shape]` to `[*shape]`."""
-
-    def leaf(h: jax.Array) -> jax.Array:
-        kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
-        flat = jnp.matmul(
-            weights.astype(h.dtype),
-            h.reshape(h.shape[0], -1),
-            precision=HIGHEST,
-            preferred_element_type=kind,
-        )
-        return flat.reshape(h.shape[1:]).astype(h.dtype)
-
-    return jax.tree.map(leaf, history)
+    return jax.tree.map(leaf, history, like)
 
 
 def path_name(path: tuple) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
@@ -17,7 +18,7 @@ PyTree = Any
 class AndersonState(NamedTuple):
     """Ring buffers of m unit-scaled differences, their Gram matrix, and the last point.
 
-    `residuals`, `moves`, `points`: leaves `[m, *shape]`; `points` only for type I.
+    `residuals`, `moves`, `points`: leaves `[m, size]`; `points` only for type I.
     `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by.
     """
 
@@ -94,12 +95,12 @@ def anderson(
     def init(params: PyTree) -> AndersonState:
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         m = max(min(memory, size), 1)  # more columns than unknowns are dependent
-        history = jax.tree.map(lambda leaf: jnp.zeros((m, *leaf.shape), leaf.dtype), params)
+        history = trees.columns(params, m)
         zero = trees.zeros_like(params)
-        product = trees.dot(zero, zero)
+        product = jax.eval_shape(trees.dot, zero, zero).dtype
         return AndersonState(
             zero, zero, history, history, history if kind == 1 else None,
-            jnp.zeros((m, m), product.dtype), jnp.ones((m,), trees.norm(zero).dtype),
+            jnp.zeros((m, m), product), jnp.ones((m,), trees.norm_dtype(zero)),
             jnp.int32(0), jnp.int32(0),
         )
 
@@ -115,7 +116,7 @@ def anderson(
         due = (state.age % period == 0) & (state.stored > 0)
         used = due & sound
         gamma = jnp.where(used, gamma, 0)
-        correction = trees.columns_combine(gamma, state.moves)
+        correction = trees.columns_combine(gamma, state.moves, params)
         beta = jnp.where(used, mixing, 1.0)
         increment = trees.subtract(trees.scale(beta, residual), correction)
         stored = jnp.where(due & ~sound, 0, state.stored)
@@ -143,35 +144,34 @@ def _store(
     """Add the newest pair of differences; also return the projections of the residual, [m]."""
     y = trees.subtract(residual, state.residual)
     s = trees.subtract(params, state.point)
-    length = trees.norm(stop_gradient(y))
-    # A first step has no predecessor; a vanishing or non-finite column carries nothing.
-    usable = (state.age > 0) & (length > 0) & jnp.isfinite(length)
+    length = jnp.sqrt(trees.squared_norm(stop_gradient(y)))
+    # A first step has no predecessor; a column that vanishes, underflows or is not finite
+    # carries nothing and must not reach the history: 0 * NaN would poison the sums.
+    usable = (state.age > 0) & jnp.isfinite(1 / length) & jnp.isfinite(length)
     factor = jnp.where(usable, 1 / jnp.where(usable, length, 1), 0)
-    usable &= jnp.isfinite(factor)
+
+    def unit(column: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda c: jnp.where(usable, c * factor.astype(c.dtype), jnp.zeros_like(c)), column)
+
     slot = state.stored % state.lengths.shape[0]
-
-    def insert(history: PyTree, column: PyTree) -> PyTree:
-        def leaf(rows: jax.Array, new: jax.Array) -> jax.Array:
-            unit = jnp.where(usable, new * factor.astype(new.dtype), rows[slot])
-            return rows.at[slot].set(unit)
-
-        return jax.tree.map(leaf, history, column)
-
-    residuals = insert(state.residuals, y)
-    moves = insert(state.moves, trees.axpy(mixing, y, s))
-    points = None if state.points is None else insert(state.points, s)
-    left = residuals if points is None else points
-    newest = jax.tree.map(lambda rows, r: jnp.stack([rows[slot], r]), residuals, residual)
-    products = trees.columns_dot(left, newest)
-    gram = state.gram.at[:, slot].set(products[:, 0])
-    if points is None:
-        gram = gram.at[slot, :].set(jnp.conj(products[:, 0]))
+    newest = unit(y)
+    residuals = trees.columns_set(state.residuals, slot, newest)
+    moves = trees.columns_set(state.moves, slot, unit(trees.axpy(mixing, y, s)))
+    if state.points is None:
+        points = None
+        products = trees.columns_dot(residuals, newest, residual)
+        row = jnp.conj(products[:, 0])
     else:
-        row = trees.columns_dot(residuals, jax.tree.map(lambda rows: rows[slot], points))
-        gram = gram.at[slot, :].set(jnp.conj(row))
-    lengths = state.lengths.at[slot].set(jnp.where(usable, length, state.lengths[slot]))
+        point = unit(s)
+        points = trees.columns_set(state.points, slot, point)
+        products = trees.columns_dot(points, newest, residual)
+        row = jnp.conj(trees.columns_dot(residuals, point)[:, 0])
+    gram = lax.dynamic_update_index_in_dim(state.gram, products[:, 0], slot, 1)
+    gram = lax.dynamic_update_index_in_dim(gram, row, slot, 0)
     new = AndersonState(
-        params, residual, residuals, moves, points, gram, lengths,
+        params, residual, residuals, moves, points, gram,
+        lax.dynamic_update_index_in_dim(state.lengths, length, slot, 0),
         state.stored + usable.astype(jnp.int32), state.age,
     )
     return new, products[:, 1]
@@ -183,6 +183,7 @@ def _weights(
     """gamma in units of the scaled columns, [m]; zero for empty slots."""
     m = state.lengths.shape[0]
     filled = jnp.arange(m) < state.stored
+    filled &= jnp.abs(jnp.diagonal(state.gram)) > 0  # an unusable pair left a zero column
     both = filled[:, None] & filled[None, :]
     matrix = jnp.where(both, state.gram, jnp.eye(m, dtype=state.gram.dtype))
     rhs = jnp.where(filled, projected, 0)

@@ -66,7 +66,7 @@ def guard(
 
     def init(params: PyTree) -> GuardState:
         # Widened like every merit, so that a carried state keeps its dtype.
-        merit = jnp.full_like(trees.norm(params), jnp.inf)
+        merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
         return GuardState(
             solver.init(params), trees.zeros_like(params), merit, jnp.bool_(True), jnp.int32(0))
 
@@ -131,7 +131,7 @@ def restarted(
     solver = optax.with_extra_args_support(solver)
 
     def init(params: PyTree) -> RestartState:
-        merit = jnp.full_like(trees.norm(params), jnp.inf)
+        merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
         return RestartState(solver.init(params), jnp.int32(0), merit)
 
     def update(

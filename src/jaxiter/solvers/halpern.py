@@ -78,7 +78,7 @@ def halpern(
             raise ValueError(f"contraction must lie in (0, 1], got {contraction}.")
 
     def init(params: PyTree) -> HalpernState:
-        merit = jnp.full_like(trees.norm(params), jnp.inf)
+        merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
         zero = jnp.int32(0)
         return HalpernState(params, zero, zero, merit, merit, jnp.ones_like(merit))
 
