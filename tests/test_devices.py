@@ -194,7 +194,8 @@ def test_krylov_under_checked_shard_map(method):
 
 @pytest.mark.parametrize("transform", [
     lambda f: jax.grad(jax.remat(f)),
-    lambda f: jax.grad(lambda w: lax.scan(lambda c, _: (c + f(w), None), 0 * w[0, 0], length=2)[0] / 2),
+    lambda f: jax.grad(
+        lambda w: lax.scan(lambda c, _: (c + f(w), None), 0 * w[0, 0], length=2)[0] / 2),
     lambda f: jax.jacfwd(f),
 ])
 def test_remat_scan_and_forward_mode_inside_shard_map(transform):

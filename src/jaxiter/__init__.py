@@ -1,7 +1,8 @@
-"""jaxiter: differentiable fixed points in JAX."""
+"""jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import linear
+from jaxiter import linear, transport
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
+from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point, root
 from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
@@ -11,3 +12,11 @@ from jaxiter.solvers import anderson, damped, guard, halpern, inertial, picard, 
 from jaxiter.stop import all_of, any_of, divergence, no_fixed_point, stagnation, tolerance
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
+    "attach_implicit", "callback", "damped", "diagnose", "divergence", "fixed_point", "frozen",
+    "guard", "halpern", "implicit", "inertial", "linear", "neumann", "no_fixed_point",
+    "one_step", "over_mesh", "picard", "printer", "progress", "record", "restarted", "root",
+    "solve_many", "stagnation", "tolerance", "transport", "unrolled",
+]

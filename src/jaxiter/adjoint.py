@@ -51,8 +51,6 @@ class _Implicit(Adjoint):
         def tangent(residual: Callable, x: PyTree, operands: tuple, dots: tuple) -> PyTree:
             _, rhs = jax.jvp(lambda ops: residual(x, ops), (operands,), (dots,))
             _, linear = jax.linearize(lambda y: residual(y, operands), x)
-            # One anchored right-hand side types every loop of the solver.
-            rhs = anchor(rhs, (x, operands))
             return lax.custom_linear_solve(
                 lambda v: trees.negative(linear(v)), rhs, self._checked, self._checked
             )
@@ -172,7 +170,6 @@ class _Neumann(Adjoint):
         def tangent(residual: Callable, x: PyTree, operands: tuple, dots: tuple) -> PyTree:
             _, rhs = jax.jvp(lambda ops: residual(x, ops), (operands,), (dots,))
             _, linear = jax.linearize(lambda y: residual(y, operands), x)
-            rhs = anchor(rhs, (x, operands))
 
             def term(total: PyTree, _: None) -> tuple[PyTree, None]:
                 # J v = v + (dF/dx) v for F = T - x.

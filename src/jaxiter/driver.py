@@ -48,7 +48,7 @@ class Method(NamedTuple):
 
 
 def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
-    """The state before the first step; evaluates nothing. A non-finite x0 is BAD_INPUT."""
+    """The state before the first step; evaluates nothing. An invalid start is BAD_INPUT."""
     infinite = jnp.full((), jnp.inf, trees.norm_dtype(x0))
     step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
     problem = method.problem
@@ -56,6 +56,9 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     solver = method.solver.init(x0)
     info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True))
     keeps = method.keep_best or method.check_every > 1
+    valid = trees.finite(x0)
+    if problem.valid is not None:
+        valid &= problem.valid(x0, *args)
     return LoopState(
         x=x0,
         image=x0,
@@ -68,7 +71,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         monitor=None if method.monitor is None else method.monitor.init(info),
         kept=Kept(x0, x0, infinite) if keeps else None,
         step=step,
-        status=jnp.where(trees.finite(x0), running, jnp.int32(Status.BAD_INPUT)),
+        status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
     )
 
 
@@ -304,9 +307,7 @@ def fixed_point(
     arrays, restore = split(args)
 
     end = forward(method, adjoint, x0, arrays, restore, max_steps, resume)
-    solution = finish(method, end, max_steps)
-    value = attach(method, adjoint, solution, end.memory, arrays, restore)
-    return solution._replace(value=value, aux=auxiliary(method, value, end.memory, args))
+    return conclude(method, adjoint, end, arrays, restore, max_steps)
 
 
 def forward(
@@ -338,41 +339,31 @@ def forward(
         state = anchor(start(given), like)
         return run(method, adjoint.loop, state, restore(given[1]), max_steps)
 
-    operands = anchor((given, jnp.asarray(max_steps, jnp.int32)), like)
-    operands = stop_gradient(operands)
+    # Stopped before it is anchored: the transpose of a select would keep its predicate.
+    operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
     pure, constants, _ = hoist(loop, *operands)
     return pure(stop_gradient(constants), *operands)
 
 
-def attach(
-    method: Method, adjoint: Adjoint, solution: Solution, memory: PyTree, arrays: tuple,
-    restore: Callable,
-) -> PyTree:
-    """The solution's value with the adjoint's derivatives."""
-    equations = root_equations(method.problem)
-    memory = stop_gradient(memory)
+def conclude(
+    method: Method, adjoint: Adjoint, end: LoopState, arrays: tuple, restore: Callable,
+    max_steps: Any,
+) -> Solution:
+    """The solution of a final state, with the adjoint's derivatives on value and aux."""
+    solution = finish(method, end, max_steps)
+    memory = stop_gradient(end.memory)
+    equations = root_equations(method.problem, method.has_aux)
 
     def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
-        if method.has_aux and method.problem.equations is None:
-            image, _, _ = evaluate(method.problem, x, cache_at(x, arrays), memory,
-                                   restore(arrays), True)
-            return trees.subtract(image, x)
         return equations(x, memory, *restore(arrays))
 
-    def cache_at(x: PyTree, arrays: tuple) -> PyTree:
-        cache = method.problem.cache
-        return None if cache is None else cache(x, *restore(arrays))
-
-    return adjoint.attach(rooted, solution.value, arrays, solution.status)
-
-
-def auxiliary(method: Method, value: PyTree, memory: PyTree, args: tuple) -> PyTree:
-    """The map's aux at the attached value, so that it carries derivatives."""
+    value = adjoint.attach(rooted, solution.value, arrays, solution.status)
     if not method.has_aux:
-        return None
-    problem = method.problem
+        return solution._replace(value=value)
+    problem, args = method.problem, restore(arrays)
     cache = None if problem.cache is None else problem.cache(value, *args)
-    return evaluate(problem, value, cache, stop_gradient(memory), args, True)[2]
+    aux = evaluate(problem, value, cache, memory, args, True)[2]
+    return solution._replace(value=value, aux=aux)
 
 
 def root(

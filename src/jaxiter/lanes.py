@@ -20,10 +20,8 @@ from jaxiter.adjoint import Adjoint, implicit, split
 from jaxiter.driver import (
     Method,
     active,
-    attach,
-    auxiliary,
     check_max_steps,
-    finish,
+    conclude,
     first_step,
     init,
     make_method,
@@ -145,13 +143,10 @@ def solve_many(
     end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, lanes,
                    refill_every, count)
 
-    def conclude(state: LoopState, *arrays: PyTree) -> Solution:
-        solution = finish(method, state, max_steps)
-        value = attach(method, adjoint, solution, state.memory, arrays, restore)
-        aux = auxiliary(method, value, state.memory, restore(arrays))
-        return solution._replace(value=value, aux=aux)
+    def finished(state: LoopState, *arrays: PyTree) -> Solution:
+        return conclude(method, adjoint, state, arrays, restore, max_steps)
 
-    return jax.vmap(conclude, in_axes=(0, *axes))(end, *arrays)
+    return jax.vmap(finished, in_axes=(0, *axes))(end, *arrays)
 
 
 def _forward(
@@ -207,7 +202,7 @@ def _forward(
     one = jax.vmap(lambda x0, *arrays: first_step(method, x0, restore(arrays)), in_axes=(0, *axes))
     _, constants, _ = hoist(lambda given: one(given[0], *given[1]), given)
     like = (given, constants, max_steps)
-    operands = stop_gradient(anchor((given, jnp.asarray(max_steps, jnp.int32)), like))
+    operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
     pure, constants, _ = hoist(queue, *operands)
     return pure(stop_gradient(constants), *operands)
 

@@ -52,11 +52,13 @@ class _Outer(NamedTuple):
     stuck: jax.Array
 
 
-def _restarted(cycle: Callable, rtol: Any, atol: Any, max_steps: Any) -> LinearSolver:
+def _restarted(
+    cycle: Callable, rtol: Any, atol: Any, max_steps: Any, patience: int = 2
+) -> LinearSolver:
     """A solver that repeats `cycle(matvec, x, r, tol, budget) -> (x, products)`.
 
     The true residual is recomputed after each cycle: recurrences drift. It
-    gives up after two cycles that did not halve it.
+    gives up after `patience` cycles in a row that did not halve it.
     """
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
@@ -73,7 +75,7 @@ def _restarted(cycle: Callable, rtol: Any, atol: Any, max_steps: Any) -> LinearS
             x, r, b_norm if x0 is None else trees.quick_norm(r), jnp.int32(0), jnp.int32(0))
 
         def unfinished(s: _Outer) -> jax.Array:
-            return (s.norm > tol) & (b_norm > 0.1) & (s.steps < max_steps) & (s.stuck < 2)
+            return (s.norm > tol) & (b_norm > 0.1) & (s.steps < max_steps) & (s.stuck < patience)
 
         def body(s: _Outer) -> _Outer:
             x, products = cycle(matvec, s.x, s.r, tol, max_steps - s.steps)
@@ -121,9 +123,9 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
     Reference: van der Vorst, "Bi-CGSTAB", SIAM J. Sci. Stat. Comput. 13, 1992.
 
     >>> import jax.numpy as jnp
-    >>> A, b = jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([1.0, 3.0])
+    >>> A, b = jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([4.0, 3.0])
     >>> bicgstab()(lambda v: A @ v, b).value.round(4).tolist()
-    [0.0, 1.0]
+    [1.5, 1.0]
     """
 
     class State(NamedTuple):
@@ -156,15 +158,14 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
             half = trees.axpy(-alpha, v, s.r)
             t = matvec(half)
             omega = safe_divide(trees.dot(t, half), trees.dot(t, t))
-            x = trees.axpy(omega, half, trees.axpy(alpha, p, s.x))
             r = trees.axpy(-omega, t, half)
             norm = trees.quick_norm(r)
+            finite = jnp.isfinite(norm)
+            x = trees.axpy(omega, half, trees.axpy(alpha, p, s.x))
             # rho or omega = 0 ends the recurrence: the outer loop restarts from x.
-            alive = (rho != 0) & (alpha != 0) & (omega != 0)
-            finite = jnp.isfinite(norm) & jnp.isfinite(jnp.abs(omega))
-            new = State(x, r, p, v, rho, alpha, omega, norm, s.products + 2, alive & finite)
-            stay = s._replace(products=s.products + 2, sound=finite)
-            return trees.where(finite, new, stay)
+            alive = (rho != 0) & (alpha != 0) & (omega != 0) & finite
+            return State(trees.where(finite, x, s.x), r, p, v, rho, alpha, omega, norm,
+                         s.products + 2, alive)
 
         end = lax.while_loop(going, body, anchor(start, (x, r, tol)))
         return end.x, end.products
@@ -333,7 +334,7 @@ def gmres(
         weights = jnp.concatenate([weights, jnp.zeros(1, kind)])
         return trees.add(x, trees.columns_combine(weights, end.basis, x)), end.j
 
-    return _restarted(cycle, rtol, atol, max_steps)
+    return _restarted(cycle, rtol, atol, max_steps, patience=20)
 
 
 def dense(rtol: Any = None) -> LinearSolver:

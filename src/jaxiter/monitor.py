@@ -40,8 +40,8 @@ def record(capacity: int = 1000, every: int = 1, value: bool = False) -> Monitor
 
     >>> import jax.numpy as jnp, jaxiter
     >>> sol = jaxiter.fixed_point(jnp.cos, 1.0, max_steps=3, monitor=jaxiter.record(4))
-    >>> sol.trace["merit"].round(2).tolist()
-    [0.46, 0.32, 0.2, nan]
+    >>> [f"{merit:.2f}" for merit in sol.trace["merit"]]
+    ['0.46', '0.32', '0.20', 'nan']
     """
     if capacity < 1 or every < 1:
         raise ValueError(f"capacity and every must be at least 1, got {capacity} and {every}.")

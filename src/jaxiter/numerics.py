@@ -122,8 +122,18 @@ def safe_log(x: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
 
 
-def logsumexp(z: jax.Array, axis: int) -> jax.Array:
-    """`log(sum(exp(z)))` along one axis; a slice of only -inf gives -inf with zero gradient."""
-    peak = lax.stop_gradient(jnp.max(z, axis=axis, keepdims=True))
+def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.Array:
+    """`log(sum(weights * exp(z)))` along one axis, never overflowing.
+
+    Entries of weight 0 and entries z = -inf contribute nothing; a slice of only
+    such entries gives -inf. Gradients stay finite in all these cases.
+    """
+    present = z > -jnp.inf
+    if weights is not None:
+        present &= weights > 0
+    peak = lax.stop_gradient(jnp.max(jnp.where(present, z, -jnp.inf), axis=axis, keepdims=True))
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    return safe_log(jnp.sum(jnp.exp(z - peak), axis=axis)) + jnp.squeeze(peak, axis)
+    terms = jnp.exp(jnp.where(z > -jnp.inf, z, peak) - peak)
+    # A weight of 0 stays in the sum: its own gradient need not be 0.
+    terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
+    return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)

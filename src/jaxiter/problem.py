@@ -35,6 +35,8 @@ class Problem(NamedTuple):
       memory: `memory(x0, *args) -> m`, small arrays that cannot be recomputed (adaptive
         steps, keys); the adjoint treats their final value as a constant.
       refresh: steps between two builds of the cache.
+      valid: `valid(x0, *args) -> bool scalar`; where it is false the solve ends at once
+        with BAD_INPUT. The check for inputs that are not concrete.
     """
 
     step: Callable
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
     cache: Callable | None = None
     memory: Callable | None = None
     refresh: int = 20
+    valid: Callable | None = None
 
 
 class Measure(NamedTuple):
@@ -152,14 +155,14 @@ def measure(
     return Measure(*(jnp.asarray(value).astype(kind) for value in scalars))
 
 
-def root_equations(problem: Problem) -> Callable:
+def root_equations(problem: Problem, has_aux: bool = False) -> Callable:
     """`equations(x, memory, *args) -> tree`, zero at the solution, with the cache inlined."""
 
     def equations(x: PyTree, memory: PyTree, *args: PyTree) -> PyTree:
         cache = None if problem.cache is None else problem.cache(x, *args)
         if problem.equations is not None:
             return problem.equations(x, *extras(problem, cache, memory), *args)
-        image = problem.step(x, *extras(problem, cache, memory), *args)
-        return trees.subtract(image if problem.memory is None else image[0], x)
+        image, _, _ = evaluate(problem, x, cache, memory, args, has_aux)
+        return trees.subtract(image, x)
 
     return equations

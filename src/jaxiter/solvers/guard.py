@@ -56,7 +56,7 @@ def guard(
     type-I Anderson acceleration", SIAM J. Optim. 30, 2020, as a local test.
 
     >>> import jax.numpy as jnp, jaxiter, optax
-    >>> wild = guard(optax.scale(1.99))
+    >>> wild = guard(optax.scale(1.9), factor=1.0)
     >>> bool(jaxiter.fixed_point(lambda x: -0.5 * x, jnp.ones(3), solver=wild).converged)
     True
     """

@@ -1,0 +1,40 @@
+"""The public conformance suite on every solver and adjoint of the library."""
+
+import jax
+import pytest
+
+import jaxiter as ji
+from jaxiter import linear
+from jaxiter.testing import ADJOINT_CHECKS, SOLVER_CHECKS
+
+pytestmark = pytest.mark.skipif(jax.config.jax_enable_x64, reason="the suite is in float32")
+
+SOLVERS = {
+    "picard": ji.picard(),
+    "damped": ji.damped(0.8),
+    "inertial": ji.guard(ji.inertial(0.2)),
+    "anderson": ji.anderson(4),
+    "anderson-1": ji.anderson(4, kind=1),
+    "halpern": ji.halpern("adaptive"),
+    "restarted": ji.restarted(ji.halpern(weights="adaptive"), every=8),
+}
+ADJOINTS = {
+    "implicit": ji.implicit(),
+    "vjp": ji.implicit(mode="vjp"),
+    "gmres": ji.implicit(linear.gmres()),
+    "dense": ji.implicit(linear.dense()),
+    "neumann": ji.neumann(80),
+    "one_step": ji.one_step(80),
+}
+
+
+@pytest.mark.parametrize("check", SOLVER_CHECKS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solver(solver, check):
+    SOLVER_CHECKS[check](SOLVERS[solver])
+
+
+@pytest.mark.parametrize("check", ADJOINT_CHECKS)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+def test_adjoint(adjoint, check):
+    ADJOINT_CHECKS[check](ADJOINTS[adjoint])
