@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(jax.config.jax_enable_x64, reason="the suite is 
 SOLVERS = {
     "picard": ji.picard(),
     "damped": ji.damped(0.8),
-    "inertial": ji.guard(ji.inertial(0.2)),
+    "inertial": ji.inertial(0.05),
     "anderson": ji.anderson(4),
     "anderson-1": ji.anderson(4, kind=1),
     "halpern": ji.halpern("adaptive"),

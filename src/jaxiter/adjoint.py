@@ -51,6 +51,7 @@ class _Implicit(Adjoint):
         def tangent(residual: Callable, x: PyTree, operands: tuple, dots: tuple) -> PyTree:
             _, rhs = jax.jvp(lambda ops: residual(x, ops), (operands,), (dots,))
             _, linear = jax.linearize(lambda y: residual(y, operands), x)
+            rhs = _couple(rhs)
             return lax.custom_linear_solve(
                 lambda v: trees.negative(linear(v)), rhs, self._checked, self._checked
             )
@@ -90,6 +91,20 @@ class _Implicit(Adjoint):
 
         point.defvjp(forward, backward)
         return point(stop_gradient(x), (args, constants))
+
+
+def _couple(rhs: PyTree) -> PyTree:
+    """The same tree, where every leaf depends linearly on all leaves.
+
+    The transpose of custom_linear_solve refuses a right-hand side of which some
+    leaf is a constant zero: an equation that involves no argument.
+    """
+    leaves = jax.tree.leaves(rhs)
+    if len(leaves) == 1:
+        return rhs
+    sums = [jnp.sum(leaf.real) for leaf in leaves]
+    return jax.tree.map(
+        lambda leaf: leaf + 0 * sum(s.astype(leaf.dtype) for s in sums), rhs)
 
 
 def _with_jvp(equations: Callable, x: PyTree, args: tuple, tangent: Callable) -> PyTree:

@@ -49,7 +49,8 @@ def real_dtype(dtype: Any) -> np.dtype:
 
 def accumulation_dtype(dtype: Any) -> np.dtype:
     """The real dtype in which norms of `dtype` are accumulated: at least float32."""
-    return np.dtype(jnp.promote_types(real_dtype(dtype), jnp.float32))
+    real = real_dtype(dtype)
+    return real if real.itemsize >= 4 else np.dtype(np.float32)
 
 
 def machine_epsilon(tree: PyTree) -> float:

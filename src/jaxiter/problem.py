@@ -95,8 +95,8 @@ def as_point(x0: PyTree) -> PyTree:
                 f"x0 at {trees.path_name(path)} has dtype {array.dtype}; a fixed point needs "
                 "floating-point or complex leaves. Convert it with astype(float)."
             )
-        if is_concrete(array) and not np.all(np.isfinite(np.asarray(array.astype(
-                jnp.promote_types(array.dtype, jnp.float32))))):
+        # On the host: under jit even an operation on concrete arrays is traced.
+        if is_concrete(array) and not np.all(np.isfinite(np.asarray(array))):
             raise ValueError(f"x0 at {trees.path_name(path)} contains NaN or infinity.")
         return array
 

@@ -62,7 +62,8 @@ def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
 
     With d the last move of x: `d <- r + beta d`, `y <- y + r + beta d`, which is
     optax.trace with Nesterov momentum, but keeps dtypes when beta is traced.
-    Not monotone: consider `guard(inertial(0.9))`.
+    For maps like a gradient step, whose Jacobian has eigenvalues in [0, 1); a negative
+    eigenvalue below `-1 / (1 + 2 beta)` makes it diverge.
 
     Args:
       beta: scalar in [0, 1), may be traced and vmapped.
