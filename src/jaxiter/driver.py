@@ -374,8 +374,9 @@ def root(
     Args:
       function: F, same tree, shapes and dtypes as x.
       x0, *args: as in `fixed_point`.
-      solver: default `anderson()`, which does not need `x - F(x)` to contract; give
-        `damped(alpha)` for a gradient descent with step alpha.
+      solver: default `anderson(period=1, safeguard=None)`, a multisecant method: it does not
+        need `x - F(x)` to contract, so it takes no plain steps. For a gradient F,
+        `damped(alpha)` is descent with step alpha.
       **keywords: as in `fixed_point`.
 
     Returns:
@@ -394,4 +395,4 @@ def root(
 
     problem = Problem(step=step, equations=function)
     return fixed_point(
-        problem, x0, *args, solver=anderson() if solver is None else solver, **keywords)
+        problem, x0, *args, solver=solver or anderson(period=1, safeguard=None), **keywords)

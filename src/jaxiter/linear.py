@@ -66,6 +66,7 @@ def _restarted(
         unit = trees.power_of_two(trees.max_norm(stop_gradient(b)))
         b = trees.scale(1 / unit, b)
         b_norm = trees.quick_norm(stop_gradient(b))
+        zero = b_norm <= 0.1  # b has unit size unless it is zero; false for NaN
         relative = default_rtol(b) if rtol is None else rtol
         tol = jnp.maximum(jnp.asarray(relative, b_norm.dtype) * b_norm,
                           jnp.asarray(atol, b_norm.dtype) / unit)
@@ -75,7 +76,7 @@ def _restarted(
             x, r, b_norm if x0 is None else trees.quick_norm(r), jnp.int32(0), jnp.int32(0))
 
         def unfinished(s: _Outer) -> jax.Array:
-            return (s.norm > tol) & (b_norm > 0.1) & (s.steps < max_steps) & (s.stuck < patience)
+            return (s.norm > tol) & ~zero & (s.steps < max_steps) & (s.stuck < patience)
 
         def body(s: _Outer) -> _Outer:
             x, products = cycle(matvec, s.x, s.r, tol, max_steps - s.steps)
@@ -92,13 +93,12 @@ def _restarted(
 
         end = lax.while_loop(unfinished, body, anchor(start, (b, x)))
         status = jnp.where(
-            (end.norm <= tol) | (b_norm <= 0.1),
+            (end.norm <= tol) | zero,
             Status.CONVERGED,
             jnp.where(end.steps >= max_steps, Status.MAX_STEPS, Status.LINEAR_FAILURE),
         )
         status = jnp.where(jnp.isfinite(end.norm), status, Status.NONFINITE).astype(jnp.int32)
-        # b has unit size unless it is zero.
-        residual = jnp.where(b_norm > 0.1, end.norm / b_norm, 0)
+        residual = jnp.where(zero, 0, end.norm / b_norm)
         return LinearSolution(trees.scale(unit, end.x), status, end.steps, residual)
 
     return solve
@@ -327,8 +327,9 @@ def gmres(
                          jnp.abs(rhs[s.j + 1]).astype(beta.dtype), s.j + 1)
 
         end = lax.while_loop(going, body, anchor(start, (x, r, tol)))
-        used = jnp.arange(restart) < end.j
-        upper = jnp.where(used[:, None] & used[None, :], end.triangle[:restart], jnp.eye(restart))
+        used = jnp.arange(restart, dtype=jnp.int32) < end.j
+        upper = jnp.where(used[:, None] & used[None, :], end.triangle[:restart],
+                          jnp.eye(restart, dtype=kind))
         rhs = jnp.where(used, end.rhs[:restart], 0)
         weights = jax.scipy.linalg.solve_triangular(upper, rhs)
         weights = jnp.concatenate([weights, jnp.zeros(1, kind)])

@@ -118,7 +118,8 @@ def tolerance(
             floor = 4 * machine_epsilon(info.x) * scale
         threshold = absolute + relative * scale
         # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved at all.
-        at_floor = (merit <= floor) & ((threshold < floor / 4) | (merit >= state.best))
+        at_floor = jnp.isfinite(floor) & (merit <= floor)
+        at_floor &= (threshold < floor / 4) | (merit >= state.best)
         best = jnp.fmin(state.best, merit.astype(state.best.dtype))
         high = jnp.where(merit > DIVERGENCE_FACTOR * best, state.high + 1, 0)
         valid = (jnp.asarray(relative) >= 0) & (jnp.asarray(absolute) >= 0)
@@ -126,7 +127,7 @@ def tolerance(
         status = _status(
             (~valid, Status.BAD_INPUT),
             (~info.finite, Status.NONFINITE),
-            # An overflowed scale makes the threshold infinite: that proves nothing.
+            # An overflowed scale makes threshold and floor infinite: that proves nothing.
             ((merit <= threshold) & jnp.isfinite(threshold), Status.CONVERGED),
             (at_floor, Status.PRECISION_FLOOR),
             (high >= DIVERGENCE_PATIENCE, Status.DIVERGED),

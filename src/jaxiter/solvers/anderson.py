@@ -182,7 +182,7 @@ def _weights(
 ) -> jax.Array:
     """gamma in units of the scaled columns, [m]; zero for empty slots."""
     m = state.lengths.shape[0]
-    filled = jnp.arange(m) < state.stored
+    filled = jnp.arange(m, dtype=jnp.int32) < state.stored
     filled &= jnp.abs(jnp.diagonal(state.gram)) > 0  # an unusable pair left a zero column
     both = filled[:, None] & filled[None, :]
     matrix = jnp.where(both, state.gram, jnp.eye(m, dtype=state.gram.dtype))

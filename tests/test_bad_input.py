@@ -1,0 +1,109 @@
+"""Every kind of bad input: an eager error that says what was seen, a status under jit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxiter as ji
+from jaxiter import Status, linear
+
+ONE = jnp.ones(2)
+
+
+def identity(x):
+    return x
+
+
+CASES = {
+    "shape": (lambda: ji.fixed_point(lambda x: x[:1], ONE), TypeError, r"\[2\].*\[1\]"),
+    "dtype": (lambda: ji.fixed_point(lambda x: x.astype(jnp.bfloat16), ONE), TypeError, "bfloat16"),
+    "leaf path": (lambda: ji.fixed_point(
+        lambda x: {"a": x["a"], "b": x["b"][None]}, {"a": ONE, "b": ONE}), TypeError, r"\['b'\]"),
+    "structure": (lambda: ji.fixed_point(lambda x: (x, x), ONE), TypeError, "structure"),
+    "integer x0": (lambda: ji.fixed_point(identity, {"n": jnp.arange(3)}), TypeError, r"\['n'\].*int"),
+    "empty x0": (lambda: ji.fixed_point(identity, {}), ValueError, "no array leaves"),
+    "NaN x0": (lambda: ji.fixed_point(identity, jnp.array([1.0, jnp.nan])), ValueError, "NaN"),
+    "string x0": (lambda: ji.fixed_point(identity, {"s": "text"}), TypeError, "str"),
+    "not a map": (lambda: ji.fixed_point(3, ONE), TypeError, "int"),
+    "max_steps": (lambda: ji.fixed_point(identity, ONE, max_steps=-1), ValueError, "-1"),
+    "check_every": (lambda: ji.fixed_point(identity, ONE, check_every=0), ValueError, "0"),
+    "uncalled solver": (lambda: ji.fixed_point(identity, ONE, solver=ji.anderson), TypeError,
+                        "forget to call"),
+    "aux missing": (lambda: ji.fixed_point(identity, ONE, has_aux=True), TypeError, r"\(x, aux\)"),
+    "memory": (lambda: ji.anderson(0), ValueError, "memory.*0"),
+    "negative memory": (lambda: ji.anderson(-2), ValueError, "memory.*-2"),
+    "period": (lambda: ji.anderson(period=0), ValueError, "period.*0"),
+    "kind": (lambda: ji.anderson(kind=3), ValueError, "3"),
+    "mixing": (lambda: ji.anderson(mixing=1.5), ValueError, "1.5"),
+    "damping": (lambda: ji.damped(2.5), ValueError, "2.5"),
+    "inertia": (lambda: ji.inertial(1.0), ValueError, "1.0"),
+    "guard": (lambda: ji.guard(ji.picard(), 0.5), ValueError, "0.5"),
+    "restarted": (lambda: ji.restarted(ji.picard()), ValueError, "every"),
+    "halpern restart": (lambda: ji.halpern("often"), ValueError, "often"),
+    "contraction": (lambda: ji.halpern(contraction=1.5), ValueError, "1.5"),
+    "rtol": (lambda: ji.tolerance(rtol=-1e-3), ValueError, "-0.001"),
+    "both zero": (lambda: ji.tolerance(rtol=0, atol=0), ValueError, "both 0"),
+    "no rules": (lambda: ji.any_of(), ValueError, "at least one"),
+    "params": (lambda: ji.anderson().update(ONE, ji.anderson().init(ONE)), ValueError, "params"),
+    "terms": (lambda: ji.neumann(0), ValueError, "0"),
+    "one_step": (lambda: ji.one_step(0), ValueError, "0"),
+    "checkpoint": (lambda: ji.unrolled(0), ValueError, "0"),
+    "mode": (lambda: ji.implicit(mode="both"), ValueError, "both"),
+    "unrolled traced": (lambda: jax.jit(lambda n: ji.fixed_point(
+        identity, ONE, adjoint=ji.unrolled(), max_steps=n))(3), TypeError, "Python int"),
+    "gmres": (lambda: linear.gmres(restart=0), ValueError, "0"),
+    "record": (lambda: ji.record(capacity=0), ValueError, "0"),
+    "lanes": (lambda: ji.solve_many(identity, ONE[:, None], lanes=0), ValueError, "lanes.*0"),
+    "batch": (lambda: ji.solve_many(lambda x, a: x, jnp.ones((3, 2)), jnp.ones(4)), ValueError,
+              r"args\[0\] has 4"),
+    "in_axes": (lambda: ji.solve_many(lambda x, a: x, jnp.ones((3, 2)), jnp.ones(3),
+                                      in_axes=(0, 0)), ValueError, "2 entries for 1"),
+    "resume many": (lambda: ji.solve_many(identity, ONE[:, None], resume=1), ValueError, "resume"),
+    "mesh axis": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "e"), ValueError,
+                  "'e'"),
+    "cost shape": (lambda: ji.transport.sinkhorn(ONE, epsilon=1.0), ValueError, "matrix"),
+    "a shape": (lambda: ji.transport.sinkhorn(jnp.ones((2, 3)), jnp.ones(3), epsilon=1.0),
+                ValueError, r"\(3,\)"),
+    "negative weight": (lambda: ji.transport.sinkhorn(
+        jnp.ones((2, 2)), jnp.array([1.5, -0.5]), epsilon=1.0), ValueError, "negative"),
+    "unequal mass": (lambda: ji.transport.sinkhorn(
+        jnp.ones((2, 2)), ONE, 0.5 * ONE, epsilon=1.0), ValueError, "differs from"),
+    "epsilon": (lambda: ji.transport.sinkhorn(jnp.ones((2, 2)), epsilon=0.0), ValueError, "0.0"),
+    "NaN cost": (lambda: ji.transport.sinkhorn(jnp.full((2, 2), jnp.nan), epsilon=1.0), ValueError,
+                 "NaN"),
+    "no partner": (lambda: ji.transport.sinkhorn(
+        jnp.array([[1.0, 1.0], [jnp.inf, jnp.inf]]), epsilon=1.0), ValueError, "row 1"),
+    "apply axis": (lambda: ji.transport.sinkhorn(jnp.ones((2, 2)), epsilon=1.0).apply(ONE, axis=2),
+                   ValueError, "2"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eager_error(name):
+    call, kind, pattern = CASES[name]
+    with pytest.raises(kind, match=pattern):
+        call()
+
+
+TRACED = {
+    "NaN x0": lambda bad: ji.fixed_point(lambda x: 0.5 * x, bad * ONE),
+    "rtol": lambda bad: ji.fixed_point(
+        lambda x: 0.5 * x + 1, ONE, stop=ji.tolerance(rtol=bad, atol=1e-3)),
+    "epsilon": lambda bad: ji.transport.sinkhorn(jnp.ones((2, 2)), epsilon=bad).solve,
+    "weights": lambda bad: ji.transport.sinkhorn(
+        jnp.ones((2, 2)), jnp.stack([bad, 1 - bad]), epsilon=1.0).solve,
+    "mass": lambda bad: ji.transport.sinkhorn(
+        jnp.ones((2, 2)), jnp.stack([jnp.abs(jnp.nan_to_num(bad)) + 3, 1.0]), epsilon=1.0).solve,
+    "cost": lambda bad: ji.transport.sinkhorn(jnp.ones((2, 2)) * bad * jnp.inf, epsilon=1.0).solve,
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("bad", [-1.0, np.nan])
+def test_status_under_jit(name, bad):
+    if name == "NaN x0" and bad == -1.0:
+        bad = np.inf
+    solution = jax.jit(TRACED[name])(jnp.float32(bad))
+    assert solution.status == Status.BAD_INPUT, solution.message()
+    assert not solution.converged

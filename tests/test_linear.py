@@ -1,0 +1,105 @@
+"""Linear solvers against numpy; statuses that tell the truth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxiter import Status, linear
+
+METHODS = {"bicgstab": linear.bicgstab, "gmres": linear.gmres, "normal_cg": linear.normal_cg,
+           "dense": linear.dense}
+
+
+def system(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    a = np.eye(24) + rng.normal(size=(24, 24)) / 12
+    b = rng.normal(size=24)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        a, b = a + 1j * rng.normal(size=(24, 24)) / 12, b + 1j * rng.normal(size=24)
+    return a, b
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+def test_against_numpy(method, dtype, size):
+    a, b = system(dtype)
+    matrix = jnp.asarray(a, dtype)
+    out = jax.jit(lambda b: METHODS[method]()(lambda v: matrix @ v, b))(jnp.asarray(b * size, dtype))
+    assert out.status == Status.CONVERGED
+    exact = np.linalg.solve(a, b)
+    error = np.linalg.norm(np.asarray(out.value, np.complex128) / size - exact)
+    assert error < 1e-4 * np.linalg.norm(exact)
+    assert out.residual < 1e-5
+
+
+@pytest.mark.parametrize("method", [*METHODS, "cg"])
+def test_zero_right_hand_side_and_pytrees(method):
+    solve = {**METHODS, "cg": linear.cg}[method]()
+
+    def matvec(v):
+        return {"p": 2 * v["p"] + v["q"], "q": 3 * v["q"] + jnp.sum(v["p"]) * jnp.ones(1)}
+
+    b = {"p": jnp.array([3.0]), "q": jnp.array([4.0])}  # [[2, 1], [1, 3]] x = [3, 4]
+    out = solve(matvec, b)
+    np.testing.assert_allclose(out.value["p"], 1, rtol=1e-4)
+    zero = solve(matvec, jax.tree.map(jnp.zeros_like, b))
+    assert zero.status == Status.CONVERGED and zero.residual == 0
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(zero.value))
+
+
+def test_cg_needs_the_square_root_of_the_condition_number(x64):
+    d = jnp.linspace(1.0, 100.0, 60)
+    out = linear.cg()(lambda v: d * v, jnp.ones(60))
+    np.testing.assert_allclose(out.value, 1 / d, rtol=1e-8)
+    assert out.steps < 140
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_singular_systems_are_reported(method):
+    out = METHODS[method]()(lambda v: jnp.stack([v[0] + v[1], v[0] + v[1]]), jnp.array([1.0, -1.0]))
+    assert out.status != Status.CONVERGED
+    assert not out.residual <= 1e-2
+
+
+def test_gmres_stagnation_is_reported():
+    """A cyclic shift: restarts below the dimension make no progress at all."""
+    shift = linear.gmres(restart=3)(lambda v: jnp.roll(v, 1), jnp.eye(8)[0])
+    assert shift.status == Status.LINEAR_FAILURE
+    whole = linear.gmres(restart=8)(lambda v: jnp.roll(v, 1), jnp.eye(8)[0])
+    assert whole.status == Status.CONVERGED
+
+
+@pytest.mark.parametrize("method", [*METHODS, "cg"])
+def test_nan_is_not_a_zero_right_hand_side(method):
+    """A NaN cotangent must not become a zero gradient."""
+    out = {**METHODS, "cg": linear.cg}[method]()(lambda v: 2 * v, jnp.array([1.0, jnp.nan]))
+    assert out.status in (Status.NONFINITE, Status.LINEAR_FAILURE) and not out.residual <= 1e-2
+
+
+def test_max_steps_and_start():
+    a, b = system(jnp.float32)
+    matrix = jnp.asarray(a, jnp.float32)
+    short = linear.bicgstab(max_steps=4)(lambda v: matrix @ v, jnp.asarray(b, jnp.float32))
+    assert short.status == Status.MAX_STEPS and short.residual > 0
+    exact = jnp.asarray(np.linalg.solve(a, b), jnp.float32)
+    warm = linear.bicgstab()(lambda v: matrix @ v, jnp.asarray(b, jnp.float32), x0=exact)
+    assert warm.steps <= 8
+
+
+def test_reported_residual_is_recomputed():
+    a, b = system(jnp.float32, 5)
+    matrix, rhs = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    out = linear.bicgstab(rtol=1e-4)(lambda v: matrix @ v, rhs)
+    true = np.linalg.norm(rhs - matrix @ out.value) / np.linalg.norm(rhs)
+    np.testing.assert_allclose(out.residual, true, rtol=1e-2)
+
+
+def test_batches_match_single_solves():
+    a, _ = system(jnp.float32)
+    matrix = jnp.asarray(a, jnp.float32)
+    bs = jax.random.normal(jax.random.key(0), (5, 24))
+    batch = jax.jit(jax.vmap(lambda b: linear.bicgstab()(lambda v: matrix @ v, b)))(bs)
+    np.testing.assert_allclose(batch.value, np.linalg.solve(a, np.asarray(bs).T).T, rtol=1e-3,
+                               atol=1e-4)
