@@ -61,6 +61,7 @@ def unrolled_twin(a):
     return x
 
 
+@pytest.mark.slow
 def test_every_order_of_differentiation(x64):
     a = jnp.array([0.5, -0.3])
 
@@ -123,7 +124,8 @@ def test_singular_adjoint_gives_nan_and_a_report():
 def test_on_unconverged():
     def value(adjoint, steps):
         return jax.grad(lambda a: ji.fixed_point(
-            lambda x, a: 0.9 * x + a, jnp.zeros(()), a, adjoint=adjoint, max_steps=steps).value)(1.0)
+            lambda x, a: 0.9 * x + a, jnp.zeros(()), a, adjoint=adjoint,
+            max_steps=steps).value)(1.0)
 
     strict = ji.implicit(on_unconverged="nan")
     assert np.isnan(value(strict, 3)) and value(strict, 500) == pytest.approx(10, rel=1e-4)
@@ -155,6 +157,14 @@ def test_unrolled_is_the_derivative_of_the_truncated_solve(solver, x64):
     np.testing.assert_allclose(ga, (f(a + h, x0) - f(a - h, x0)) / (2 * h), rtol=1e-5)
     e = jnp.array([h, 0.0])
     np.testing.assert_allclose(gx[0], (f(a, x0 + e) - f(a, x0 - e)) / (2 * h), rtol=1e-5, atol=1e-8)
+
+
+def test_hessian_and_transpose_of_a_coupled_map(x64):
+    """The fast twin of the test of every order."""
+    a = jnp.array([0.5, -0.3])
+    ours, twin = (jax.jit(jax.hessian(lambda a, f=f: jnp.sum(f(a) ** 2)))(a)
+                  for f in (coupled, unrolled_twin))
+    np.testing.assert_allclose(ours, twin, atol=1e-9)
 
 
 def test_attach_implicit_to_scipy():

@@ -21,7 +21,8 @@ CASES = {
     "leaf path": (lambda: ji.fixed_point(
         lambda x: {"a": x["a"], "b": x["b"][None]}, {"a": ONE, "b": ONE}), TypeError, r"\['b'\]"),
     "structure": (lambda: ji.fixed_point(lambda x: (x, x), ONE), TypeError, "structure"),
-    "integer x0": (lambda: ji.fixed_point(identity, {"n": jnp.arange(3)}), TypeError, r"\['n'\].*int"),
+    "integer x0": (lambda: ji.fixed_point(identity, {"n": jnp.arange(3)}), TypeError,
+                   r"\['n'\].*int"),
     "empty x0": (lambda: ji.fixed_point(identity, {}), ValueError, "no array leaves"),
     "NaN x0": (lambda: ji.fixed_point(identity, jnp.array([1.0, jnp.nan])), ValueError, "NaN"),
     "string x0": (lambda: ji.fixed_point(identity, {"s": "text"}), TypeError, "str"),

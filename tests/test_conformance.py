@@ -26,6 +26,7 @@ ADJOINTS = {
     "neumann": ji.neumann(80),
     "one_step": ji.one_step(80),
 }
+LONG = [("one_step", "gradients_agree_with_unrolling"), ("gmres", "works_under_vmap_remat_and_scan")]
 
 
 @pytest.mark.parametrize("check", SOLVER_CHECKS)
@@ -34,7 +35,8 @@ def test_solver(solver, check):
     SOLVER_CHECKS[check](SOLVERS[solver])
 
 
-@pytest.mark.parametrize("check", ADJOINT_CHECKS)
-@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("adjoint,check", [
+    pytest.param(a, c, marks=pytest.mark.slow) if (a, c) in LONG else (a, c)
+    for a in ADJOINTS for c in ADJOINT_CHECKS])
 def test_adjoint(adjoint, check):
     ADJOINT_CHECKS[check](ADJOINTS[adjoint])

@@ -80,7 +80,10 @@ def check(out, tolerance=2e-4):
 
 WS = jnp.broadcast_to(W, (N, D, D))
 pairs = [(s, "implicit") for s in SOLVERS] + [("picard", a) for a in ADJOINTS if a != "implicit"]
-cases = pytest.mark.parametrize("solver,adjoint", pairs)
+SHORT = [("picard", "implicit"), ("anderson", "implicit"), ("halpern", "implicit"),
+         ("picard", "implicit-vjp"), ("picard", "unrolled")]
+cases = pytest.mark.parametrize("solver,adjoint", [
+    pair if pair in SHORT else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs])
 
 
 @cases

@@ -26,7 +26,8 @@ def system(dtype, seed=0):
 def test_against_numpy(method, dtype, size):
     a, b = system(dtype)
     matrix = jnp.asarray(a, dtype)
-    out = jax.jit(lambda b: METHODS[method]()(lambda v: matrix @ v, b))(jnp.asarray(b * size, dtype))
+    rhs = jnp.asarray(b * size, dtype)
+    out = jax.jit(lambda b: METHODS[method]()(lambda v: matrix @ v, b))(rhs)
     assert out.status == Status.CONVERGED
     exact = np.linalg.solve(a, b)
     error = np.linalg.norm(np.asarray(out.value, np.complex128) / size - exact)

@@ -20,7 +20,8 @@ def test_quick_tour(tmp_path):
 
 
 def test_help():
-    out = subprocess.run([sys.executable, "-m", "jaxiter", "--help"], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-m", "jaxiter", "--help"], capture_output=True,
+                         text=True)
     assert out.returncode == 0 and "--quick" in out.stdout and "--out" in out.stdout
 
 
@@ -33,7 +34,7 @@ def test_unconverged_solves_are_an_exit_code(monkeypatch, tmp_path):
     monkeypatch.setattr(tour, "logistic", broken)
     for name in ("digits_transport", "tune_decay", "uneven"):
         monkeypatch.setattr(tour, name, lambda rows, quick: None)
-    monkeypatch.setattr(tour, "draw", lambda *results: None)
+    monkeypatch.setattr(tour, "draw", lambda results, path: None)
     assert tour.main(["--out", str(tmp_path)]) == 1
 
 

@@ -251,9 +251,10 @@ def test_guard_and_restart_wrap_anything():
 
     wild = optax.chain(ji.picard(), optax.scale(50.0))
     assert not ji.fixed_point(step, jnp.zeros(2), solver=wild, max_steps=200).converged
-    steps = {name: int(ji.fixed_point(step, jnp.zeros(2), solver=solver).steps) for name, solver in {
-        "picard": ji.picard(), "guard": ji.guard(wild, 1.0),
-        "restart": ji.restarted(ji.inertial(0.9), increase=1.0)}.items()}
+    solvers = {"picard": ji.picard(), "guard": ji.guard(wild, 1.0),
+               "restart": ji.restarted(ji.inertial(0.9), increase=1.0)}
+    steps = {name: int(ji.fixed_point(step, jnp.zeros(2), solver=solver).steps)
+             for name, solver in solvers.items()}
     # Every accelerated step is rejected: one wasted evaluation for each good one.
     assert steps["guard"] <= 2 * steps["picard"] and steps["restart"] < steps["picard"]
     state = ji.guard(wild, 1.0).init(jnp.zeros(2))

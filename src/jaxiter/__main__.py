@@ -102,7 +102,7 @@ def digits_transport(rows: list[Row], quick: bool) -> dict:
     """(b) The cost of moving a 0 onto a 1, and how it changes with every pixel of the 0."""
     from sklearn.datasets import load_digits
 
-    images = load_digits().images
+    images = load_digits(return_X_y=True)[0].reshape(-1, 8, 8)
     zero, one = digit_weights(images[0]), digit_weights(images[1])
     cost, epsilon = pixel_cost(), 0.02
 
@@ -171,7 +171,7 @@ def tune_decay(rows: list[Row], quick: bool) -> dict:
         solves.append(solution)
         weights = solution.value  # a warm start for the next, nearby problem
         update, state = outer.update(gradient, state)
-        log_decay = optax.apply_updates(log_decay, update)
+        log_decay = jnp.asarray(optax.apply_updates(log_decay, update))
     seconds = time.perf_counter() - start
     worst = max(solves, key=lambda s: int(s.status))
     line = row("digits, weight decay", f"{len(path)} hypergradients", worst, seconds)
@@ -204,8 +204,9 @@ def uneven(rows: list[Row], quick: bool) -> dict:
     return {"steps": np.asarray(batch.steps), "vmap": by_vmap, "lanes": by_lanes}
 
 
-def draw(logistic: dict, transport: dict, decay: dict, uneven: dict, path: Path) -> None:
+def draw(results: list[dict], path: Path) -> None:
     """The picture: a panel for each of the four."""
+    logistic, transport, decay, uneven = results
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,7 +214,7 @@ def draw(logistic: dict, transport: dict, decay: dict, uneven: dict, path: Path)
 
     ink, accent = "#33415c", "#d1495b"
     figure = plt.figure(figsize=(13, 8.5), constrained_layout=True)
-    top, bottom = figure.subfigures(2, 1)
+    top, bottom = figure.subfigures(2, 1)  # pyright: ignore
     left, right = top.subplots(1, 2, width_ratios=(1, 1))
     for (name, curve), colour in zip(logistic.items(), (ink, accent), strict=True):
         left.loglog(np.arange(1, len(curve) + 1), curve, color=colour, lw=2,
@@ -255,7 +256,8 @@ def draw(logistic: dict, transport: dict, decay: dict, uneven: dict, path: Path)
 
 def table(rows: list[Row]) -> str:
     """The rows as text."""
-    head = f"{'problem':<26}{'method':<20}{'evaluations':>12}{'seconds':>10}{'residual':>11}  status"
+    names = ("problem", "method", "evaluations", "seconds", "residual")
+    head = "{:<26}{:<20}{:>12}{:>10}{:>11}  status".format(*names)
     lines = [f"{r.problem:<26}{r.method:<20}{r.evaluations:>12,}{r.seconds:>10.4f}"
              f"{r.residual:>11.1e}  {r.status}" for r in rows]
     return "\n".join([head, "-" * len(head), *lines])
@@ -285,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
             results.append(part(rows, options.quick))
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / "tour.png"
-    draw(*results, picture)
+    draw(results, picture)
     print("\n" + table(rows) + f"\n\npicture: {picture}")
     failed = [r for r in rows if r.status != "CONVERGED"]
     if failed:

@@ -121,7 +121,7 @@ def advance(
         return stop_gradient(measure(problem, *held))
 
     if method.check_every == 1:
-        measured, norms = True, look()
+        measured, norms = jnp.bool_(True), look()
         merit = norms.merit
     else:
         # Skipping the norms saves the reductions over devices that they would cost.
@@ -158,7 +158,8 @@ def advance(
             better &= norms.merit < kept.merit
         kept = trees.where(better, Kept(x, image, norms.merit), kept)
     return LoopState(
-        x, image, following, next_norm, norms.merit, memory, solver, stop, monitor, kept, step, status.astype(jnp.int32),
+        x, image, following, next_norm, norms.merit, memory, solver, stop, monitor, kept, step,
+        status.astype(jnp.int32),
     )
 
 
@@ -189,12 +190,13 @@ def run(
     def going(s: LoopState) -> jax.Array:
         return active(s, max_steps)
 
-    if problem.cache is None:
+    build = problem.cache
+    if build is None:
         return loop(
             going, lambda s: advance(method, s, None, *args, max_steps=max_steps), state, max_steps)
 
     def block(s: LoopState) -> LoopState:
-        cache = problem.cache(_next(s), *args)
+        cache = build(_next(s), *args)
         end = s.step + problem.refresh
         return loop(
             lambda t: going(t) & (t.step < end),
@@ -230,7 +232,8 @@ def make_method(
     """Validate the static choices.
 
     Raises:
-      ValueError: check_every or refresh below 1. TypeError: a solver that is no optax transformation.
+      ValueError: check_every or refresh below 1.
+      TypeError: a solver that is no optax transformation.
     """
     problem = as_problem(problem)
     solver = picard() if solver is None else solver

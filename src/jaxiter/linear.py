@@ -63,7 +63,7 @@ def _restarted(
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         # A unit-sized right-hand side keeps all norms inside the float range.
-        unit = trees.power_of_two(trees.max_norm(stop_gradient(b)))
+        unit = trees.magnitude(stop_gradient(b))
         b = trees.scale(1 / unit, b)
         b_norm = trees.quick_norm(stop_gradient(b))
         zero = b_norm <= 0.1  # b has unit size unless it is zero; false for NaN
@@ -144,7 +144,8 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
         shadow = r
         one = jnp.ones_like(trees.dot(r, r))
         zero = trees.zeros_like(r)
-        start = State(x, r, zero, zero, one, one, one, trees.quick_norm(r), jnp.int32(0), jnp.bool_(True))
+        start = State(x, r, zero, zero, one, one, one, trees.quick_norm(r), jnp.int32(0),
+                      jnp.bool_(True))
 
         def going(s: State) -> jax.Array:
             return s.sound & (s.norm > tol) & (s.products < budget)

@@ -21,6 +21,9 @@ DEFAULT_TOLERANCES = {"float64": (1e-8, 1e-9), "float32": (1e-5, 1e-6), "half": 
 DIVERGENCE_FACTOR = 1000.0
 DIVERGENCE_PATIENCE = 20
 
+#: PRECISION_FLOOR above one epsilon of the scale means: this many steps without progress.
+FLOOR_PATIENCE = 5
+
 
 class StepInfo(NamedTuple):
     """What a stop rule may look at: one evaluation of the map.
@@ -71,10 +74,11 @@ def check_tolerances(rtol: Any, atol: Any) -> None:
 
 
 class ToleranceState(NamedTuple):
-    """Smallest merit so far, and for how many steps the merit was far above it."""
+    """Smallest merit, and the steps in a row it was far above it, or stuck at the floor."""
 
     best: jax.Array
     high: jax.Array
+    stuck: jax.Array
 
 
 def tolerance(
@@ -105,7 +109,7 @@ def tolerance(
     check_tolerances(rtol, atol)
 
     def init(info: StepInfo) -> ToleranceState:
-        return ToleranceState(jnp.full_like(info.merit, jnp.inf), jnp.int32(0))
+        return ToleranceState(jnp.full_like(info.merit, jnp.inf), jnp.int32(0), jnp.int32(0))
 
     def update(info: StepInfo, state: ToleranceState) -> tuple[jax.Array, ToleranceState]:
         relative, absolute = default_tolerances(info.x)
@@ -119,7 +123,9 @@ def tolerance(
         threshold = absolute + relative * scale
         # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved at all.
         at_floor = jnp.isfinite(floor) & (merit <= floor)
-        at_floor &= (threshold < floor / 4) | (merit >= state.best)
+        # Accelerated merits are not monotone: one step without progress proves nothing.
+        stuck = jnp.where(at_floor & (merit >= state.best), state.stuck + 1, 0)
+        at_floor &= (threshold < floor / 4) | (stuck >= FLOOR_PATIENCE)
         best = jnp.fmin(state.best, merit.astype(state.best.dtype))
         high = jnp.where(merit > DIVERGENCE_FACTOR * best, state.high + 1, 0)
         valid = (jnp.asarray(relative) >= 0) & (jnp.asarray(absolute) >= 0)
@@ -132,7 +138,7 @@ def tolerance(
             (at_floor, Status.PRECISION_FLOOR),
             (high >= DIVERGENCE_PATIENCE, Status.DIVERGED),
         )
-        return status, ToleranceState(best, high)
+        return status, ToleranceState(best, high, stuck)
 
     return Stop(init, update)
 

@@ -123,21 +123,19 @@ def quick_norm(a: PyTree) -> jax.Array:
     return jnp.sqrt(jnp.maximum(total, info.tiny / info.eps))
 
 
-def power_of_two(magnitude: jax.Array) -> jax.Array:
-    """The power of two nearest to a magnitude: scaling by it is exact. 1 for 0, inf or NaN."""
-    usable = jnp.isfinite(magnitude) & (magnitude > 0)
-    limit = jnp.finfo(magnitude.dtype).maxexp - 2
-    exponent = jnp.round(jnp.log2(jnp.where(usable, magnitude, 1)))
-    return jnp.exp2(jnp.clip(exponent, -limit, limit))
+def magnitude(a: PyTree) -> jax.Array:
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
+    peak = max_norm(a)
+    return jnp.where((peak > 0) & (peak < jnp.inf), peak, 1)
 
 
 def norm(a: PyTree) -> jax.Array:
     """The l2 norm of the flattened tree, a real scalar of at least float32.
 
-    Two passes, the second over entries scaled by the largest one, so that the
+    Two passes, the second over entries divided by the largest one, so that the
     sum of squares neither under- nor overflows. NaN when some entry is not finite.
     """
-    unit = power_of_two(max_norm(a))
+    unit = magnitude(a)
 
     def shrink(leaf: jax.Array) -> jax.Array:
         wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(unit.dtype)
@@ -166,7 +164,7 @@ def columns(a: PyTree, count: int) -> PyTree:
     return jax.tree.map(leaf, a)
 
 
-def columns_set(history: PyTree, index: jax.Array, column: PyTree) -> PyTree:
+def columns_set(history: PyTree, index: jax.Array | int, column: PyTree) -> PyTree:
     """The history with vector `index` replaced, in place inside a loop."""
     return jax.tree.map(
         lambda h, c: lax.dynamic_update_index_in_dim(h, _row(c), index, 0), history, column)

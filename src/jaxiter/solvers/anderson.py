@@ -105,7 +105,7 @@ def anderson(
         )
 
     def update(
-        residual: PyTree, state: AndersonState, params: PyTree = None, **extra: Any
+        residual: PyTree, state: AndersonState, params: Any = None, **extra: Any
     ) -> tuple[PyTree, AndersonState]:
         del extra
         params = require_params("anderson", params)
@@ -122,7 +122,7 @@ def anderson(
         stored = jnp.where(due & ~sound, 0, state.stored)
         return increment, state._replace(stored=stored, age=state.age + 1)
 
-    core = optax.GradientTransformationExtraArgs(init, update)
+    core = optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
     if safeguard is None:
         return core
     return guard(core, safeguard, reset=_forget)

@@ -90,7 +90,7 @@ def guard(
             state.rejected + reject.astype(jnp.int32),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
 class RestartState(NamedTuple):
@@ -151,4 +151,4 @@ def restarted(
         increment, inner = solver.update(residual, inner, params, merit=merit, **extra)
         return increment, RestartState(inner, jnp.where(due, 1, state.age + 1), merit)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore

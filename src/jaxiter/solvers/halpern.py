@@ -126,7 +126,7 @@ def halpern(
             inverse_phi,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
 def _due(restart: Any, state: HalpernState, merit: jax.Array) -> jax.Array:

@@ -50,11 +50,12 @@ def damped(alpha: Any) -> optax.GradientTransformationExtraArgs:
     if is_concrete(alpha) and not np.all((np.asarray(alpha) > 0) & (np.asarray(alpha) < 2)):
         raise ValueError(f"alpha must lie in (0, 2), got {alpha}.")
 
-    def update(residual: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple:
+    def update(residual: PyTree, state: Any, params: Any = None, **extra: Any) -> tuple:
         del params, extra
         return trees.scale(alpha, residual), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(  # pyright: ignore
+        lambda params: optax.EmptyState(), update)  # pyright: ignore
 
 
 def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
@@ -92,4 +93,4 @@ def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
         return trees.axpy(beta, move, residual), optax.TraceState(move)
 
     return optax.GradientTransformationExtraArgs(
-        lambda params: optax.TraceState(trees.zeros_like(params)), update)
+        lambda params: optax.TraceState(trees.zeros_like(params)), update)  # pyright: ignore

@@ -142,7 +142,8 @@ def sinkhorn(dtype: Any) -> ReferenceProblem:
     def step(g: Any, cost: Any) -> Any:
         a_, b_ = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
         f = -epsilon * jnp.log(jnp.sum(b_ * jnp.exp((g[None, :] - cost) / epsilon), axis=1))
-        g = -epsilon * jnp.log(jnp.sum(a_[:, None] * jnp.exp((f[:, None] - cost) / epsilon), axis=0))
+        g = -epsilon * jnp.log(
+            jnp.sum(a_[:, None] * jnp.exp((f[:, None] - cost) / epsilon), axis=0))
         return g - jnp.mean(g)
 
     return ReferenceProblem(
