@@ -1,0 +1,82 @@
+"""Plots from the JSON results: `python benchmarks/plots.py` writes results/*.png."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from harness import RESULTS, load  # noqa: E402
+
+INK, ACCENT, GREY = "#33415c", "#d1495b", "#a0a8b5"
+
+
+def finish(figure: plt.Figure, name: str) -> None:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def fixed_point() -> None:
+    data = load("fixed_point")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), constrained_layout=True)
+    for i, (name, curve) in enumerate(data["curves"].items()):
+        left.loglog(curve["evaluations"], curve["residual"], lw=2, label=name, color=f"C{i}")
+    left.set(title="breast_cancer gradient map", xlabel="evaluations", ylabel="residual")
+    left.legend(frameon=False)
+    problems = ["breast_cancer", "DEQ", "value iteration 0.99", "value iteration 0.999", "rotation"]
+    methods = ["jaxiter picard", "jaxiter anderson(10)", "jaxopt Anderson(10)",
+               "jaxopt Anderson(10), ridge 1e-10"]
+    rows = {(r["problem"], r["method"]): r for r in data["rows"]}
+    for i, method in enumerate(methods):
+        picked = [rows[problem, method] for problem in problems]
+        bars = right.bar(np.arange(len(problems)) + 0.2 * (i - 1.5),
+                         [r["evaluations"] for r in picked], 0.19, label=method,
+                         color=(GREY, ACCENT, INK, "#7d8fb3")[i])
+        for bar, r in zip(bars, picked, strict=True):
+            if r["status"] != "CONVERGED":
+                bar.set_hatch("///")
+                bar.set_edgecolor("white")
+    right.set_yscale("log")
+    right.set_xticks(np.arange(len(problems)), problems, fontsize=8)
+    right.set(title="evaluations to tolerance (hatched: not converged)", ylabel="evaluations")
+    right.legend(frameon=False, fontsize=8)
+    finish(figure, "fixed_point")
+
+
+def lanes() -> None:
+    data = load("lanes")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    left.plot(data["steps"], color=INK, lw=2)
+    left.set(title="steps of 2,048 problems", xlabel="problem, sorted", ylabel="steps",
+             yscale="log")
+    names = [r["method"] for r in data["rows"]]
+    right.barh(names, [r["speedup"] for r in data["rows"]], color=ACCENT)
+    right.axvline(data["ideal"], color=INK, ls="--", label="ideal")
+    right.invert_yaxis()
+    right.set(title="speed-up over vmap")
+    right.legend(frameon=False)
+    finish(figure, "lanes")
+
+
+def adjoint() -> None:
+    data = load("adjoint")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), constrained_layout=True)
+    rows = data["layer"]
+    left.barh([r["method"] for r in rows], [r["gradient_ms"] for r in rows], color=INK)
+    left.barh([r["method"] for r in rows], [r["forward_ms"] for r in rows], color=GREY)
+    left.invert_yaxis()
+    left.set(title="DEQ layer: forward (grey) and forward + backward", xlabel="milliseconds")
+    for i, method in enumerate(dict.fromkeys(r["method"] for r in data["conditioning"])):
+        points = [r for r in data["conditioning"] if r["method"] == method]
+        right.loglog([1 - r["q"] for r in points], [r["relative_error"] for r in points], "o-",
+                     label=method, color=(ACCENT, GREY, INK)[i])
+    right.set(title="float32 gradient error near the edge", xlabel="1 - q", ylabel="relative error")
+    right.legend(frameon=False)
+    finish(figure, "adjoint")
+
+
+if __name__ == "__main__":
+    fixed_point()
+    lanes()
+    adjoint()
