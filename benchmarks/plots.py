@@ -5,6 +5,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+
 from harness import RESULTS, load  # noqa: E402
 
 INK, ACCENT, GREY = "#33415c", "#d1495b", "#a0a8b5"
