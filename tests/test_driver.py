@@ -60,7 +60,7 @@ def test_guard_recovers_from_nan_outside_the_domain():
 def test_precision_floor_is_not_convergence():
     """L18: float32 cannot resolve a tolerance of 1e-12; the iterate only stops moving."""
     sol = ji.fixed_point(
-        lambda x: 0.9 * x + 0.123, jnp.zeros(3), stop=ji.tolerance(rtol=1e-12, atol=0))
+        lambda x: 0.9 * x + 0.123, jnp.zeros(3, jnp.float32), stop=ji.tolerance(rtol=1e-12, atol=0))
     assert sol.status == Status.PRECISION_FLOOR
     np.testing.assert_allclose(sol.value, 1.23, rtol=1e-5)
 
@@ -176,13 +176,13 @@ def test_equinox_models_and_dictionaries_are_args():
 
         return jnp.sum(ji.fixed_point(step, jnp.zeros(3), model, {"scale": scale}).value ** 2)
 
-    gradient = eqx.filter_jit(eqx.filter_grad(loss))(model, jnp.float32(0.5))
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))(model, jnp.asarray(0.5))
     leaf = gradient.layers[0].weight
     assert leaf.shape == (8, 3) and float(jnp.abs(leaf).max()) > 0
     keys = jax.random.split(jax.random.key(1), 2)  # PRNG keys and integers may be args
     out = jax.grad(lambda s: ji.fixed_point(
         lambda x, s, k, i: 0.5 * x * s + jax.random.normal(k[i]) * 0.1, jnp.zeros(()), s, keys,
-        jnp.int32(1)).value)(jnp.float32(0.5))
+        jnp.int32(1)).value)(jnp.asarray(0.5))
     assert np.isfinite(out)
 
 
@@ -241,5 +241,5 @@ def test_solve_inside_a_compiled_loop():
     def outer(c, _):
         return c + ji.fixed_point(lambda x: 0.5 * x + c, jnp.zeros(())).value * 0.1, None
 
-    total, _ = jax.jit(lambda c: lax.scan(outer, c, length=3))(jnp.float32(1.0))
+    total, _ = jax.jit(lambda c: lax.scan(outer, c, length=3))(jnp.asarray(1.0))
     np.testing.assert_allclose(total, 1.2**3, rtol=1e-4)

@@ -100,7 +100,7 @@ def test_reported_residual_is_recomputed():
 def test_batches_match_single_solves():
     a, _ = system(jnp.float32)
     matrix = jnp.asarray(a, jnp.float32)
-    bs = jax.random.normal(jax.random.key(0), (5, 24))
+    bs = jax.random.normal(jax.random.key(0), (5, 24), jnp.float32)
     batch = jax.jit(jax.vmap(lambda b: linear.bicgstab()(lambda v: matrix @ v, b)))(bs)
     np.testing.assert_allclose(batch.value, np.linalg.solve(a, np.asarray(bs).T).T, rtol=1e-3,
                                atol=1e-4)
