@@ -95,3 +95,14 @@ def test_over_mesh_pads_and_replicates():
         STARTS[:16], RATES[:16], SHIFT).compile().as_text()
     loops = text.split("ENTRY")[0]
     assert "while" in text and "all-reduce" not in loops
+
+
+def test_lanes_measure_when_vmap_does():
+    """A refill in the middle of a stretch of check_every steps adds no measurement."""
+    choices = {"max_steps": 100, "check_every": 5}
+    batch = jax.jit(jax.vmap(lambda x, q: ji.fixed_point(step, x, q, SHIFT, **choices)))(
+        STARTS, RATES)
+    many = jax.jit(lambda x, q: ji.solve_many(
+        step, x, q, SHIFT, in_axes=(0, None), lanes=4, refill_every=3, **choices))(STARTS, RATES)
+    np.testing.assert_array_equal(many.steps, batch.steps)
+    np.testing.assert_array_equal(many.status, batch.status)

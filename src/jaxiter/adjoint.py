@@ -56,8 +56,10 @@ class _Implicit(Adjoint):
                 lambda v: trees.negative(linear(v)), rhs, self._checked, self._checked
             )
 
-        wrap = _with_jvp if self.mode == "jvp" else self._with_vjp
-        value = wrap(equations, x, args, tangent)
+        if self.mode == "jvp":
+            value = _with_jvp(equations, x, args, tangent)
+        else:
+            value = self._with_vjp(equations, x, args)
         if self.on_unconverged == "nan":
             value = _nan_derivative_unless(status == Status.CONVERGED, value)
         return value
@@ -67,10 +69,7 @@ class _Implicit(Adjoint):
         good = solution.residual <= FAILURE_RESIDUAL  # also false for NaN
         return trees.where(good, solution.value, trees.full_like(b, jnp.nan))
 
-    def _with_vjp(
-        self, equations: Callable, x: PyTree, args: tuple, tangent: Callable
-    ) -> PyTree:
-        del tangent
+    def _with_vjp(self, equations: Callable, x: PyTree, args: tuple) -> PyTree:
         pure, constants, _ = hoist(equations, x, *args)
 
         @jax.custom_vjp

@@ -143,7 +143,8 @@ def advance(
     finite = jnp.isfinite(next_norm)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor, finite)
     status, stop = method.stop.update(stop_gradient(info), state.stop)
-    status = jnp.where(finite, status, jnp.maximum(status, jnp.int32(Status.NONFINITE)))
+    keep = finite | (status == Status.BAD_INPUT)  # the only status more severe than NONFINITE
+    status = jnp.where(keep, status, jnp.int32(Status.NONFINITE))
     if method.check_every > 1:
         status = jnp.where(measured | ~finite, status, jnp.int32(Status.RUNNING))
         stop = trees.where(measured, stop, state.stop)
@@ -182,13 +183,18 @@ def _update(
 
 
 def run(
-    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any
+    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any,
+    pause: Any = None,
 ) -> LoopState:
-    """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps."""
+    """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps.
+
+    `pause`, at most `max_steps`, is a step at which to hand back an unfinished state.
+    """
     problem = method.problem
+    end = max_steps if pause is None else pause
 
     def going(s: LoopState) -> jax.Array:
-        return active(s, max_steps)
+        return active(s, end)
 
     build = problem.cache
     if build is None:
@@ -197,9 +203,9 @@ def run(
 
     def block(s: LoopState) -> LoopState:
         cache = build(_next(s), *args)
-        end = s.step + problem.refresh
+        rebuild = s.step + problem.refresh
         return loop(
-            lambda t: going(t) & (t.step < end),
+            lambda t: going(t) & (t.step < rebuild),
             lambda t: advance(method, t, cache, *args, max_steps=max_steps), s, problem.refresh)
 
     blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps

@@ -83,9 +83,9 @@ def solve_many(
     problem: Problem | Callable,
     x0s: PyTree,
     *args: PyTree,
-    lanes: int = 64,
+    lanes: int = 128,
     in_axes: Any = 0,
-    refill_every: int = 16,
+    refill_every: int = 32,
     solver: Any = None,
     stop: Stop | None = None,
     adjoint: Adjoint | None = None,
@@ -106,7 +106,7 @@ def solve_many(
       problem: as in `fixed_point`, for one problem.
       x0s: starts, leaves `[n, *shape]`.
       *args: arguments, batched along `in_axes`.
-      lanes: how many problems run side by side; also bounds memory. 64 is good on CPUs;
+      lanes: how many problems run side by side; also bounds memory. 128 is good on CPUs;
         wide accelerators want more. May exceed n.
       in_axes: int, None (shared), or one of these per argument.
       refill_every: steps between two looks for finished lanes.
@@ -176,8 +176,8 @@ def _forward(
             return jax.vmap(begin, in_axes=(0, 0, *axes))(owner >= count, starts, *rows)
 
         def work(state: LoopState, *arrays: PyTree) -> LoopState:
-            limit = jnp.minimum(state.step + block, max_steps)
-            return run(method, adjoint.loop, state, restore(arrays), limit)
+            pause = jnp.minimum(state.step + block, max_steps)
+            return run(method, adjoint.loop, state, restore(arrays), max_steps, pause)
 
         def body(q: Queue) -> Queue:
             rows = gather(q.owner, *given)[1]

@@ -44,6 +44,40 @@ def default_rtol(b: PyTree) -> float:
     return 1e-10 if epsilon < 1e-12 else 1e-6 if epsilon < 1e-5 else 1e-2
 
 
+#: A solver gives up after this many restarts in a row that did not halve its true residual.
+PATIENCE = 2
+
+
+class _System(NamedTuple):
+    """`b` scaled to unit size, so that squared norms stay inside the float range."""
+
+    b: PyTree
+    unit: jax.Array
+    norm: jax.Array
+    tol: jax.Array
+
+
+def _normalised(b: PyTree, rtol: Any, atol: Any) -> _System:
+    unit = trees.magnitude(stop_gradient(b))
+    b = trees.scale(1 / unit, b)
+    norm = trees.quick_norm(stop_gradient(b))
+    relative = default_rtol(b) if rtol is None else rtol
+    tol = jnp.maximum(jnp.asarray(relative, norm.dtype) * norm,
+                      jnp.asarray(atol, norm.dtype) / unit)
+    # b has unit size unless it is zero: then the answer 0 is within any tolerance.
+    return _System(b, unit, norm, jnp.where(norm <= 0.1, jnp.inf, tol))
+
+
+def _report(system: _System, x: PyTree, norm: Any, steps: Any, max_steps: Any) -> LinearSolution:
+    """The solution in the units of the caller; `norm` is that of the recomputed residual."""
+    status = jnp.where(
+        norm <= system.tol, Status.CONVERGED,
+        jnp.where(steps >= max_steps, Status.MAX_STEPS, Status.LINEAR_FAILURE))
+    status = jnp.where(jnp.isfinite(norm), status, Status.NONFINITE).astype(jnp.int32)
+    residual = jnp.where(system.norm <= 0.1, 0, norm / system.norm)
+    return LinearSolution(trees.scale(system.unit, x), status, steps, residual)
+
+
 class _Outer(NamedTuple):
     x: PyTree
     r: PyTree
@@ -53,30 +87,23 @@ class _Outer(NamedTuple):
 
 
 def _restarted(
-    cycle: Callable, rtol: Any, atol: Any, max_steps: Any, patience: int = 2
+    cycle: Callable, rtol: Any, atol: Any, max_steps: Any, patience: int = PATIENCE
 ) -> LinearSolver:
     """A solver that repeats `cycle(matvec, x, r, tol, budget) -> (x, products)`.
 
-    The true residual is recomputed after each cycle: recurrences drift. It
-    gives up after `patience` cycles in a row that did not halve it.
+    The true residual is recomputed after each cycle: recurrences drift.
     """
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
-        # A unit-sized right-hand side keeps all norms inside the float range.
-        unit = trees.magnitude(stop_gradient(b))
-        b = trees.scale(1 / unit, b)
-        b_norm = trees.quick_norm(stop_gradient(b))
-        zero = b_norm <= 0.1  # b has unit size unless it is zero; false for NaN
-        relative = default_rtol(b) if rtol is None else rtol
-        tol = jnp.maximum(jnp.asarray(relative, b_norm.dtype) * b_norm,
-                          jnp.asarray(atol, b_norm.dtype) / unit)
-        x = trees.zeros_like(b) if x0 is None else trees.scale(1 / unit, x0)
+        system = _normalised(b, rtol, atol)
+        b, tol = system.b, system.tol
+        x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
         r = b if x0 is None else trees.subtract(b, matvec(x))
-        start = _Outer(
-            x, r, b_norm if x0 is None else trees.quick_norm(r), jnp.int32(0), jnp.int32(0))
+        norm = system.norm if x0 is None else trees.quick_norm(r)
+        start = _Outer(x, r, norm, jnp.int32(0), jnp.int32(0))
 
         def unfinished(s: _Outer) -> jax.Array:
-            return (s.norm > tol) & ~zero & (s.steps < max_steps) & (s.stuck < patience)
+            return (s.norm > tol) & (s.steps < max_steps) & (s.stuck < patience)
 
         def body(s: _Outer) -> _Outer:
             x, products = cycle(matvec, s.x, s.r, tol, max_steps - s.steps)
@@ -92,14 +119,7 @@ def _restarted(
             )
 
         end = lax.while_loop(unfinished, body, anchor(start, (b, x)))
-        status = jnp.where(
-            (end.norm <= tol) | zero,
-            Status.CONVERGED,
-            jnp.where(end.steps >= max_steps, Status.MAX_STEPS, Status.LINEAR_FAILURE),
-        )
-        status = jnp.where(jnp.isfinite(end.norm), status, Status.NONFINITE).astype(jnp.int32)
-        residual = jnp.where(zero, 0, end.norm / b_norm)
-        return LinearSolution(trees.scale(unit, end.x), status, end.steps, residual)
+        return _report(system, end.x, end.norm, end.steps, max_steps)
 
     return solve
 
@@ -131,47 +151,62 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
     class State(NamedTuple):
         x: PyTree
         r: PyTree
-        p: PyTree
-        v: PyTree
+        p: PyTree  # what is multiplied next: the direction, or x when fresh
+        shadow: PyTree
         rho: jax.Array
-        alpha: jax.Array
-        omega: jax.Array
-        norm: jax.Array
-        products: jax.Array
-        sound: jax.Array
+        fresh: jax.Array
+        best: PyTree
+        error: jax.Array  # squared norm of the true residual of best
+        steps: jax.Array
+        stuck: jax.Array
 
-    def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
-        shadow = r
-        one = jnp.ones_like(trees.dot(r, r))
-        zero = trees.zeros_like(r)
-        start = State(x, r, zero, zero, one, one, one, trees.quick_norm(r), jnp.int32(0),
-                      jnp.bool_(True))
+    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        system = _normalised(b, rtol, atol)
+        b, tol = system.b, system.tol
+        x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
+        # From zero the residual is b: nothing to measure.
+        fresh = jnp.bool_(x0 is not None)
+        error = jnp.square(system.norm if x0 is None else jnp.full_like(system.norm, jnp.inf))
+        start = State(x, b, b if x0 is None else x, b, trees.dot(b, b), fresh, x, error,
+                      jnp.int32(0), jnp.int32(0))
+        small = jnp.square(tol)
 
-        def going(s: State) -> jax.Array:
-            return s.sound & (s.norm > tol) & (s.products < budget)
+        def unfinished(s: State) -> jax.Array:
+            return (s.error > small) & (s.steps < max_steps) & (s.stuck < PATIENCE)
 
         def body(s: State) -> State:
-            rho = trees.dot(shadow, s.r)
-            beta = safe_divide(rho, s.rho) * safe_divide(s.alpha, s.omega)
-            p = trees.axpy(beta, trees.axpy(-s.omega, s.v, s.p), s.r)
-            v = matvec(p)
-            alpha = safe_divide(rho, trees.dot(shadow, v))
-            half = trees.axpy(-alpha, v, s.r)
+            # A fresh step measures b - A x, takes a minimal residual step and starts anew.
+            # It shares the two products of the usual step: fewer things to compile.
+            v = matvec(s.p)
+            alpha = jnp.where(s.fresh, 1, s.rho / trees.dot(s.shadow, v))
+            half = trees.axpy(-alpha, v, trees.where(s.fresh, b, s.r))
             t = matvec(half)
             omega = safe_divide(trees.dot(t, half), trees.dot(t, t))
+            x = trees.axpy(omega, half, trees.axpy(jnp.where(s.fresh, 0, alpha), s.p, s.x))
             r = trees.axpy(-omega, t, half)
-            norm = trees.quick_norm(r)
-            finite = jnp.isfinite(norm)
-            x = trees.axpy(omega, half, trees.axpy(alpha, p, s.x))
-            # rho or omega = 0 ends the recurrence: the outer loop restarts from x.
-            alive = (rho != 0) & (alpha != 0) & (omega != 0) & finite
-            return State(trees.where(finite, x, s.x), r, p, v, rho, alpha, omega, norm,
-                         s.products + 2, alive)
+            shadow = trees.where(s.fresh, r, s.shadow)
+            rho = trees.dot(shadow, r)
+            beta = rho * alpha / (s.rho * omega)
 
-        end = lax.while_loop(going, body, anchor(start, (x, r, tol)))
-        return end.x, end.products
+            true, estimate = trees.squared_norm(half), trees.squared_norm(r)
+            better = s.fresh & (true < s.error)
+            stuck = jnp.where(true < 0.25 * s.error, 0, s.stuck + 1)
+            steps = s.steps + 2
+            # Converged, broken down, or at the last products: what is true must be measured.
+            sound = jnp.isfinite(estimate)
+            fresh = ~(sound & (estimate > small) & jnp.isfinite(beta) & (rho != 0))
+            fresh |= steps + 2 >= max_steps
+            x = trees.where(sound, x, s.x)
+            p = trees.where(s.fresh, r, trees.axpy(beta, trees.axpy(-omega, v, s.p), r))
+            return State(
+                x, r, trees.where(fresh, x, p), shadow, rho, fresh,
+                trees.where(better, s.x, s.best), jnp.where(better, true, s.error), steps,
+                jnp.where(s.fresh, stuck, s.stuck))
 
-    return _restarted(cycle, rtol, atol, max_steps)
+        end = lax.while_loop(unfinished, body, anchor(start, (b, x)))
+        return _report(system, end.best, jnp.sqrt(end.error), end.steps, max_steps)
+
+    return solve
 
 
 class _GradientState(NamedTuple):

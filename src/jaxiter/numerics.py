@@ -63,7 +63,7 @@ def _touch(leaf: Any) -> jax.Array:
     """A boolean scalar that has the leaf's device type; its value is irrelevant."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    return jnp.any(leaf != leaf)
+    return lax.reduce_or(lax.ne(leaf, leaf), axes=tuple(range(leaf.ndim)))
 
 
 def anchor(tree: PyTree, like: PyTree) -> PyTree:
@@ -114,7 +114,8 @@ def stop_gradient(tree: PyTree) -> PyTree:
 
 def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
     """`numerator / denominator`, and 0 where the denominator is 0; gradients stay finite."""
-    zero = jnp.asarray(denominator) == 0
+    numerator, denominator = jnp.asarray(numerator), jnp.asarray(denominator)
+    zero = denominator == 0
     return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
 

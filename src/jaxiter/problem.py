@@ -117,9 +117,9 @@ def evaluate(
         trees.check_same_structure(memory, new_memory, "The memory returned by the map")
     else:
         new_memory = memory
-    out = jax.tree.map(jnp.asarray, out)
+    out = jax.tree.map(strong, out)
     trees.check_same_structure(x, out, "The map")
-    return jax.tree.map(strong, out), new_memory, aux
+    return out, new_memory, aux
 
 
 def _pair(out: Any, requirement: str) -> tuple:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon
@@ -21,7 +22,7 @@ DEFAULT_TOLERANCES = {"float64": (1e-8, 1e-9), "float32": (1e-5, 1e-6), "half": 
 DIVERGENCE_FACTOR = 1000.0
 DIVERGENCE_PATIENCE = 20
 
-#: PRECISION_FLOOR above one epsilon of the scale means: this many steps without progress.
+#: PRECISION_FLOOR above the tolerance means: this many steps at the floor without progress.
 FLOOR_PATIENCE = 5
 
 
@@ -56,10 +57,12 @@ def default_tolerances(x: PyTree) -> tuple[float, float]:
 
 
 def _status(*cases: tuple[jax.Array, int]) -> jax.Array:
-    """The code of the first case that holds, else RUNNING."""
+    """The code of the first case that holds, else RUNNING; cases known to be false are skipped."""
     code = jnp.int32(Status.RUNNING)
     for holds, status in reversed(cases):
-        code = jnp.where(holds, jnp.int32(status), code)
+        if isinstance(holds, np.bool_) and not holds:
+            continue
+        code = lax.select(holds, jnp.int32(status), code)
     return code
 
 
@@ -73,12 +76,19 @@ def check_tolerances(rtol: Any, atol: Any) -> None:
             raise ValueError("rtol and atol are both 0, which no solve can meet; set one of them.")
 
 
+def _valid(rtol: Any, atol: Any) -> Any:
+    """Whether traced tolerances make sense; concrete ones were checked when they were given."""
+    if is_concrete(rtol, atol):
+        return np.bool_(True)
+    rtol, atol = jnp.asarray(rtol), jnp.asarray(atol)
+    return (rtol >= 0) & (atol >= 0) & ((rtol > 0) | (atol > 0))
+
+
 class ToleranceState(NamedTuple):
-    """Smallest merit, and the steps in a row it was far above it, or stuck at the floor."""
+    """Smallest merit, and the steps in a row that were far above it, or stuck at the floor."""
 
     best: jax.Array
-    high: jax.Array
-    stuck: jax.Array
+    futile: jax.Array
 
 
 def tolerance(
@@ -87,8 +97,8 @@ def tolerance(
     """Stop when `merit <= atol + rtol * scale`, or when going on is pointless.
 
     CONVERGED as above. PRECISION_FLOOR when the merit is within the float
-    floor but not within the tolerance, and either stopped falling or the
-    tolerance is below one machine epsilon of the scale. DIVERGED when the
+    floor but did not fall for 5 steps, or met a tolerance below one machine
+    epsilon of the scale, which rounding alone can meet. DIVERGED when the
     merit was 1000 times its minimum for 20 steps. NONFINITE when the solver
     cannot go on. BAD_INPUT under jit for negative tolerances or two zeros.
 
@@ -109,7 +119,7 @@ def tolerance(
     check_tolerances(rtol, atol)
 
     def init(info: StepInfo) -> ToleranceState:
-        return ToleranceState(jnp.full_like(info.merit, jnp.inf), jnp.int32(0), jnp.int32(0))
+        return ToleranceState(lax.full_like(info.merit, jnp.inf), jnp.int32(0))
 
     def update(info: StepInfo, state: ToleranceState) -> tuple[jax.Array, ToleranceState]:
         relative, absolute = default_tolerances(info.x)
@@ -120,25 +130,25 @@ def tolerance(
             merit = norm(info.residual)
             scale = jnp.maximum(norm(info.x), norm(trees.add(info.x, info.residual)))
             floor = 4 * machine_epsilon(info.x) * scale
+        merit = merit.astype(state.best.dtype)
         threshold = absolute + relative * scale
-        # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved at all.
-        at_floor = jnp.isfinite(floor) & (merit <= floor)
+        # An overflowed scale makes threshold and floor infinite: that proves nothing.
+        met = (merit <= threshold) & lax.is_finite(threshold)
+        # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved.
+        resolved = threshold >= floor / 4
         # Accelerated merits are not monotone: one step without progress proves nothing.
-        stuck = jnp.where(at_floor & (merit >= state.best), state.stuck + 1, 0)
-        at_floor &= (threshold < floor / 4) | (stuck >= FLOOR_PATIENCE)
-        best = jnp.fmin(state.best, merit.astype(state.best.dtype))
-        high = jnp.where(merit > DIVERGENCE_FACTOR * best, state.high + 1, 0)
-        valid = (jnp.asarray(relative) >= 0) & (jnp.asarray(absolute) >= 0)
-        valid &= (jnp.asarray(relative) > 0) | (jnp.asarray(absolute) > 0)
+        stalled = (merit <= floor) & (merit >= state.best) & lax.is_finite(floor)
+        high = merit > DIVERGENCE_FACTOR * state.best
+        futile = lax.select(stalled | high, state.futile + 1, jnp.int32(0))
+        best = lax.select(merit < state.best, merit, state.best)
         status = _status(
-            (~valid, Status.BAD_INPUT),
+            (~_valid(relative, absolute), Status.BAD_INPUT),
             (~info.finite, Status.NONFINITE),
-            # An overflowed scale makes threshold and floor infinite: that proves nothing.
-            ((merit <= threshold) & jnp.isfinite(threshold), Status.CONVERGED),
-            (at_floor, Status.PRECISION_FLOOR),
-            (high >= DIVERGENCE_PATIENCE, Status.DIVERGED),
+            (met & resolved, Status.CONVERGED),
+            (met | (stalled & (futile >= FLOOR_PATIENCE)), Status.PRECISION_FLOOR),
+            (high & (futile >= DIVERGENCE_PATIENCE), Status.DIVERGED),
         )
-        return status, ToleranceState(best, high, stuck)
+        return status, ToleranceState(best, futile)
 
     return Stop(init, update)
 
