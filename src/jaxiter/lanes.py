@@ -85,7 +85,7 @@ def solve_many(
     *args: PyTree,
     lanes: int = 128,
     in_axes: Any = 0,
-    refill_every: int = 32,
+    refill_every: int = 16,
     solver: Any = None,
     stop: Stop | None = None,
     adjoint: Adjoint | None = None,

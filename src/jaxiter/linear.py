@@ -218,11 +218,17 @@ class _GradientState(NamedTuple):
     products: jax.Array
 
 
-def cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
+def cg(
+    rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000,
+    precondition: Callable[[PyTree], PyTree] | None = None,
+) -> LinearSolver:
     """Conjugate gradients for symmetric (Hermitian) positive definite systems.
 
     One product per step. On other matrices it stalls and says LINEAR_FAILURE.
-    Arguments and statuses as in `bicgstab`.
+
+    Args:
+      rtol, atol, max_steps: as in `bicgstab`, and so are the statuses.
+      precondition: an approximate inverse, symmetric positive definite and linear.
 
     Reference: Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49, 1952.
 
@@ -233,17 +239,22 @@ def cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver
     """
 
     def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
+        def scaled(r: PyTree) -> tuple[PyTree, jax.Array]:
+            z = r if precondition is None else precondition(r)
+            return z, trees.dot(r, z).real
+
         def body(s: _GradientState) -> _GradientState:
             q = matvec(s.p)
             alpha = safe_divide(s.gamma, trees.dot(s.p, q).real)
             r = trees.axpy(-alpha, q, s.r)
-            gamma = trees.squared_norm(r)
-            p = trees.axpy(safe_divide(gamma, s.gamma), s.p, r)
+            z, gamma = scaled(r)
+            p = trees.axpy(safe_divide(gamma, s.gamma), s.p, z)
             x = trees.axpy(alpha, s.p, s.x)
-            return _GradientState(x, r, p, gamma, jnp.sqrt(gamma), s.products + 1)
+            return _GradientState(x, r, p, gamma, trees.quick_norm(r), s.products + 1)
 
+        z, gamma = scaled(r)
         return _gradient_loop(body, _GradientState(
-            x, r, r, trees.squared_norm(r), trees.quick_norm(r), jnp.int32(0)), tol, budget)
+            x, r, z, gamma, trees.quick_norm(r), jnp.int32(0)), tol, budget)
 
     return _restarted(cycle, rtol, atol, max_steps)
 

@@ -1,170 +1,52 @@
-"""Entropic optimal transport by Sinkhorn's iteration in the log domain."""
+"""Entropic optimal transport: the front function, its stages and its checks."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
-from jaxiter.adjoint import Adjoint
+from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import HIGHEST, is_concrete, logsumexp, machine_epsilon, safe_log, strong
-from jaxiter.problem import Problem
-from jaxiter.solution import Solution
-from jaxiter.stop import Stop
+from jaxiter.numerics import stop_gradient
+from jaxiter.solution import Solution, Status
+from jaxiter.solvers.anderson import anderson
+from jaxiter.stop import Stop, tolerance
+from jaxiter.transport.checks import prepare, sound, warn_below_floor
+from jaxiter.transport.geometry import Geometry, PointCloud
+from jaxiter.transport.iteration import (
+    Marginals,
+    equations,
+    kernel_problem,
+    log_problem,
+    start,
+)
+from jaxiter.transport.newton import newton_problem
+from jaxiter.transport.result import TransportResult, assemble
 
 PyTree = Any
 
-
-class TransportResult(NamedTuple):
-    """The answer of an entropic transport problem, in the "P" convention.
-
-    `P_ij = exp((f_i + g_j - C_ij) / epsilon)` minimises
-    `<C, P> + epsilon * sum P (log P - 1)` subject to `P 1 = a`, `P^T 1 = b`.
-
-    Attributes:
-      f, g: potentials `[n]`, `[m]` in units of the cost; f has mean 0 over the support of
-        a; -inf where the weight is 0.
-      marginal_error: `sum |P 1 - a| + sum |P^T 1 - b|`.
-      transport_cost: `<C, P>`.
-      dual_value: `<a, f> + <b, g> - epsilon * sum P`, equal to the minimum at convergence.
-      solve: the Solution of the potentials: status, steps, residual.
-      cost, epsilon: as given.
-    """
-
-    f: jax.Array
-    g: jax.Array
-    marginal_error: jax.Array
-    transport_cost: jax.Array
-    dual_value: jax.Array
-    solve: Solution
-    cost: jax.Array
-    epsilon: jax.Array
-
-    def plan(self) -> jax.Array:
-        """The transport plan P, `[n, m]`."""
-        return _plan(self.f, self.g, self.cost, self.epsilon)
-
-    def apply(self, x: jax.Array, axis: int = 1) -> jax.Array:
-        """Sum the plan against x over one axis.
-
-        Args:
-          x: `[m]` or `[m, k]` for axis 1, giving `P x`; `[n]` or `[n, k]` for axis 0,
-            giving `P^T x`.
-          axis: the axis of the plan that is summed.
-        """
-        if axis not in (0, 1):
-            raise ValueError(f"axis must be 0 or 1, got {axis!r}.")
-        plan = self.plan()
-        return jnp.matmul(plan if axis == 1 else plan.T, x, precision=HIGHEST)
-
-
-def _plan(f: jax.Array, g: jax.Array, cost: jax.Array, epsilon: jax.Array) -> jax.Array:
-    exponent = f[:, None] + g[None, :] - _finite_cost(cost)
-    allowed = jnp.isfinite(exponent) & (cost < jnp.inf)
-    return jnp.where(allowed, jnp.exp(jnp.where(allowed, exponent, 0) / epsilon), 0)
-
-
-def _finite_cost(cost: jax.Array) -> jax.Array:
-    """The cost with 0 at forbidden pairs, which are masked: inf times 0 would be NaN."""
-    return jnp.where(cost < jnp.inf, cost, 0)
-
-
-def _potential(
-    other: jax.Array, cost: jax.Array, weights: jax.Array, epsilon: jax.Array, axis: int
-) -> jax.Array:
-    """`-epsilon log sum_k weights_k exp((other_k - C) / epsilon)`, summed over one axis of C."""
-    shape = (1, -1) if axis == 1 else (-1, 1)
-    exponent = (other.reshape(shape) - _finite_cost(cost)) / epsilon
-    exponent = jnp.where(cost < jnp.inf, exponent, -jnp.inf)
-    potential = -epsilon * logsumexp(exponent, axis, weights.reshape(shape))
-    # No admissible partner: only legal where the weight is 0, where any value serves.
-    return jnp.where(jnp.isfinite(potential), potential, 0)
-
-
-def _step(g: jax.Array, cost: jax.Array, a: jax.Array, b: jax.Array, epsilon: Any) -> jax.Array:
-    f = _potential(g, cost, b, epsilon, axis=1)
-    g = _potential(f, cost, a, epsilon, axis=0)
-    # Potentials are defined up to a constant; fixing it here makes the adjoint regular.
-    return g - jnp.mean(g)
-
-
-def _column_error(
-    g: jax.Array, image: jax.Array, cost: jax.Array, a: jax.Array, b: jax.Array, epsilon: Any
-) -> jax.Array:
-    """`sum |P^T 1 - b|` for the plan of (f(g), g), whose rows are exact.
-
-    Its column sums are `b exp((g - g_next) / epsilon)`: no pass over the cost.
-    Centring changed g_next by a constant, which the known total mass restores.
-    """
-    del cost
-    exponent = (g - image) / epsilon
-    columns = b * jnp.exp(exponent - jnp.max(exponent))
-    return jnp.sum(jnp.abs(columns * (jnp.sum(a) / jnp.sum(columns)) - b))
-
-
-def _floor(g: jax.Array, cost: jax.Array, a: jax.Array, b: jax.Array, epsilon: Any) -> jax.Array:
-    """Rounding of the potentials perturbs every entry of the plan by about eps max(C) / epsilon."""
-    del b
-    largest = jnp.max(jnp.abs(_finite_cost(cost)))
-    return 0.1 * machine_epsilon(g) * jnp.sum(a) * (1 + largest / epsilon)
-
-
-def _valid(g: jax.Array, cost: jax.Array, a: jax.Array, b: jax.Array, epsilon: Any) -> jax.Array:
-    del g
-    weights = jnp.all(a >= 0) & jnp.all(b >= 0) & jnp.isfinite(jnp.sum(a) + jnp.sum(b))
-    mass = jnp.sum(a) > 0
-    costs = ~jnp.any(jnp.isnan(cost)) & ~jnp.any(cost == -jnp.inf)
-    allowed = (cost < jnp.inf) & (b > 0)[None, :], (cost < jnp.inf) & (a > 0)[:, None]
-    rows = jnp.all(jnp.any(allowed[0], axis=1) | (a <= 0))
-    columns = jnp.all(jnp.any(allowed[1], axis=0) | (b <= 0))
-    return weights & mass & costs & rows & columns & (epsilon > 0) & jnp.isfinite(epsilon)
-
-
-def _mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
-    tolerance = float(np.sqrt(jnp.finfo(dtype).eps))
-    return abs(a.sum() - b.sum()) <= tolerance * abs(a.sum())
-
-
-def _check(cost: jax.Array, a: jax.Array, b: jax.Array, epsilon: jax.Array) -> None:
-    """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
-    if is_concrete(epsilon) and not np.all(np.asarray(epsilon) > 0):
-        raise ValueError(f"epsilon must be positive, got {epsilon}.")
-    for name, weights in (("a", a), ("b", b)):
-        if is_concrete(weights):
-            host = np.asarray(weights)
-            if not np.all(host >= 0):
-                raise ValueError(f"{name} has a negative or NaN entry: {host.min()}.")
-            if host.sum() == 0:
-                raise ValueError(f"{name} sums to 0; give it some mass.")
-    if is_concrete(a, b) and not _mass_agrees(np.asarray(a), np.asarray(b), cost.dtype):
-        raise ValueError(f"sum(a) = {float(a.sum())} differs from sum(b) = {float(b.sum())}; "
-                         "normalise them to the same mass.")
-    if is_concrete(cost):
-        host = np.asarray(cost)
-        if np.any(np.isnan(host)):
-            raise ValueError("cost contains NaN.")
-        if np.any(host == -np.inf):
-            raise ValueError("cost contains -inf; only +inf (a forbidden pair) is allowed.")
-        if is_concrete(a, b):
-            allowed = host < np.inf
-            support = np.asarray(a) > 0, np.asarray(b) > 0
-            for side, ok, positive in (("row", allowed[:, support[1]].any(1), support[0]),
-                                       ("column", allowed[support[0]].any(0), support[1])):
-                if np.any(positive & ~ok):
-                    raise ValueError(f"{side} {int(np.argmax(positive & ~ok))} has mass but no "
-                                     "admissible partner: every cost there is +inf.")
+METHODS = ("auto", "log", "kernel", "newton")
+#: "auto" gives accelerated Sinkhorn this many steps before it turns to Newton.
+AUTO_STEPS = 150
+#: "newton" starts from a plan with this relative row error, or after so many iterations.
+WARMUP_ERROR, WARMUP_STEPS = 0.1, 200
 
 
 def sinkhorn(
-    cost: jax.Array,
+    cost: jax.Array | Geometry,
     a: jax.Array | None = None,
     b: jax.Array | None = None,
     *,
     epsilon: Any,
+    rho_a: Any = float("inf"),
+    rho_b: Any = float("inf"),
+    method: str = "auto",
     init: jax.Array | None = None,
+    epsilon_schedule: Any = None,
     solver: optax.GradientTransformation | None = None,
     stop: Stop | None = None,
     adjoint: Adjoint | None = None,
@@ -173,87 +55,185 @@ def sinkhorn(
 ) -> TransportResult:
     """Entropic optimal transport between two weight vectors.
 
-    One step updates both potentials in the log domain:
-    `f_i <- -epsilon log sum_j b_j exp((g_j - C_ij) / epsilon)`, then g likewise.
-    The merit is the l1 marginal error, its scale the total mass. Exact implicit
-    derivatives of every output with respect to cost, a, b and epsilon, of any
-    order; those of potentials are those of the stated normalisation. b is
-    rescaled to the mass of a.
+    One step updates both potentials. The merit is the l1 marginal error, its scale the
+    total mass. Derivatives of every output with respect to cost (or points), a, b,
+    epsilon and rho are exact and implicit, of any order and in both modes; those of
+    potentials are those of the stated normalisation. Balanced: b is rescaled to the
+    mass of a, and the gradients of a and b are defined up to a constant.
 
     Args:
-      cost: `[n, m]`, +inf forbids a pair.
-      a, b: weights `[n]`, `[m]` of equal sum; default uniform. Zeros are legal.
+      cost: `[n, m]` (+inf forbids a pair) or a geometry such as `PointCloud(x, y)`.
+      a, b: weights `[n]`, `[m]`; default uniform of mass 1. Zeros are legal.
       epsilon: regularisation in units of the cost, positive; may be traced.
+      rho_a, rho_b: strength of the marginal penalties `rho KL(P 1 | a)`; inf is a constraint.
+      method: "log" works everywhere; "kernel" absorbs the potentials into a kernel every 20
+        steps, for costs in memory, many times faster; "newton" is for small epsilon and
+        high accuracy (balanced, in memory; a step is a Newton step). "auto" takes kernel
+        steps with Anderson's acceleration and turns to Newton after 150; point clouds stay in
+        the log domain and unbalanced problems with the kernel.
       init: a previous result's `g` `[m]` as warm start.
-      solver, stop, adjoint, max_steps, monitor: as in `fixed_point`; `anderson()` helps
-        when epsilon is small.
+      epsilon_schedule: larger epsilons `[k]` to be solved roughly first, in this order; see
+        `epsilon_scaling`.
+      solver: acceleration of the iteration, such as `anderson()`; default none, "auto" has its own.
+      stop, adjoint, max_steps, monitor: as in `fixed_point`; adjoints act on potentials.
 
     Returns:
-      A `TransportResult`; `.solve.status` says how the solve ended. float32 reaches a
-      marginal error of about `1e-8 * max(C) / epsilon`, then says PRECISION_FLOOR.
+      A `TransportResult`; `.solve.status` says how the solve ended. In float32 the
+      iteration resolves a marginal error of about 5e-7 with the kernel, 1e-8 max(C) / epsilon in
+      the log domain, and says PRECISION_FLOOR below.
 
     Raises:
-      ValueError: wrong shapes, and, for concrete input, negative weights, unequal mass,
-        NaN costs, epsilon <= 0, a row or column without partner. Under jit these
-        become BAD_INPUT.
+      ValueError: wrong shapes, an unknown method, and, for concrete input, negative weights,
+        unequal mass without rho, NaN costs, epsilon <= 0, a row or column without partner.
+        Under jit these become BAD_INPUT.
 
-    Reference: Cuturi, "Sinkhorn distances", 2013.
+    Reference: Cuturi, "Sinkhorn distances", 2013; sources of the parts in their modules.
 
     >>> import jax.numpy as jnp, jaxiter
     >>> out = jaxiter.transport.sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), epsilon=0.1)
     >>> out.plan().round(3).tolist(), bool(out.solve.converged)
     ([[0.5, 0.0], [0.0, 0.5]], True)
     """
-    cost = strong(cost)
-    if cost.ndim != 2 or 0 in cost.shape:
-        raise ValueError(f"cost must be a non-empty matrix [n, m], got shape {cost.shape}.")
-    if not jnp.issubdtype(cost.dtype, jnp.floating):
-        raise TypeError(f"cost must be floating point, got {cost.dtype}.")
-    n, m = cost.shape
-    a = jnp.full((n,), 1 / n, cost.dtype) if a is None else strong(a).astype(cost.dtype)
-    b = jnp.full((m,), 1 / m, cost.dtype) if b is None else strong(b).astype(cost.dtype)
-    for name, weights, size in (("a", a, n), ("b", b, m)):
-        if weights.shape != (size,):
-            raise ValueError(f"cost is {cost.shape}, so {name} must have shape ({size},), got "
-                             f"{weights.shape}.")
-    epsilon = jnp.asarray(epsilon, cost.dtype)
-    _check(cost, a, b, epsilon)
-    start = jnp.zeros((m,), cost.dtype)
-    if init is not None:
-        if init.shape != (m,):
-            raise ValueError(f"init must be potentials g of shape ({m},), got {init.shape}.")
-        warm = jnp.asarray(init, cost.dtype) - epsilon * safe_log(b)
-        start = jnp.where(jnp.isfinite(warm), warm, 0)
+    geometry, marginals = prepare(cost, a, b, epsilon, rho_a, rho_b)
+    method = _choose(method, geometry, marginals, solver)
+    stop = tolerance() if stop is None else stop
+    warn_below_floor(stop, method, geometry, marginals)
 
-    agrees = _mass_agrees(a, b, cost.dtype)
-    b = b * (jnp.sum(a) / jnp.sum(b))
-    problem = Problem(
-        step=_step, merit=_column_error, scale=lambda g, image, cost, a, *rest: jnp.sum(a),
-        floor=_floor, valid=lambda g, *args: _valid(g, *args) & agrees,
-    )
-    solution = fixed_point(
-        problem, start, cost, a, b, epsilon, solver=solver, stop=stop, adjoint=adjoint,
-        max_steps=max_steps, monitor=monitor)
+    def valid(x: PyTree, geometry: Geometry, marginals: Marginals) -> jax.Array:
+        del x
+        return sound(geometry, marginals)
 
-    f = _with_weights(_potential(solution.value, cost, b, epsilon, axis=1), a, epsilon)
-    g = _with_weights(solution.value, b, epsilon)
-    support = a > 0
-    shift = jnp.sum(jnp.where(support, f, 0)) / jnp.sum(support.astype(f.dtype))
-    f, g = f - shift, g + shift
-    plan = _plan(f, g, cost, epsilon)
-    error = jnp.sum(jnp.abs(plan.sum(1) - a)) + jnp.sum(jnp.abs(plan.sum(0) - b))
-    dual = _weighted(a, f) + _weighted(b, g) - epsilon * jnp.sum(plan)
-    return TransportResult(
-        f, g, error, jnp.sum(plan * _finite_cost(cost)), dual, solution, cost, epsilon)
+    operands = stop_gradient((geometry, marginals))
+    g = start(operands[0], operands[1]) if init is None else _warm(init, marginals)
+    if epsilon_schedule is not None:
+        g = _scaled(g, operands[0], operands[1], epsilon_schedule, method)
+    adjoint = implicit() if adjoint is None else adjoint
+    if adjoint.differentiates_loop:
+        solve = fixed_point(log_problem(valid), g, geometry, marginals, solver=solver, stop=stop,
+                            adjoint=adjoint, max_steps=max_steps, monitor=monitor)
+        return assemble(solve.value, solve, geometry, marginals)
+
+    keywords: dict[str, Any] = {
+        "stop": stop, "monitor": monitor, "max_steps": max_steps, "adjoint": frozen()}
+    if method in ("auto", "newton"):
+        solve, g = _with_newton(method, g, operands, valid, solver, keywords)
+    else:
+        problem = log_problem(valid) if method == "log" else kernel_problem(valid)
+        solve = fixed_point(problem, g, *operands, solver=solver, **keywords)
+        g = solve.value
+    g = attach(g, geometry, marginals, adjoint)
+    return assemble(g, solve, geometry, marginals)
 
 
-def _with_weights(potential: jax.Array, weights: jax.Array, epsilon: jax.Array) -> jax.Array:
-    """`potential + epsilon log(weights)`, the "P" convention; -inf where the weight is 0."""
-    positive = weights > 0
-    return jnp.where(
-        positive, potential + epsilon * jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
+def attach(
+    g: jax.Array, geometry: Geometry, marginals: Marginals, adjoint: Adjoint
+) -> jax.Array:
+    """Target potentials with their implicit derivatives; balanced ones are centred first."""
+    if marginals.balanced:
+        g = g - jnp.mean(g)  # the normalisation that `equations` knows
+    return attach_implicit(equations, g, geometry, marginals, adjoint=adjoint)
 
 
-def _weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
-    """`<weights, potential>` where 0 * -inf is 0."""
-    return jnp.sum(jnp.where(weights > 0, weights * jnp.where(weights > 0, potential, 0), 0))
+def _with_newton(
+    method: str, g: jax.Array, operands: tuple, valid: Any, solver: Any,
+    keywords: dict[str, Any],
+) -> tuple[Solution, jax.Array]:
+    """Sinkhorn first, Newton after it: the solution of both, and target potentials."""
+    geometry, marginals = operands
+    limit = keywords["max_steps"]
+    if method == "auto":
+        first = fixed_point(kernel_problem(valid), g, *operands, **keywords | {
+            "solver": anderson(), "max_steps": _at_most(limit, AUTO_STEPS)})
+    else:
+        warm = tolerance(rtol=WARMUP_ERROR, atol=0.0)
+        first = fixed_point(kernel_problem(valid), g, *operands, solver=solver, **keywords | {
+            "stop": warm, "max_steps": WARMUP_STEPS, "monitor": None})
+    g = first.value
+    f = geometry.softmin(g, marginals.b, marginals.epsilon)
+    x = (_finite_weights(f, marginals.a, marginals.epsilon),
+         _finite_weights(g, marginals.b, marginals.epsilon))
+    done = (first.status == Status.BAD_INPUT) | (first.status == Status.NONFINITE)
+    spent = 0
+    if method == "auto":
+        done |= first.status != Status.MAX_STEPS
+        spent = first.steps
+    left = jnp.where(done, 0, jnp.asarray(limit, jnp.int32) - spent)
+    keywords = keywords | {"max_steps": left}
+    second = fixed_point(newton_problem(valid), x, *operands, **keywords)
+    support = marginals.b > 0
+    refined = jnp.where(
+        support, second.value[1] - marginals.epsilon * _log(marginals.b), g)
+    g = jnp.where(left > 0, refined, g)
+    merged = second._replace(
+        value=g, displacement=None, state=None,
+        status=jnp.where(left > 0, second.status, first.status),
+        steps=jnp.where(left > 0, second.steps, 0) + spent,
+        merit=jnp.where(left > 0, second.merit, first.merit),
+        residual=jnp.where(left > 0, second.residual, first.residual),
+        trace=(first.trace, second.trace) if method == "auto" else second.trace)
+    return merged, g
+
+
+def _at_most(limit: Any, most: int) -> Any:
+    return min(limit, most) if isinstance(limit, int) else jnp.minimum(limit, most)
+
+
+def _log(weights: jax.Array) -> jax.Array:
+    return jnp.log(jnp.where(weights > 0, weights, 1))
+
+
+def _finite_weights(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
+    """The "P" convention, with a finite number where the weight is 0: a solver's state."""
+    return potential + epsilon * _log(weights)
+
+
+def epsilon_scaling(largest: float, epsilon: float, factor: float = 0.25) -> np.ndarray:
+    """Epsilons from `largest` (say, the largest cost) down to above `epsilon`, by `factor`.
+
+    >>> epsilon_scaling(1.0, 0.05).tolist()
+    [1.0, 0.25, 0.0625]
+    """
+    if not 0 < factor < 1:
+        raise ValueError(f"factor must be between 0 and 1, got {factor}.")
+    count = max(0, int(np.ceil(np.log(epsilon / largest) / np.log(factor) - 1e-9)))
+    return largest * factor ** np.arange(count)
+
+
+def _scaled(
+    g: jax.Array, geometry: Geometry, marginals: Marginals, schedule: Any, method: str
+) -> jax.Array:
+    """Potentials after rough solves at each epsilon of the schedule."""
+    problem = log_problem() if method == "log" else kernel_problem()
+    rough = tolerance(rtol=1e-2, atol=0.0)
+
+    def solve(g: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, None]:
+        out = fixed_point(problem, g, geometry, marginals._replace(epsilon=epsilon), stop=rough,
+                          max_steps=200, adjoint=frozen())
+        return out.value, None
+
+    return lax.scan(solve, g, jnp.asarray(schedule, g.dtype))[0]
+
+
+def _warm(init: jax.Array, marginals: Marginals) -> jax.Array:
+    m = marginals.b.shape[0]
+    if init.shape != (m,):
+        raise ValueError(f"init must be potentials g of shape ({m},), got {init.shape}.")
+    init, b, epsilon = stop_gradient((init, marginals.b, marginals.epsilon))
+    return jnp.where(jnp.isfinite(init), init - epsilon * _log(b), 0).astype(b.dtype)
+
+
+def _choose(method: str, geometry: Geometry, marginals: Marginals, solver: Any) -> str:
+    """The method that "auto" stands for, or an error."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+    if method == "newton" and not marginals.balanced:
+        raise ValueError("Newton stage handles balanced problems; use method='kernel' with rho.")
+    in_memory = not isinstance(geometry, PointCloud)
+    if method in ("kernel", "newton") and not in_memory:
+        raise ValueError(f"method={method!r} holds the kernel in memory, which a PointCloud "
+                         "avoids; pass Dense(cloud.matrix()) or method='log'.")
+    if method != "auto":
+        return method
+    if not in_memory:
+        return "log"
+    return "auto" if marginals.balanced and solver is None else "kernel"
