@@ -77,7 +77,37 @@ def adjoint() -> None:
     finish(figure, "adjoint")
 
 
+def transport() -> None:
+    data = load("transport")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
+    colours = {"jaxiter auto": ACCENT, "jaxiter kernel": "#e8929d", "jaxiter newton": "#7a1f2b",
+               "ott log": INK, "ott kernel": GREY}
+    for name in ("jaxiter kernel", "ott log", "ott kernel"):
+        rows = [r for r in data["per_iteration"] if r["method"] == name]
+        left.loglog([r["n"] for r in rows], [r["reads"] for r in rows], "o-", label=name,
+                    color=colours[name])
+    left.axhline(2, color="k", lw=0.8, ls=":")
+    left.set(title="one iteration in reads of the kernel (limit: 2)", xlabel="n", ylabel="reads")
+    left.legend(frameon=False)
+    solved = [r for r in data["to_tolerance"] if r["method"] in colours]
+    names = list(dict.fromkeys(f"{r['problem']} {r['epsilon/mean']}" for r in solved))
+    for i, (method, colour) in enumerate(colours.items()):
+        rows = [r for r in solved if r["method"] == method]
+        bars = right.bar(np.arange(len(names)) + 0.17 * (i - 2), [r["seconds"] for r in rows],
+                         0.16, color=colour, label=method)
+        for bar, r in zip(bars, rows, strict=True):
+            if r["status"] not in ("CONVERGED", "converged"):
+                bar.set_hatch("///")
+                bar.set_edgecolor("white")
+    right.set_yscale("log")
+    right.set_xticks(np.arange(len(names)), names, fontsize=7, rotation=35, ha="right")
+    right.set(title="seconds to a marginal error of 1e-4 (hatched: not converged)")
+    right.legend(frameon=False, fontsize=8)
+    finish(figure, "transport")
+
+
 if __name__ == "__main__":
     fixed_point()
     lanes()
     adjoint()
+    transport()

@@ -1,19 +1,31 @@
-"""Optimal transport as fixed points of potentials."""
+"""Optimal transport as fixed points of potentials, and the layers built on it."""
 
 from jaxiter.transport.batch import sinkhorn_many
+from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import (
     Dense,
     Geometry,
+    Grid,
     PointCloud,
     PowerNorm,
     cosine,
     euclidean,
     squared_euclidean,
 )
+from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
+from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
+from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
+from jaxiter.transport.rebasin import MatchedWeights, match_weights, permute
 from jaxiter.transport.result import TransportResult
+from jaxiter.transport.rounding import round_to_polytope
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
+from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "Dense", "Geometry", "PointCloud", "PowerNorm", "TransportResult", "cosine", "epsilon_scaling",
-    "euclidean", "sinkhorn", "sinkhorn_many", "squared_euclidean",
+    "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
+    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "TransportResult",
+    "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
+    "match_weights", "mirror_sinkhorn", "permute", "round_permutation", "round_to_polytope",
+    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence", "sinkhorn_layer",
+    "sinkhorn_many", "sparse_transport", "squared_euclidean", "swav_assignments",
 ]

@@ -33,6 +33,38 @@ def finite(cost: jax.Array) -> jax.Array:
     return jnp.where(cost < jnp.inf, cost, 0)
 
 
+@jax.custom_jvp
+def _softmin(cost: jax.Array, h: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
+    # Nothing is masked entry by entry: inf costs and weights of 0 drop out by themselves.
+    reduced = jnp.where(weights > 0, h, -jnp.inf) - cost
+    peak = jnp.max(reduced, axis=1)
+    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    inverse = 1 / epsilon
+    total = jnp.sum(weights * jnp.exp((reduced - peak[:, None]) * inverse), axis=1)
+    empty = total == 0
+    return jnp.where(empty, 0, -peak - epsilon * jnp.log(jnp.where(empty, 1, total)))
+
+
+@_softmin.defjvp
+def _softmin_rule(primals: tuple, tangents: tuple) -> tuple:
+    """With conditional weights p: `sum_j p_ij (dC_ij - dh_j)`, and the terms of w and epsilon."""
+    cost, h, weights, epsilon = primals
+    d_cost, d_h, d_weights, d_epsilon = tangents
+    out = _softmin(*primals)
+    allowed = cost < jnp.inf
+    # A weight of 0 has a derivative of its own; there alone the exponent may be large.
+    exponent = jnp.minimum((h - finite(cost) + out[:, None]) / epsilon, 80.0)
+    density = jnp.where(allowed, jnp.exp(jnp.where(allowed, exponent, 0)), 0)
+    p = density * weights
+    d_cost = jnp.where(allowed, d_cost, 0)
+    entropy = jnp.sum(p * jnp.where(allowed, exponent, 0), axis=1)
+    tangent = (jnp.sum(p * d_cost, axis=1)
+               - jnp.matmul(p, d_h, precision=HIGHEST)
+               - epsilon * jnp.matmul(density, d_weights, precision=HIGHEST)
+               + d_epsilon * entropy)
+    return out, tangent
+
+
 class Geometry(eqx.Module):
     """A cost `[n, m]` in meaning, not always in memory: a pytree, so it batches and shards."""
 
@@ -66,13 +98,7 @@ class Geometry(eqx.Module):
         0 where no j is admissible (weight 0 or cost +inf everywhere): only legal where
         the row itself has no weight, and there any value serves.
         """
-
-        def rows(cost: jax.Array) -> jax.Array:
-            exponent = jnp.where(cost < jnp.inf, (h - finite(cost)) / epsilon, -jnp.inf)
-            out = -epsilon * logsumexp(exponent, 1, weights)
-            return jnp.where(jnp.isfinite(out), out, 0)
-
-        return self.over_rows(rows)
+        return self.over_rows(lambda cost: _softmin(cost, h, weights, epsilon))
 
     def weigh(
         self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array, cost: bool = False
@@ -212,6 +238,72 @@ class PointCloud(Geometry):
 
         out = lax.map(one, blocks)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out)
+
+
+class Grid(Geometry):
+    """Weights on a grid and a cost that is a sum over its axes: `sum_k C_k[i_k, j_k]`.
+
+    A softmin is taken axis by axis: `n^(1 + 1/d)` exponentials instead of `n^2`, and no
+    matrix in memory. Weights and potentials are flattened images (C order).
+
+    Attributes:
+      costs: one `[s_k, t_k]` matrix an axis; for squared Euclidean distances of pixels,
+        `(i - j)^2`.
+
+    >>> import jax.numpy as jnp
+    >>> line = jnp.square(jnp.arange(3.0)[:, None] - jnp.arange(3.0))
+    >>> grid = Grid((line, line))
+    >>> grid.shape, float(grid.matrix()[0, 8])
+    ((9, 9), 8.0)
+    """
+
+    costs: tuple[jax.Array, ...]
+
+    def matrix(self) -> jax.Array:
+        """The whole cost over flattened images."""
+        total = self.costs[0]
+        for cost in self.costs[1:]:
+            total = (total[:, None, :, None] + cost[None, :, None, :]).reshape(
+                total.shape[0] * cost.shape[0], -1)
+        return total
+
+    @property
+    def T(self) -> "Grid":  # noqa: N802
+        """Every axis transposed."""
+        return Grid(tuple(cost.T for cost in self.costs))
+
+    def softmin(self, h: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
+        """As in the base class, one axis after the other."""
+        shape = tuple(cost.shape[1] for cost in self.costs)
+        z, weights = h.reshape(shape), weights.reshape(shape)
+        for axis, cost in enumerate(self.costs):
+            z = jnp.moveaxis(z, axis, -1)[..., None, :]
+            exponent = jnp.where(cost < jnp.inf, (z - finite(cost)) / epsilon, -jnp.inf)
+            first = jnp.moveaxis(weights, axis, -1)[..., None, :] if axis == 0 else None
+            z = jnp.moveaxis(epsilon * logsumexp(exponent, -1, first), -1, axis)
+        out = -z.reshape(-1)
+        return jnp.where(jnp.isfinite(out), out, 0)
+
+    def weigh(
+        self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array, cost: bool = False
+    ) -> jax.Array:
+        """As in the base class; `cost=True` builds the matrix."""
+        if cost:
+            return super().weigh(f, g, epsilon, vectors, cost)
+        clean = jnp.where(jnp.isfinite(g), g, 0)
+        mass = jnp.isfinite(g)
+
+        def one(vector: jax.Array) -> jax.Array:
+            parts = [jnp.where(mass, jnp.maximum(sign * vector, 0), 0) for sign in (1, -1)]
+            plus, minus = (self._mass(f, clean, part, epsilon) for part in parts)
+            return plus - minus
+
+        return jax.vmap(one, in_axes=1, out_axes=1)(vectors)
+
+    def _mass(self, f: jax.Array, g: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
+        some = jnp.any(weights > 0) & jnp.isfinite(f)
+        exponent = (jnp.where(jnp.isfinite(f), f, 0) - self.softmin(g, weights, epsilon)) / epsilon
+        return jnp.where(some, jnp.exp(jnp.where(some, exponent, 0)), 0)
 
 
 def as_geometry(cost: Any) -> Geometry:

@@ -108,11 +108,15 @@ def log_problem(valid: Any = None) -> Problem:
 
 
 class Kernel(NamedTuple):
-    """`K_ij = exp((f_i + g_j - C_ij) / epsilon)` for reference potentials f, g."""
+    """`K_ij = exp((f_i + g_j - C_ij) / epsilon)` for reference potentials f, g.
+
+    g is +inf where b is 0: such columns take no part.
+    """
 
     matrix: jax.Array
     f: jax.Array
     g: jax.Array
+    inverse_epsilon: jax.Array
 
 
 def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
@@ -122,7 +126,8 @@ def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
     peak = jnp.max(reduced, axis=1)
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     inverse = 1 / marginals.epsilon
-    return Kernel(jnp.exp((reduced - peak[:, None]) * inverse), -peak, g)
+    g = jnp.where(marginals.b > 0, g, jnp.inf)
+    return Kernel(jnp.exp((reduced - peak[:, None]) * inverse), -peak, g, inverse)
 
 
 class _Rows(NamedTuple):
@@ -133,11 +138,12 @@ class _Rows(NamedTuple):
 
 
 def _rows(g: jax.Array, kernel: Kernel, marginals: Marginals) -> _Rows:
-    a, b, epsilon, _, _ = marginals
-    log_v = jnp.where(b > 0, (g - kernel.g) / epsilon, 0)
+    # Step and merit both call this, and XLA must see one product. So nothing here may be
+    # a constant of the loop that it would compute ahead, once for each of them.
+    log_v = (g - kernel.g) * kernel.inverse_epsilon
     v = jnp.exp(jnp.minimum(log_v, LARGEST_LOG_SCALING))
-    sums = jnp.matmul(kernel.matrix, b * v, precision=HIGHEST)
-    clipped = jnp.any((sums < LOST) & (a > 0)) | jnp.any(log_v > LARGEST_LOG_SCALING)
+    sums = jnp.matmul(kernel.matrix, marginals.b * v, precision=HIGHEST)
+    clipped = jnp.any((sums < LOST) & (marginals.a > 0)) | jnp.any(log_v > LARGEST_LOG_SCALING)
     return _Rows(jnp.maximum(sums, LOST), clipped)
 
 

@@ -82,7 +82,10 @@ def assemble(
     cost = jnp.sum(geometry.weigh(fp, gp, epsilon, ones, cost=True))
     error = (jnp.sum(jnp.abs(rows - _target(f, a, rho_a)))
              + jnp.sum(jnp.abs(columns - _target(g, b, rho_b))))
-    dual = _dual((f, g), (geometry, marginals))
+    dual = dual_objective((f, g), (geometry, marginals))
+    if marginals.balanced:  # from the "ab" to the "P" convention
+        shift = weighted(a, _log(a)) + weighted(b, _log(b)) - jnp.sum(a) * jnp.sum(b)
+        dual = dual + epsilon * shift
     # The primal value at P; its derivative is that of the dual, which needs no linear solve.
     if marginals.balanced:
         entropy = weighted(rows, fp) + weighted(columns, gp) - cost - epsilon * jnp.sum(rows)
@@ -100,6 +103,10 @@ def with_weights(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.
     positive = weights > 0
     return jnp.where(
         positive, potential + epsilon * jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
+
+
+def _log(weights: jax.Array) -> jax.Array:
+    return jnp.log(jnp.where(weights > 0, weights, 1))
 
 
 def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
@@ -122,17 +129,20 @@ def _penalty(marginal: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:
 
 
 @jax.custom_jvp
-def _dual(potentials: tuple, operands: tuple) -> jax.Array:
-    """The dual objective of "ab" potentials, stationary in them at the solution."""
+def dual_objective(potentials: tuple, operands: tuple) -> jax.Array:
+    """The dual objective of "ab" potentials (f, g), stationary in them at the solution.
+
+    `operands` is (geometry, marginals). Value of `<C, P> + epsilon KL(P | a b^T) + ...`.
+    """
     return _dual_value(potentials, operands)
 
 
-@_dual.defjvp
+@dual_objective.defjvp
 def _dual_rule(primals: tuple, tangents: tuple) -> tuple:
     """Danskin: the potentials' tangents drop out; as primals they carry second derivatives."""
     potentials, operands = primals
     _, tangent = jax.jvp(lambda o: _dual_value(potentials, o), (operands,), (tangents[1],))
-    return _dual(*primals), tangent
+    return dual_objective(*primals), tangent
 
 
 def _dual_value(potentials: tuple, operands: tuple) -> jax.Array:
@@ -141,8 +151,6 @@ def _dual_value(potentials: tuple, operands: tuple) -> jax.Array:
     ones = jnp.ones((b.shape[0], 1), f.dtype)
     fp, gp = with_weights(f, a, epsilon), with_weights(g, b, epsilon)
     mass = jnp.sum(geometry.weigh(fp, gp, epsilon, ones))
-    if marginals.balanced:
-        return weighted(a, fp) + weighted(b, gp) - epsilon * mass
     return (_conjugate(f, a, rho_a) + _conjugate(g, b, rho_b)
             - epsilon * (mass - jnp.sum(a) * jnp.sum(b)))
 

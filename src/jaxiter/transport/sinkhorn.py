@@ -1,5 +1,6 @@
 """Entropic optimal transport: the front function, its stages and its checks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +12,12 @@ from jax import lax
 from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import anchor, stop_gradient
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import Stop, tolerance
 from jaxiter.transport.checks import prepare, sound, warn_below_floor
-from jaxiter.transport.geometry import Geometry, PointCloud
+from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import (
     Marginals,
     equations,
@@ -69,8 +70,8 @@ def sinkhorn(
       method: "log" works everywhere; "kernel" absorbs the potentials into a kernel every 20
         steps, for costs in memory, many times faster; "newton" is for small epsilon and
         high accuracy (balanced, in memory; a step is a Newton step). "auto" takes kernel
-        steps with Anderson's acceleration and turns to Newton after 150; point clouds stay in
-        the log domain and unbalanced problems with the kernel.
+        steps with Anderson's acceleration and turns to Newton after 150; point clouds and
+        grids stay in the log domain and unbalanced problems with the kernel.
       init: a previous result's `g` `[m]` as warm start.
       epsilon_schedule: larger epsilons `[k]` to be solved roughly first, in this order; see
         `epsilon_scaling`.
@@ -148,30 +149,48 @@ def _with_newton(
         warm = tolerance(rtol=WARMUP_ERROR, atol=0.0)
         first = fixed_point(kernel_problem(valid), g, *operands, solver=solver, **keywords | {
             "stop": warm, "max_steps": WARMUP_STEPS, "monitor": None})
-    g = first.value
-    f = geometry.softmin(g, marginals.b, marginals.epsilon)
-    x = (_finite_weights(f, marginals.a, marginals.epsilon),
-         _finite_weights(g, marginals.b, marginals.epsilon))
     done = (first.status == Status.BAD_INPUT) | (first.status == Status.NONFINITE)
     spent = 0
     if method == "auto":
         done |= first.status != Status.MAX_STEPS
         spent = first.steps
     left = jnp.where(done, 0, jnp.asarray(limit, jnp.int32) - spent)
-    keywords = keywords | {"max_steps": left}
-    second = fixed_point(newton_problem(valid), x, *operands, **keywords)
-    support = marginals.b > 0
-    refined = jnp.where(
-        support, second.value[1] - marginals.epsilon * _log(marginals.b), g)
-    g = jnp.where(left > 0, refined, g)
+
+    def refine() -> tuple[Solution, jax.Array]:
+        f = geometry.softmin(first.value, marginals.b, marginals.epsilon)
+        x = (_finite_weights(f, marginals.a, marginals.epsilon),
+             _finite_weights(first.value, marginals.b, marginals.epsilon))
+        late: dict[str, Any] = keywords | {"max_steps": left}
+        second = fixed_point(newton_problem(valid), x, *operands, **late)
+        g = second.value[1] - marginals.epsilon * _log(marginals.b)
+        g = jnp.where(marginals.b > 0, g, first.value)
+        return second._replace(value=None, displacement=None, state=None), g
+
+    second, refined = _if_needed(left > 0, refine, (g, operands))
+
+    def pick(late: jax.Array, early: jax.Array) -> jax.Array:
+        return jnp.where(left > 0, late, early)
+
+    g = pick(refined, first.value)
     merged = second._replace(
-        value=g, displacement=None, state=None,
-        status=jnp.where(left > 0, second.status, first.status),
-        steps=jnp.where(left > 0, second.steps, 0) + spent,
-        merit=jnp.where(left > 0, second.merit, first.merit),
-        residual=jnp.where(left > 0, second.residual, first.residual),
+        value=g, status=pick(second.status, first.status),
+        steps=pick(second.steps, jnp.int32(0)) + spent, merit=pick(second.merit, first.merit),
+        residual=pick(second.residual, first.residual),
         trace=(first.trace, second.trace) if method == "auto" else second.trace)
     return merged, g
+
+
+def _if_needed(needed: jax.Array, function: Callable, like: PyTree) -> PyTree:
+    """`function()` where needed, else zeros: a loop of at most one round.
+
+    A conditional would do, but JAX rejects one around user code under vmap inside a
+    checked shard_map.
+    """
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function))
+    return lax.while_loop(
+        lambda state: state[0],
+        lambda state: anchor((jnp.bool_(False), function()), like),
+        anchor((needed, blank), (needed, like)))[1]
 
 
 def _at_most(limit: Any, most: int) -> Any:
@@ -228,10 +247,11 @@ def _choose(method: str, geometry: Geometry, marginals: Marginals, solver: Any) 
         raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
     if method == "newton" and not marginals.balanced:
         raise ValueError("Newton stage handles balanced problems; use method='kernel' with rho.")
-    in_memory = not isinstance(geometry, PointCloud)
+    in_memory = isinstance(geometry, Dense)
     if method in ("kernel", "newton") and not in_memory:
-        raise ValueError(f"method={method!r} holds the kernel in memory, which a PointCloud "
-                         "avoids; pass Dense(cloud.matrix()) or method='log'.")
+        raise ValueError(f"method={method!r} holds the kernel in memory, which a "
+                         f"{type(geometry).__name__} avoids; pass Dense(geometry.matrix()) or "
+                         "method='log'.")
     if method != "auto":
         return method
     if not in_memory:

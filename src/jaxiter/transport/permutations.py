@@ -1,0 +1,109 @@
+"""Differentiable permutations: doubly stochastic layers, samples, and hard assignments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.stop import Stop
+from jaxiter.transport.sinkhorn import sinkhorn
+
+
+def _check(scores: jax.Array, tau: Any) -> None:
+    if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
+        raise ValueError(f"scores must be square [..., k, k], got shape {scores.shape}.")
+    if is_concrete(tau) and not np.all(np.asarray(tau) > 0):
+        raise ValueError(f"tau must be positive, got {tau}.")
+
+
+def sinkhorn_layer(
+    scores: jax.Array, tau: Any = 1.0, *, iterations: int | None = None, stop: Stop | None = None,
+    max_steps: int = 1000,
+) -> jax.Array:
+    """The doubly stochastic matrix `exp(scores / tau)` scaled to unit rows and columns.
+
+    Args:
+      scores: `[..., k, k]`. tau: temperature; small is close to a permutation.
+      iterations: this many unrolled row and column normalisations, differentiated as they
+        are. Default None: solved to tolerance, with implicit derivatives. Few iterations
+        leave a row error of 0.5 at tau = 0.03.
+      stop, max_steps: of the solved form, as in `sinkhorn`.
+
+    Returns:
+      `[..., k, k]`, columns sum to 1; rows too, up to the tolerance.
+
+    Reference: Adams and Zemel, 2011; Santa Cruz et al., "DeepPermNet", 2017.
+
+    >>> import jax.numpy as jnp
+    >>> sinkhorn_layer(jnp.eye(2), 0.1).round(2).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    _check(scores, tau)
+    k = scores.shape[-1]
+    if iterations is not None:
+        def normalise(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
+            logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+            return logits - jax.nn.logsumexp(logits, axis=-2, keepdims=True), None
+
+        return jnp.exp(lax.scan(normalise, scores / tau, length=iterations)[0])
+
+    def solve(scores: jax.Array) -> jax.Array:
+        ones = jnp.ones(k, scores.dtype)
+        return sinkhorn(-scores, ones, ones, epsilon=tau, stop=stop, max_steps=max_steps).plan()
+
+    for _ in range(scores.ndim - 2):
+        solve = jax.vmap(solve)
+    return solve(scores)
+
+
+def gumbel_sinkhorn(
+    key: jax.Array, scores: jax.Array, tau: Any = 1.0, *, noise: Any = 1.0, samples: int = 1,
+    iterations: int | None = None,
+) -> jax.Array:
+    """Samples `[samples, ..., k, k]` of relaxed permutations: Sinkhorn of Gumbel-perturbed scores.
+
+    Reference: Mena, Belanger, Linderman and Snoek, "Learning latent permutations with
+    Gumbel-Sinkhorn networks", 2018.
+
+    >>> import jax, jax.numpy as jnp
+    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2).shape
+    (2, 3, 3)
+    """
+    _check(scores, tau)
+    gumbel = jax.random.gumbel(key, (samples, *scores.shape), scores.dtype)
+    return sinkhorn_layer(scores + noise * gumbel, tau, iterations=iterations)
+
+
+def round_permutation(scores: jax.Array, *, straight_through: jax.Array | None = None) -> jax.Array:
+    """The permutation matrix `[..., k, k]` that maximises `<P, scores>`: a linear assignment.
+
+    Assign on the scores or on `log Q`, never by argmax of rows (no permutation in most
+    cases) nor on Q itself: the answer on log Q is the same at every temperature.
+
+    Args:
+      scores: `[..., k, k]`.
+      straight_through: a relaxed Q of the same shape; then the value is the permutation and
+        the derivative that of Q.
+
+    >>> import jax.numpy as jnp
+    >>> round_permutation(jnp.array([[0.1, 0.9], [0.2, 0.95]])).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    _check(scores, 1.0)
+    k = scores.shape[-1]
+
+    def assign(scores: jax.Array) -> jax.Array:
+        rows, columns = optax.assignment.hungarian_algorithm(-scores)
+        return jnp.zeros((k, k), scores.dtype).at[rows, columns].set(1)
+
+    solve = assign
+    for _ in range(scores.ndim - 2):
+        solve = jax.vmap(solve)
+    hard = solve(stop_gradient(scores))
+    if straight_through is None:
+        return hard
+    return hard + straight_through - stop_gradient(straight_through)
