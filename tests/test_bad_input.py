@@ -39,6 +39,7 @@ CASES = {
     "mixing": (lambda: ji.anderson(mixing=1.5), ValueError, "1.5"),
     "damping": (lambda: ji.damped(2.5), ValueError, "2.5"),
     "inertia": (lambda: ji.inertial(1.0), ValueError, "1.0"),
+    "overrelaxation": (lambda: ji.overrelaxed(every=15), ValueError, "multiple of 10"),
     "guard": (lambda: ji.guard(ji.picard(), 0.5), ValueError, "0.5"),
     "restarted": (lambda: ji.restarted(ji.picard()), ValueError, "every"),
     "halpern restart": (lambda: ji.halpern("often"), ValueError, "often"),

@@ -13,6 +13,7 @@ SOLVERS = {
     "picard": ji.picard(),
     "damped": ji.damped(0.8),
     "inertial": ji.inertial(0.05),
+    "overrelaxed": ji.overrelaxed(),
     "anderson": ji.anderson(4),
     "anderson-1": ji.anderson(4, kind=1),
     "halpern": ji.halpern("adaptive"),

@@ -8,7 +8,16 @@ from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
-from jaxiter.solvers import anderson, damped, guard, halpern, inertial, picard, restarted
+from jaxiter.solvers import (
+    anderson,
+    damped,
+    guard,
+    halpern,
+    inertial,
+    overrelaxed,
+    picard,
+    restarted,
+)
 from jaxiter.stop import all_of, any_of, divergence, no_fixed_point, stagnation, tolerance
 
 __version__ = "0.1.0"
@@ -17,6 +26,6 @@ __all__ = [
     "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
     "attach_implicit", "callback", "damped", "diagnose", "divergence", "fixed_point", "frozen",
     "guard", "halpern", "implicit", "inertial", "linear", "neumann", "no_fixed_point",
-    "one_step", "operators", "over_mesh", "picard", "printer", "progress", "record", "restarted",
+    "one_step", "operators", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record", "restarted",
     "root", "solve_many", "stagnation", "tolerance", "transport", "unrolled",
 ]

@@ -70,8 +70,11 @@ def test_methods_agree_with_numpy(method, x64):
     np.testing.assert_allclose(out.entropic_cost, out.dual_value, rtol=1e-9)
 
 
-@pytest.mark.parametrize("rhos", [(1.0, 2.0), (0.5, np.inf)])
-@pytest.mark.parametrize("method", ["log", "kernel"])
+@pytest.mark.parametrize("method, rhos", [
+    ("kernel", (1.0, 2.0)), ("log", (0.5, np.inf)),
+    pytest.param("log", (1.0, 2.0), marks=pytest.mark.slow),
+    pytest.param("kernel", (0.5, np.inf), marks=pytest.mark.slow),
+])
 def test_unbalanced(method, rhos, x64):
     rng = np.random.default_rng(3)
     cost = rng.uniform(size=(7, 6))
@@ -132,7 +135,8 @@ COSTS = {
 }
 
 
-@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("name", [
+    "squared", *(pytest.param(name, marks=pytest.mark.slow) for name in list(COSTS)[1:])])
 def test_point_clouds_are_their_dense_costs(name, x64):
     x, y = clouds(11, 3)
     y = y[:7]

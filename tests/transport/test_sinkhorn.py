@@ -80,7 +80,8 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", [
+    "plan", "potentials", *(pytest.param(o, marks=pytest.mark.slow) for o in ("cost", "dual"))])
 def test_gradients_are_finite_differences(output, x64):
     cost, a, b = problem(dtype=jnp.float64)
     rng = np.random.default_rng(4)

@@ -4,5 +4,7 @@ from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.guard import guard, restarted
 from jaxiter.solvers.halpern import halpern
 from jaxiter.solvers.mixing import damped, inertial, picard
+from jaxiter.solvers.overrelaxation import overrelaxed
 
-__all__ = ["anderson", "damped", "guard", "halpern", "inertial", "picard", "restarted"]
+__all__ = ["anderson", "damped", "guard", "halpern", "inertial", "overrelaxed", "picard",
+           "restarted"]
