@@ -145,6 +145,32 @@ def test_cache_is_rebuilt_and_differentiated():
     assert capped.steps == 6
 
 
+def test_a_cache_is_rebuilt_where_it_is_stale(x64):
+    """Rebuilt once x has moved: the same answer, also batched; each build records its x."""
+    problem = ji.Problem(
+        step=lambda x, c, a: a * x + (1 - a), cache=lambda x, a: x, refresh=2,
+        stale=lambda x, c, a: jnp.abs(x - c) > 0.5)
+    # This one sees the cache alone, and never stops by itself.
+    seen = problem._replace(step=lambda x, c, a: a * c + (1 - a),
+                            merit=lambda x, image, c, a: jnp.float64(1.0) + 0 * x)
+
+    def solve(problem, a, **keywords):
+        return ji.fixed_point(problem, jnp.float64(0.0), a, **keywords)
+
+    assert solve(problem, 0.5).converged
+    # From 0 the cache is 0 until x = 1 - a is judged: 0.7 is stale, 0.3 is not.
+    assert float(solve(seen, 0.3, max_steps=3).value) == pytest.approx(0.7)
+    assert float(solve(seen, 0.3, max_steps=4).value) == pytest.approx(0.3 * 0.7 + 0.7)
+    assert float(solve(seen, 0.7, max_steps=9).value) == pytest.approx(0.3)
+    rates = jnp.array([0.3, 0.7, 0.5])
+    batch = jax.vmap(lambda a: solve(seen, a, max_steps=4))(rates)
+    single = [float(solve(seen, a, max_steps=4).value) for a in rates]
+    np.testing.assert_allclose(batch.value, single)
+    unrolled = jax.jit(jax.grad(lambda a: solve(
+        seen, a, max_steps=4, adjoint=ji.unrolled()).value))(0.3)
+    np.testing.assert_allclose(unrolled, -2 * 0.3, rtol=1e-12)  # of 1 - a^2
+
+
 def test_memory_is_carried_and_frozen_for_the_adjoint(x64):
     """A step that adapts its own damping; the solution does not depend on it."""
     problem = ji.Problem(

@@ -308,7 +308,7 @@ def test_no_solution_is_never_converged(x64):
 
 
 def test_overrelaxation_reaches_the_rate_of_its_theory():
-    """Eigenvalues in [0, s]: the rate falls from s to omega - 1; on Sinkhorn a quarter of the steps."""
+    """Eigenvalues in [0, s]: the rate falls from s to omega - 1; Sinkhorn takes a quarter."""
     s = 0.99
     spectrum = jnp.linspace(0.0, s, 40)
 

@@ -26,6 +26,6 @@ __all__ = [
     "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
     "attach_implicit", "callback", "damped", "diagnose", "divergence", "fixed_point", "frozen",
     "guard", "halpern", "implicit", "inertial", "linear", "neumann", "no_fixed_point",
-    "one_step", "operators", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record", "restarted",
-    "root", "solve_many", "stagnation", "tolerance", "transport", "unrolled",
+    "one_step", "operators", "over_mesh", "overrelaxed", "picard", "printer", "progress",
+    "record", "restarted", "root", "solve_many", "stagnation", "tolerance", "transport", "unrolled",
 ]

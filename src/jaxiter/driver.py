@@ -18,7 +18,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, implicit, split
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, is_concrete, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_concrete, pin, stop_gradient
 from jaxiter.problem import (
     Measure,
     Problem,
@@ -188,6 +188,8 @@ def run(
 ) -> LoopState:
     """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps.
 
+    A cache that knows when it is stale is carried from block to block, others are rebuilt.
+
     `pause`, at most `max_steps`, is a step at which to hand back an unfinished state.
     """
     problem = method.problem
@@ -201,15 +203,27 @@ def run(
         return loop(
             going, lambda s: advance(method, s, None, *args, max_steps=max_steps), state, max_steps)
 
-    def block(s: LoopState) -> LoopState:
-        cache = build(_next(s), *args)
+    blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps
+
+    def block(s: LoopState, cache: PyTree) -> LoopState:
         rebuild = s.step + problem.refresh
         return loop(
             lambda t: going(t) & (t.step < rebuild),
             lambda t: advance(method, t, cache, *args, max_steps=max_steps), s, problem.refresh)
 
-    blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps
-    return loop(going, block, state, blocks)
+    if problem.stale is None:
+        return loop(going, lambda s: block(s, build(_next(s), *args)), state, blocks)
+
+    def keeping(carry: tuple) -> tuple:
+        s, cache = carry
+        s = block(s, cache)
+        old = going(s) & problem.stale(_next(s), cache, *args)
+        # A loop of at most one round, for a conditional would rebuild always under vmap.
+        _, cache = loop(
+            lambda c: c[0], lambda c: (~c[0], build(pin(_next(s), c[0]), *args)), (old, cache), 1)
+        return s, cache
+
+    return loop(lambda c: going(c[0]), keeping, (state, build(_next(state), *args)), blocks)[0]
 
 
 def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:

@@ -89,6 +89,15 @@ def anchor(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(retype, tree)
 
 
+def pin(tree: PyTree, carried: Any) -> PyTree:
+    """`tree`, made to depend on a changing part of a loop's carry.
+
+    XLA moves what does not change out of a loop, also out of one that may run no round at
+    all: the work is then done where it was not needed.
+    """
+    return lax.optimization_barrier((tree, carried))[0]
+
+
 def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
     """Turn every constant that `function` closes over into an explicit operand.
 

@@ -35,6 +35,8 @@ class Problem(NamedTuple):
       memory: `memory(x0, *args) -> m`, small arrays that cannot be recomputed (adaptive
         steps, keys); the adjoint treats their final value as a constant.
       refresh: steps between two builds of the cache.
+      stale: `stale(x, c, *args) -> bool scalar`, asked every `refresh` steps: whether the
+        cache must be rebuilt. Default: always.
       valid: `valid(x0, *args) -> bool scalar`; where it is false the solve ends at once
         with BAD_INPUT. The check for inputs that are not concrete.
     """
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     cache: Callable | None = None
     memory: Callable | None = None
     refresh: int = 20
+    stale: Callable | None = None
     valid: Callable | None = None
 
 

@@ -59,15 +59,16 @@ def test_divergence_properties_and_derivatives(x64):
     x, y = x[:9], y[:7]
     a = np.random.default_rng(1).dirichlet(np.ones(9))
     keywords = {"epsilon": 0.3, "stop": ji.tolerance(rtol=0, atol=1e-12)}
+    uniform = np.full(7, 1 / 7)
 
-    def value(x, y, a, b=None):
+    def value(x, y, a, b=uniform):
         return sinkhorn_divergence(x, y, a, b, **keywords).value
 
-    np.testing.assert_allclose(value(x, x, a, a), 0, atol=1e-10)
-    np.testing.assert_allclose(value(x, y, a), value(y, x, None, a), rtol=1e-9)
     direction = np.random.default_rng(2).normal(size=x.shape)
     gradient = jax.jit(jax.grad(value))
     solve = jax.jit(value)
+    np.testing.assert_allclose(solve(x, x, a, a), 0, atol=1e-10)
+    np.testing.assert_allclose(solve(x, y, a), solve(y, x, uniform, a), rtol=1e-9)
     h = 1e-5
     slope = (solve(x + h * direction, y, a) - solve(x - h * direction, y, a)) / (2 * h)
     np.testing.assert_allclose(np.sum(gradient(x, y, a) * direction), slope, rtol=1e-6)
@@ -75,10 +76,10 @@ def test_divergence_properties_and_derivatives(x64):
         jnp.asarray(x))
     finite = (gradient(x + h * direction, y, a) - gradient(x - h * direction, y, a)) / (2 * h)
     np.testing.assert_allclose(second, finite, rtol=1e-4, atol=1e-7)
-    unbalanced = sinkhorn_divergence(x, x, a, 2 * a, epsilon=0.3, rho=1.0)
-    assert unbalanced.value > 1e-3
-    static = sinkhorn_divergence(x, y, a, epsilon=0.3, static_b=True)
-    assert static.self_y is None and static.value > value(x, y, a)
+    unbalanced = jax.jit(lambda x, a: sinkhorn_divergence(x, x, a, 2 * a, epsilon=0.3, rho=1.0))
+    assert unbalanced(x, a).value > 1e-3
+    static = jax.jit(lambda x, a: sinkhorn_divergence(x, y, a, epsilon=0.3, static_b=True))(x, a)
+    assert static.self_y is None and static.value > solve(x, y, a)
 
 
 # Mirror Sinkhorn and rounding -----------------------------------------------------------------
@@ -193,8 +194,8 @@ def test_quadratic_transport_against_a_quadratic_program(x64):
     for loss in (lambda c: jnp.sum(w * solve(c).plan), lambda c: solve(c).dual_value):
         loss = jax.jit(loss)
         finite = (loss(cost + h * direction) - loss(cost - h * direction)) / (2 * h)
-        np.testing.assert_allclose(np.sum(jax.grad(loss)(jnp.asarray(cost)) * direction), finite,
-                                   rtol=1e-4)
+        gradient = jax.jit(jax.grad(loss))(jnp.asarray(cost))
+        np.testing.assert_allclose(np.sum(gradient * direction), finite, rtol=1e-4)
     values = [float(jax.jit(lambda c, k=k: solve(c, k))(cost).dual_value) for k in (2, 3, 6)]
     assert values == sorted(values, reverse=True)
     sparse = jax.jit(lambda c: solve(c, 2))(cost)
@@ -210,14 +211,15 @@ def test_quadratic_transport_against_a_quadratic_program(x64):
 def test_rounding_is_the_best_permutation():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=(3, 5, 5)), jnp.float32)
-    hard = np.asarray(round_permutation(scores))
+    rounded = jax.jit(round_permutation)
+    hard = np.asarray(rounded(scores))
     for s, p in zip(np.asarray(scores), hard, strict=True):
         best = max(sum(s[i, j] for i, j in enumerate(perm))
                    for perm in itertools.permutations(range(5)))
         np.testing.assert_allclose(np.sum(s * p), best, rtol=1e-6)
         assert np.all(p.sum(0) == 1) and np.all(p.sum(1) == 1)
-    soft = sinkhorn_layer(scores, 0.5)
-    np.testing.assert_array_equal(round_permutation(jnp.log(soft)), hard)
+    soft = jax.jit(lambda s: sinkhorn_layer(s, 0.5))(scores)
+    np.testing.assert_array_equal(rounded(jnp.log(soft)), hard)
 
 
 def test_layers_sums_equivariance_and_gradients(x64):
@@ -225,20 +227,21 @@ def test_layers_sums_equivariance_and_gradients(x64):
     scores = jnp.asarray(rng.normal(size=(4, 4)))
     w = rng.normal(size=(4, 4))
     tight = ji.tolerance(rtol=0, atol=1e-12)
-    solved = sinkhorn_layer(scores, 0.5, stop=tight)
-    unrolled = sinkhorn_layer(scores, 0.5, iterations=300)
-    np.testing.assert_allclose(solved, unrolled, atol=1e-10)
+    layer, loop = (
+        jax.jit(lambda s, kw=kw: sinkhorn_layer(s, 0.5, **kw))
+        for kw in ({"stop": tight}, {"iterations": 300}))
+    solved = layer(scores)
+    np.testing.assert_allclose(solved, loop(scores), atol=1e-10)
     np.testing.assert_allclose(solved.sum(1), 1, atol=1e-10)
     order = rng.permutation(4)
-    np.testing.assert_allclose(sinkhorn_layer(scores[order], 0.5, stop=tight), solved[order],
-                               atol=1e-10)
-    gradients = [jax.grad(lambda s, kw=kw: jnp.sum(w * sinkhorn_layer(s, 0.5, **kw)))(scores)
-                 for kw in ({"stop": tight}, {"iterations": 300})]
+    np.testing.assert_allclose(layer(scores[order]), solved[order], atol=1e-10)
+    gradients = [jax.jit(jax.grad(lambda s, f=f: jnp.sum(w * f(s))))(scores) for f in (layer, loop)]
     np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-8)
-    through = jax.grad(lambda s: jnp.sum(w * round_permutation(
-        s, straight_through=sinkhorn_layer(s, 0.5, stop=tight))))(scores)
+    through = jax.jit(jax.grad(lambda s: jnp.sum(w * round_permutation(
+        s, straight_through=layer(s)))))(scores)
     np.testing.assert_allclose(through, gradients[0], atol=1e-8)
-    samples = gumbel_sinkhorn(jax.random.key(0), scores, 0.5, samples=3, iterations=50)
+    samples = jax.jit(lambda key: gumbel_sinkhorn(key, scores, 0.5, samples=3, iterations=50))(
+        jax.random.key(0))
     assert samples.shape == (3, 4, 4) and not np.allclose(samples[0], samples[1])
     for bad, text in (((jnp.ones((2, 3)),), "square"), ((jnp.ones((2, 2)), 0.0), "tau")):
         with pytest.raises(ValueError, match=text):

@@ -10,6 +10,9 @@ import jaxiter as ji
 from jaxiter import Status
 from jaxiter.transport import sinkhorn
 
+solve = jax.jit(sinkhorn, static_argnames=("method", "stop", "solver", "monitor"))
+TIGHT = ji.tolerance(rtol=0, atol=1e-13)
+
 
 def problem(n=7, m=5, seed=0, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
@@ -26,8 +29,8 @@ def linear_program(cost, a, b):
 
 def test_small_epsilon_is_the_linear_program(x64):
     cost, a, b = problem(dtype=jnp.float64)
-    out = sinkhorn(cost, a, b, epsilon=2e-3, max_steps=100_000, solver=ji.anderson(),
-                   stop=ji.tolerance(rtol=0, atol=1e-9))
+    out = solve(cost, a, b, epsilon=2e-3, max_steps=100_000, solver=ji.anderson(),
+                stop=ji.tolerance(rtol=0, atol=1e-9))
     assert out.solve.converged
     exact = linear_program(cost, a, b)
     assert exact - 1e-8 <= out.transport_cost <= exact + 2e-3 * np.log(35)
@@ -35,13 +38,13 @@ def test_small_epsilon_is_the_linear_program(x64):
 
 def test_large_epsilon_is_independence():
     cost, a, b = problem()
-    np.testing.assert_allclose(sinkhorn(cost, a, b, epsilon=1e4).plan(), np.outer(a, b), atol=1e-5)
+    np.testing.assert_allclose(solve(cost, a, b, epsilon=1e4).plan(), np.outer(a, b), atol=1e-5)
 
 
 def test_structure_duality_and_normalisation(x64):
     cost, a, b = problem(dtype=jnp.float64)
     epsilon = 0.1
-    out = sinkhorn(cost, a, b, epsilon=epsilon, stop=ji.tolerance(rtol=0, atol=1e-13))
+    out = solve(cost, a, b, epsilon=epsilon, stop=TIGHT)
     plan = np.asarray(out.plan())
     np.testing.assert_allclose(plan.sum(1), a, atol=1e-12)
     np.testing.assert_allclose(plan.sum(0), b, atol=1e-12)
@@ -52,19 +55,18 @@ def test_structure_duality_and_normalisation(x64):
     x = np.arange(5.0)
     np.testing.assert_allclose(out.apply(x), plan @ x)
     np.testing.assert_allclose(out.apply(np.ones((7, 2)), axis=0), plan.T @ np.ones((7, 2)))
-    scaled = sinkhorn(3 * cost, a, b, epsilon=3 * epsilon, stop=ji.tolerance(rtol=0, atol=1e-13))
+    scaled = solve(3 * cost, a, b, epsilon=3 * epsilon, stop=TIGHT)
     np.testing.assert_allclose(scaled.f, 3 * out.f, atol=1e-10)
     order = np.random.default_rng(0).permutation(7)
-    permuted = sinkhorn(cost[order], a[order], b, epsilon=epsilon,
-                        stop=ji.tolerance(rtol=0, atol=1e-13))
+    permuted = solve(cost[order], a[order], b, epsilon=epsilon, stop=TIGHT)
     np.testing.assert_allclose(permuted.plan(), plan[order], atol=1e-10)
 
 
 def test_rate_is_the_squared_singular_value(x64):
     """Plain Sinkhorn contracts the error by sigma_2^2 of the scaled plan."""
     cost, a, b = problem(dtype=jnp.float64)
-    out = sinkhorn(cost, a, b, epsilon=0.15, stop=ji.tolerance(rtol=0, atol=1e-11), method="kernel",
-                   monitor=ji.record())
+    out = solve(cost, a, b, epsilon=0.15, stop=ji.tolerance(rtol=0, atol=1e-11), method="kernel",
+                monitor=ji.record())
     plan = np.asarray(out.plan())
     sigma = np.linalg.svd(plan / np.sqrt(np.outer(a, b)), compute_uv=False)[1]
     merits = np.asarray(out.solve.trace["merit"])[: int(out.solve.steps)]
@@ -89,7 +91,7 @@ def test_gradients_are_finite_differences(output, x64):
 
     @jax.jit
     def loss(cost, a, b, epsilon):
-        out = sinkhorn(cost, a, b, epsilon=epsilon, stop=ji.tolerance(rtol=0, atol=1e-13))
+        out = sinkhorn(cost, a, b, epsilon=epsilon, stop=TIGHT)
         return OUTPUTS[output](out, w)
 
     point = [cost, a, b, jnp.float64(0.2)]
@@ -105,8 +107,7 @@ def test_gradients_are_finite_differences(output, x64):
                                    (loss(*up) - loss(*down)) / (2 * h), rtol=1e-5, atol=1e-8)
     if output == "dual":  # Danskin
         np.testing.assert_allclose(
-            gradients[0], sinkhorn(cost, a, b, epsilon=0.2, stop=ji.tolerance(
-                rtol=0, atol=1e-13)).plan(), atol=1e-9)
+            gradients[0], solve(cost, a, b, epsilon=0.2, stop=TIGHT).plan(), atol=1e-9)
 
 
 def test_float32_gradient_against_float64():
@@ -128,13 +129,13 @@ def test_float32_gradient_against_float64():
 def test_hessian_of_the_cost(x64):
     cost, a, b = problem(4, 3, dtype=jnp.float64)
 
+    @jax.jit
     def value(scale):
-        return sinkhorn(scale * cost, a, b, epsilon=0.3,
-                        stop=ji.tolerance(rtol=0, atol=1e-13)).dual_value
+        return sinkhorn(scale * cost, a, b, epsilon=0.3, stop=TIGHT).dual_value
 
     h = 1e-4
     second = (value(1 + h) - 2 * value(1.0) + value(1 - h)) / h**2
-    np.testing.assert_allclose(jax.hessian(value)(1.0), second, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.hessian(value))(1.0), second, rtol=1e-5)
 
 
 def test_zero_weights_forbidden_pairs_and_batches():
@@ -142,13 +143,13 @@ def test_zero_weights_forbidden_pairs_and_batches():
     a = a.at[2].set(0.0)
     a = a / jnp.sum(a)
     cost = cost.at[0, 1].set(jnp.inf)
-    out = sinkhorn(cost, a, b, epsilon=0.1)
+    out = solve(cost, a, b, epsilon=0.1)
     plan = np.asarray(out.plan())
     assert out.solve.converged and np.all(plan[2] == 0) and plan[0, 1] == 0
     assert np.isneginf(out.f[2]) and np.all(np.isfinite(plan))
     np.testing.assert_allclose(plan.sum(0), b, atol=1e-4)
-    gradients = jax.grad(lambda c, a, b, e: sinkhorn(c, a, b, epsilon=e).transport_cost,
-                         argnums=(0, 1, 2, 3))(cost, a, b, 0.1)
+    gradients = jax.jit(jax.grad(lambda c, a, b, e: sinkhorn(
+        c, a, b, epsilon=e).transport_cost, argnums=(0, 1, 2, 3)))(cost, a, b, 0.1)
     assert all(np.all(np.isfinite(g)) for g in gradients)
     epsilons = jnp.array([0.05, 0.2, 1.0])
     batch = jax.jit(jax.vmap(lambda e: sinkhorn(cost, a, b, epsilon=e)))(epsilons)
@@ -159,9 +160,9 @@ def test_zero_weights_forbidden_pairs_and_batches():
 
 def test_warm_start_and_small_epsilon_in_float32():
     cost, a, b = problem()
-    first = sinkhorn(cost, a, b, epsilon=0.05)
-    again = sinkhorn(cost, a, b, epsilon=0.05, init=first.g)
+    first = solve(cost, a, b, epsilon=0.05)
+    again = solve(cost, a, b, epsilon=0.05, init=first.g)
     assert again.solve.steps <= 2 and again.solve.converged
-    tiny = sinkhorn(cost, a, b, epsilon=1e-5, max_steps=300)
+    tiny = solve(cost, a, b, epsilon=1e-5, max_steps=300)
     assert tiny.solve.status != Status.CONVERGED or tiny.marginal_error < 1e-4
     assert np.all(np.isfinite(tiny.plan()))

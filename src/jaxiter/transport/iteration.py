@@ -18,8 +18,9 @@ from jaxiter.transport.geometry import Geometry
 LARGEST_LOG_SCALING = 60.0
 #: Below this a row or column of the kernel has lost its mass to underflow.
 LOST = 1e-30
-#: Steps between two absorptions of the scalings into the kernel.
-REFRESH = 20
+#: Every so many steps the kernel absorbs the scalings if one has grown by more than
+#: exp(LARGEST_DRIFT): what has underflowed in it is then still exp(-60) of the mass.
+REFRESH, LARGEST_DRIFT = 20, 8.0
 
 
 class Marginals(NamedTuple):
@@ -147,11 +148,20 @@ def _rows(g: jax.Array, kernel: Kernel, marginals: Marginals) -> _Rows:
     return _Rows(jnp.maximum(sums, LOST), clipped)
 
 
+def _column_sums(u: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`u @ matrix`, by up to 8 groups of rows: on a CPU 1.0 to 1.1 reads instead of up to 1.8."""
+    n, m = matrix.shape
+    groups = max(k for k in range(1, 9) if n % k == 0)
+    return jnp.sum(jnp.einsum(
+        "kr,krm->km", u.reshape(groups, -1), matrix.reshape(groups, -1, m), precision=HIGHEST), 0)
+
+
 def kernel_problem(valid: Any = None) -> Problem:
     """The same iteration on an absorbed kernel: two products with it a step, no exponentials.
 
     Source: Schmitzer, "Stabilized sparse scaling algorithms for entropy regularized
-    transport problems", 2019; absorption here on a fixed schedule, so that vmap stays fast.
+    transport problems", 2019; absorption is considered on a fixed schedule, so that vmap
+    stays fast.
     """
 
     def step(g: jax.Array, kernel: Kernel, geometry: Geometry, marginals: Marginals) -> jax.Array:
@@ -163,7 +173,7 @@ def kernel_problem(valid: Any = None) -> Problem:
             u = 1 / rows
         else:
             u = jnp.exp(-damp_a * jnp.log(rows) + (damp_a - 1) * kernel.f / epsilon)
-        columns = jnp.matmul(a * u, kernel.matrix, precision=HIGHEST)
+        columns = _column_sums(a * u, kernel.matrix)
         image = damp_b * (kernel.g - epsilon * jnp.log(jnp.maximum(columns, LOST)))
         if marginals.rho_a is not None and marginals.rho_b is not None:
             f = kernel.f + epsilon * jnp.log(u)
@@ -184,9 +194,14 @@ def kernel_problem(valid: Any = None) -> Problem:
         del kernel, geometry
         return 4 * machine_epsilon(g) * jnp.sum(marginals.a)
 
+    def stale(g: jax.Array, kernel: Kernel, geometry: Geometry, marginals: Marginals) -> jax.Array:
+        del geometry
+        drift = jnp.abs(g - kernel.g) * kernel.inverse_epsilon
+        return jnp.any((drift > LARGEST_DRIFT) & (marginals.b > 0))
+
     return Problem(
-        step=step, cache=absorb, refresh=REFRESH, floor=floor, valid=valid, merit=merit,
-        scale=lambda g, image, kernel, *rest: _mass(g, image, *rest))
+        step=step, cache=absorb, refresh=REFRESH, stale=stale, merit=merit, floor=floor,
+        scale=lambda g, image, kernel, *rest: _mass(g, image, *rest), valid=valid)
 
 
 def nearest(geometry: Geometry, weights: jax.Array) -> jax.Array:

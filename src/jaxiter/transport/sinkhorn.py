@@ -12,7 +12,7 @@ from jax import lax
 from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, stop_gradient
+from jaxiter.numerics import anchor, pin, stop_gradient
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import Stop, tolerance
@@ -156,17 +156,17 @@ def _with_newton(
         spent = first.steps
     left = jnp.where(done, 0, jnp.asarray(limit, jnp.int32) - spent)
 
-    def refine() -> tuple[Solution, jax.Array]:
-        f = geometry.softmin(first.value, marginals.b, marginals.epsilon)
+    def refine(start: jax.Array, left: jax.Array) -> tuple[Solution, jax.Array]:
+        f = geometry.softmin(start, marginals.b, marginals.epsilon)
         x = (_finite_weights(f, marginals.a, marginals.epsilon),
-             _finite_weights(first.value, marginals.b, marginals.epsilon))
+             _finite_weights(start, marginals.b, marginals.epsilon))
         late: dict[str, Any] = keywords | {"max_steps": left}
         second = fixed_point(newton_problem(valid), x, *operands, **late)
         g = second.value[1] - marginals.epsilon * _log(marginals.b)
-        g = jnp.where(marginals.b > 0, g, first.value)
+        g = jnp.where(marginals.b > 0, g, start)
         return second._replace(value=None, displacement=None, state=None), g
 
-    second, refined = _if_needed(left > 0, refine, (g, operands))
+    second, refined = _if_needed(left > 0, refine, (first.value, left), operands)
 
     def pick(late: jax.Array, early: jax.Array) -> jax.Array:
         return jnp.where(left > 0, late, early)
@@ -180,17 +180,19 @@ def _with_newton(
     return merged, g
 
 
-def _if_needed(needed: jax.Array, function: Callable, like: PyTree) -> PyTree:
-    """`function()` where needed, else zeros: a loop of at most one round.
+def _if_needed(needed: jax.Array, function: Callable, operands: tuple, like: PyTree) -> PyTree:
+    """`function(*operands)` where needed, else zeros: a loop of at most one round.
 
     A conditional would do, but JAX rejects one around user code under vmap inside a
     checked shard_map.
     """
-    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function))
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
+    like = (needed, operands, like)
     return lax.while_loop(
         lambda state: state[0],
-        lambda state: anchor((jnp.bool_(False), function()), like),
-        anchor((needed, blank), (needed, like)))[1]
+        lambda state: anchor((jnp.bool_(False), function(*pin(operands, state[0]))), like),
+        anchor((needed, blank), like))[1]
 
 
 def _at_most(limit: Any, most: int) -> Any:
