@@ -294,7 +294,15 @@ def batches() -> list[dict]:
     other = time_all({"vmap": vmapped, "lanes": lanes}, costs, uneven, repeats=5)
     same = bool(jnp.all(vmapped(costs, even) == jnp.stack([single(*part) for part in parts])))
     steps = np.asarray(vmapped(costs, uneven))
+    cost, b = costs[0], jnp.asarray(rng.dirichlet(np.ones(n), size=count), jnp.float32)
+    a = jnp.full(n, 1 / n)
+    shared = jax.jit(lambda c, b: sinkhorn_histograms(
+        c, a, b, epsilon=0.05, stop=stop).solve.steps).lower(cost, b).compile()
+    each = jax.jit(lambda c, b: jax.vmap(lambda b: sinkhorn(
+        c, a, b, epsilon=0.05, stop=stop, method="kernel").solve.steps)(b)).lower(cost, b).compile()
+    histograms = time_all({"shared": shared, "vmap": each}, cost, b, repeats=5)
     rows = [{
+        "vmap_over_histograms": float(np.median(histograms["vmap"] / histograms["shared"])),
         "vmap_over_loop": float(np.median(times["vmap"] / times["loop"])), "same_steps": same,
         "uneven_steps": f"{steps.min()}..{steps.max()}",
         "same_steps_lanes": bool(np.all(np.asarray(lanes(costs, uneven)) == steps)),

@@ -198,7 +198,7 @@ def run(
     def going(s: LoopState) -> jax.Array:
         return active(s, end)
 
-    build = problem.cache
+    build, stale = problem.cache, problem.stale
     if build is None:
         return loop(
             going, lambda s: advance(method, s, None, *args, max_steps=max_steps), state, max_steps)
@@ -211,13 +211,13 @@ def run(
             lambda t: going(t) & (t.step < rebuild),
             lambda t: advance(method, t, cache, *args, max_steps=max_steps), s, problem.refresh)
 
-    if problem.stale is None:
+    if stale is None:
         return loop(going, lambda s: block(s, build(_next(s), *args)), state, blocks)
 
     def keeping(carry: tuple) -> tuple:
         s, cache = carry
         s = block(s, cache)
-        old = going(s) & problem.stale(_next(s), cache, *args)
+        old = going(s) & stale(_next(s), cache, *args)
         # A loop of at most one round, for a conditional would rebuild always under vmap.
         _, cache = loop(
             lambda c: c[0], lambda c: (~c[0], build(pin(_next(s), c[0]), *args)), (old, cache), 1)

@@ -18,6 +18,7 @@ from jaxiter.transport import (
     epsilon_scaling,
     euclidean,
     sinkhorn,
+    sinkhorn_histograms,
     sinkhorn_many,
 )
 
@@ -303,3 +304,36 @@ def test_a_kernel_step_reads_the_kernel_twice():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((40, 40), (40,), (40,), ())]
     text = jax.jit(solve).lower(*shapes).compile().as_text()
     assert text.count(" dot(") + text.count("custom-call") <= 2
+
+
+def test_histograms_share_one_kernel():
+    rng = np.random.default_rng(8)
+    cost = jnp.asarray(rng.uniform(size=(9, 8)), jnp.float32)
+    a = jnp.asarray(rng.dirichlet(np.ones(9)), jnp.float32)
+    b = rng.dirichlet(np.ones(8), size=3)
+    b[1, 2] = 0.0
+    b = jnp.asarray(b / b.sum(1, keepdims=True), jnp.float32)
+
+    def shared(cost, b, epsilon=0.1):
+        return sinkhorn_histograms(cost, a, b, epsilon=epsilon)
+
+    def single(cost, b):
+        return jax.vmap(lambda b: sinkhorn(cost, a, b, epsilon=0.1, method="kernel"))(b)
+
+    ours, reference = jax.jit(shared)(cost, b), jax.jit(single)(cost, b)
+    np.testing.assert_array_equal(ours.solve.status, Status.CONVERGED)
+    np.testing.assert_array_equal(ours.solve.steps, reference.solve.steps)
+    np.testing.assert_allclose(ours.f, reference.f, atol=1e-5)
+    assert np.isneginf(ours.g[1, 2])
+    gradients = (jax.jit(jax.grad(lambda c, f=f: jnp.sum(f(c, b).transport_cost)))(cost)
+                 for f in (shared, single))
+    np.testing.assert_allclose(*gradients, atol=1e-5)
+    text = jax.jit(lambda c, b: shared(c, b).solve.value).lower(cost, b).compile().as_text()
+    body = [line for line in text.splitlines() if "while/body" in line and "f32[3,9,8]" in line]
+    assert not body and "dot(" in text  # no kernel of its own for a histogram
+    # Far below what one kernel can represent: no false success.
+    tiny = jax.jit(shared)(cost, b, 2e-4)
+    wrong = np.asarray(tiny.marginal_error) > 1e-2
+    assert not np.any(wrong & np.asarray(tiny.solve.converged)) and np.any(wrong)
+    with pytest.raises(ValueError, match="expected weights"):
+        sinkhorn_histograms(cost, a, b[0], epsilon=0.1)

@@ -1,6 +1,6 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
-from jaxiter.transport.batch import sinkhorn_many
+from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import (
     Dense,
@@ -26,6 +26,7 @@ __all__ = [
     "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "TransportResult",
     "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
     "match_weights", "mirror_sinkhorn", "permute", "round_permutation", "round_to_polytope",
-    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence", "sinkhorn_layer",
-    "sinkhorn_many", "sparse_transport", "squared_euclidean", "swav_assignments",
+    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
+    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
+    "squared_euclidean", "swav_assignments",
 ]
