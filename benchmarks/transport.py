@@ -14,26 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ot
 from jax import lax
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
 import jaxiter as ji
 from harness import compile_all, load, save, show, time_all
-from jaxiter.transport import Dense, PointCloud, sinkhorn, sinkhorn_many
+from jaxiter.transport import Dense, PointCloud, sinkhorn, sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.iteration import Marginals, kernel_problem
 from jaxiter.transport.newton import newton_problem
+from transport_peers import ott, pot_batch_seconds, pot_rows
 from transport_problems import grid, named, rand, uni2
 
 TOL = 1e-4
-
-
-def ott(cost: Any, a: Any, b: Any, epsilon: float, lse: bool, **keywords: Any) -> Any:
-    problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost_matrix=cost, epsilon=epsilon), a, b)
-    return ott_sinkhorn.Sinkhorn(lse_mode=lse, **keywords)(problem)
 
 
 def forever() -> Any:
@@ -162,24 +153,14 @@ def to_tolerance() -> list[dict]:
                     "problem": name, "epsilon/mean": share, "method": key, "steps": int(steps),
                     "status": ("converged" if status else "not converged") if peer
                     else ji.Status.name(int(status)),
-                    "error_float64": float(error), "seconds": seconds})
+                    "error_float64": float(error), "seconds": seconds,
+                    "transport_cost": float(np.sum(plan * cost64))})
             for row in rows[-5:]:
                 row["ott_best_over_this"] = float(best / row["seconds"])
-            rows.append(pot_row(name, share, cost64, a64, b64, epsilon))
+            rows += [{"problem": name, "epsilon/mean": share} | row
+                     for row in pot_rows(cost64, a64, b64, epsilon, TOL)]
     show([{k: row.get(k, "") for k in rows[0]} for row in rows])
     return rows
-
-
-def pot_row(name: str, share: float, cost: Any, a: Any, b: Any, epsilon: float) -> dict:
-    """POT's stabilised Sinkhorn (numpy, float64), stopped at the same error."""
-    start = time.perf_counter()
-    plan, log = ot.bregman.sinkhorn_stabilized(
-        a, b, cost, epsilon, numItermax=2000, stopThr=TOL, log=True, warn=False, print_period=10**9)
-    seconds = time.perf_counter() - start
-    error = np.abs(plan.sum(1) - a).sum() + np.abs(plan.sum(0) - b).sum()
-    return {"problem": name, "epsilon/mean": share, "method": "POT stabilized, float64",
-            "steps": int(log["n_iter"]), "status": "", "error_float64": float(error),
-            "seconds": seconds, "ott_best_over_this": float("nan")}
 
 
 def newton_table() -> list[dict]:
@@ -301,7 +282,9 @@ def batches() -> list[dict]:
     each = jax.jit(lambda c, b: jax.vmap(lambda b: sinkhorn(
         c, a, b, epsilon=0.05, stop=stop, method="kernel").solve.steps)(b)).lower(cost, b).compile()
     histograms = time_all({"shared": shared, "vmap": each}, cost, b, repeats=5)
+    pot = pot_batch_seconds(np.asarray(costs, np.float64), 0.01, TOL)
     rows = [{
+        "pot_batch_over_vmap": pot / float(np.median(times["vmap"])),
         "vmap_over_histograms": float(np.median(histograms["vmap"] / histograms["shared"])),
         "vmap_over_loop": float(np.median(times["vmap"] / times["loop"])), "same_steps": same,
         "uneven_steps": f"{steps.min()}..{steps.max()}",
