@@ -64,6 +64,8 @@ CASES = {
     "resume many": (lambda: ji.solve_many(identity, ONE[:, None], resume=1), ValueError, "resume"),
     "mesh axis": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "e"), ValueError,
                   "'e'"),
+    "recurrence method": (lambda: ji.recurrence.solve_recurrence(
+        lambda s, x: s, ONE, length=3, method="newtn"), ValueError, "'newtn'"),
     "cost shape": (lambda: ji.transport.sinkhorn(ONE, epsilon=1.0), ValueError, "matrix"),
     "a shape": (lambda: ji.transport.sinkhorn(jnp.ones((2, 3)), jnp.ones(3), epsilon=1.0),
                 ValueError, r"\(3,\)"),

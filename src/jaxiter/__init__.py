@@ -1,6 +1,6 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import linear, operators, transport
+from jaxiter import linear, operators, recurrence, transport
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point, root
@@ -27,5 +27,6 @@ __all__ = [
     "attach_implicit", "callback", "damped", "diagnose", "divergence", "fixed_point", "frozen",
     "guard", "halpern", "implicit", "inertial", "linear", "neumann", "no_fixed_point",
     "one_step", "operators", "over_mesh", "overrelaxed", "picard", "printer", "progress",
-    "record", "restarted", "root", "solve_many", "stagnation", "tolerance", "transport", "unrolled",
+    "record", "recurrence", "restarted", "root", "solve_many", "stagnation",
+    "tolerance", "transport", "unrolled",
 ]

@@ -5,6 +5,7 @@ root the implicit function theorem gives dx = -(dF/dx)^{-1} (dF/dtheta) dtheta.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -107,26 +108,31 @@ def _couple(rhs: PyTree) -> PyTree:
 
 
 def _with_jvp(equations: Callable, x: PyTree, args: tuple, tangent: Callable) -> PyTree:
-    """x as a function of args and hoisted constants whose tangent is given by `tangent`.
-
-    The rule calls `point` again, so that second derivatives use it too.
-    """
+    """x as a function of args and hoisted constants whose tangent is given by `tangent`."""
     pure, constants, _ = hoist(equations, x, *args)
 
     def residual(x: PyTree, operands: tuple) -> PyTree:
         return pure(operands[1], x, *operands[0])
 
+    return with_jvp(x, (args, constants), partial(tangent, residual))
+
+
+def with_jvp(x: PyTree, operands: PyTree, tangent: Callable) -> PyTree:
+    """x as a function of operands, whose tangent is `tangent(x, operands, operand tangents)`.
+
+    The rule calls `point` again, so that second derivatives use it too.
+    """
     @jax.custom_jvp
-    def point(x: PyTree, operands: tuple) -> PyTree:
+    def point(x: PyTree, operands: PyTree) -> PyTree:
         del operands
         return x
 
     @point.defjvp
     def rule(primals: tuple, tangents: tuple) -> tuple:
         x = point(*primals)
-        return x, tangent(residual, x, primals[1], tangents[1])
+        return x, tangent(x, primals[1], tangents[1])
 
-    return point(stop_gradient(x), (args, constants))
+    return point(stop_gradient(x), operands)
 
 
 def _nan_derivative_unless(good: jax.Array, value: PyTree) -> PyTree:

@@ -1,0 +1,7 @@
+"""Chains of dependent steps, solved in a few batched rounds as triangular fixed points."""
+
+from jaxiter.recurrence.adjoint import attach_recurrence
+from jaxiter.recurrence.causal import check_causal, solve_causal
+from jaxiter.recurrence.solve import solve_recurrence
+
+__all__ = ["attach_recurrence", "check_causal", "solve_causal", "solve_recurrence"]

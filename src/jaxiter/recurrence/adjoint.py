@@ -1,0 +1,108 @@
+"""Derivatives of a recurrence: one linear recurrence forward, or its transpose backward.
+
+`d s_{t+1} = J_t d s_t + d step_t`: the system is unipotent, so it is never singular and needs
+no iterative solver. How the states were found does not matter.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.adjoint import with_jvp
+from jaxiter.numerics import hoist, stop_gradient
+from jaxiter.recurrence.linearize import LARGEST_DENSE, dense_jacobians, scan_matrix
+
+PyTree = Any
+
+
+def attach_recurrence(
+    step: Callable, rows: jax.Array, s0: jax.Array, xs: PyTree, *, parallel: bool = True
+) -> jax.Array:
+    """States found by any means, with the derivatives of the loop.
+
+    Args:
+      step: `step(s, x) -> s` on vectors `[d]`; what it closes over gets derivatives too.
+      rows: the states s_1 .. s_T `[T, d]`; their own derivatives are dropped.
+      s0: `[d]`. xs: drivers, leaves `[T, ...]`.
+      parallel: by associative scans of Jacobians (d up to 64) instead of loops.
+
+    Returns:
+      rows, with derivatives of any order, in both modes.
+    """
+    parallel = parallel and rows.shape[1] <= LARGEST_DENSE
+    pure, constants, _ = hoist(step, s0, jax.tree.map(lambda leaf: leaf[0], xs))
+
+    def row(operands: tuple, p: jax.Array, x: PyTree) -> jax.Array:
+        return pure(operands[2], p, x)
+
+    def outputs(operands: tuple, p: jax.Array) -> jax.Array:
+        return jax.vmap(lambda p, x: row(operands, p, x))(p, operands[1])
+
+    def inputs(rows: jax.Array, s0: jax.Array) -> jax.Array:
+        return jnp.concatenate([s0[None], rows[:-1]])
+
+    def tangent(rows: jax.Array, operands: tuple, dots: tuple) -> jax.Array:
+        def with_operands(ops: tuple) -> jax.Array:
+            return outputs(ops, inputs(rows, ops[0]))
+
+        _, rhs = jax.jvp(with_operands, (operands,), (dots,))
+        p = inputs(rows, operands[0])
+        _, linear = jax.linearize(lambda p: outputs(operands, p), p)
+
+        def matvec(d: jax.Array) -> jax.Array:
+            return d - linear(inputs(d, jnp.zeros_like(d[0])))
+
+        # The solves are exact inverses; their own derivatives are never asked for.
+        scans = _parallel if parallel else _sequential
+        forward, backward = scans(row, stop_gradient(operands), stop_gradient(p))
+        return lax.custom_linear_solve(
+            matvec, rhs, lambda _, b: forward(b), lambda _, b: backward(b))
+
+    return with_jvp(rows, (s0, xs, constants), tangent)
+
+
+def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:
+    """Two loops of T steps: a product with a row's Jacobian each, or with its transpose."""
+    def forward(b: jax.Array) -> jax.Array:
+        def move(d: jax.Array, at: tuple) -> tuple:
+            b, p, x = at
+            _, out = jax.jvp(lambda p: row(operands, p, x), (p,), (d,))
+            return out + b, out + b
+
+        return lax.scan(move, jnp.zeros_like(b[0]), (b, p, operands[1]))[1]
+
+    def backward(b: jax.Array) -> jax.Array:
+        def move(g: jax.Array, at: tuple) -> tuple:
+            b, p, x = at
+            g = g + b
+            _, pull = jax.vjp(lambda p: row(operands, p, x), p)
+            return pull(g)[0], g
+
+        return lax.scan(move, jnp.zeros_like(b[0]), (b, p, operands[1]), reverse=True)[1]
+
+    return forward, backward
+
+
+def _parallel(row: Callable, operands: tuple, p: jax.Array) -> tuple:
+    """Two associative scans over the Jacobians of all rows."""
+    def jacobians() -> jax.Array:
+        return dense_jacobians(lambda p, x: row(operands, p, x), p, operands[1])
+
+    def solve(a: jax.Array, b: jax.Array) -> jax.Array:
+        # scan_matrix returns the inputs' changes D_0 .. D_{T-1}; one more step gives the last.
+        d = scan_matrix(a, b)
+        return jnp.einsum("tij,tj->ti", a, d, precision=lax.Precision.HIGHEST) + b
+
+    def forward(b: jax.Array) -> jax.Array:
+        return solve(jacobians(), b)
+
+    def backward(b: jax.Array) -> jax.Array:
+        # g_t = b_t + J_{t+1}^T g_{t+1}: the same recurrence, read from the end.
+        a = jacobians().transpose(0, 2, 1)[::-1]
+        a = jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])
+        return solve(a, b[::-1])[::-1]
+
+    return forward, backward

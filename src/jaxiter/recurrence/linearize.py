@@ -1,0 +1,184 @@
+"""One linear recurrence per round: what the methods of `solve_recurrence` differ in.
+
+Given inputs p_t, outputs f_t = step(p_t, x_t) and residuals r_t = f_t - s_t of a window,
+each method models how row t answers a change D_t of its input by a linear map A_t,
+solves `D_{t+1} = A_t D_t + r_t` in O(log T) depth and proposes `s_t <- f_t + A_t D_t`. So a
+row whose input does not move is reproduced exactly, whatever A is; only the number of
+rounds depends on A: 0 is Jacobi, 1 Picard, the Jacobian Newton (DEER).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
+
+#: Entries of Jacobians are clipped here: a chaotic guess must not overflow the scan.
+LARGEST_SLOPE = 1e8
+#: Newton holds and multiplies d x d Jacobians; above this size it is refused.
+LARGEST_DENSE = 64
+
+
+class Rows(NamedTuple):
+    """A window of W rows: step of one row, inputs `[W, d]`, drivers, outputs, current values."""
+
+    step: Callable
+    p: jax.Array
+    x: Any
+    f: jax.Array
+    s: jax.Array
+    past: Any  # a Past for the secant, else None
+
+
+class Past(NamedTuple):
+    """Of the previous round, for the secant: inputs and outputs `[W, d]`, slopes `[W]`, seen."""
+
+    p: jax.Array
+    f: jax.Array
+    slope: jax.Array
+    seen: jax.Array
+
+
+def scan_scalar(a: jax.Array, r: jax.Array) -> jax.Array:
+    """`D_{t+1} = a_t D_t + r_t`, D_0 = 0, elementwise; all `[W, d]` (a may be `[W, 1]`).
+
+    Returns D_0 .. D_{W-1}, the changes of the rows' inputs.
+
+    >>> import jax.numpy as jnp
+    >>> scan_scalar(jnp.full((3, 1), 2.0), jnp.ones((3, 1)))[:, 0].tolist()
+    [0.0, 1.0, 3.0]
+    """
+    def combine(left: tuple, right: tuple) -> tuple:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    d = lax.associative_scan(combine, (jnp.broadcast_to(a, r.shape), r))[1]
+    return jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
+
+
+def scan_matrix(a: jax.Array, r: jax.Array) -> jax.Array:
+    """The same with matrices a `[W, d, d]` and vectors r `[W, d]`."""
+    def combine(left: tuple, right: tuple) -> tuple:
+        product = jnp.matmul(right[0], left[0], precision=HIGHEST)
+        return product, _apply(right[0], left[1]) + right[1]
+
+    d = lax.associative_scan(combine, (a, r))[1]
+    return jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
+
+
+def _apply(a: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("tij,tj->ti", a, v, precision=HIGHEST)
+
+
+def _tame(slopes: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0),
+                    -LARGEST_SLOPE, LARGEST_SLOPE)
+
+
+def dense_jacobians(step: Callable, p: jax.Array, x: Any) -> jax.Array:
+    """`d step(p_t, x_t) / d p_t`, `[W, d, d]`.
+
+    Raises:
+      ValueError: d above 64.
+    """
+    d = p.shape[1]
+    if d > LARGEST_DENSE:
+        raise ValueError(f"the state has {d} numbers, and method 'newton' multiplies {d} x {d} "
+                         "matrices; use method='diagonal' or 'secant'.")
+    return jax.vmap(jax.jacfwd(step))(p, x)
+
+
+def jacobi(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    """A = 0: every row from the last round's values."""
+    return rows.f, None
+
+
+def picard(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    """A = 1: the increments are summed up, as for an integral."""
+    residual = rows.f - rows.s
+    d = jnp.cumsum(residual, axis=0) - residual
+    return rows.f + d, None
+
+
+def newton(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    """A = the Jacobian of each row (DEER: Lim et al. 2024)."""
+    a = _tame(dense_jacobians(rows.step, rows.p, rows.x))
+    d = scan_matrix(a, rows.f - rows.s)
+    return rows.f + _apply(a, d), None
+
+
+def diagonal(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    """A = the diagonal of the Jacobian (quasi-DEER: Gonzalez et al. 2024), by d jvps a round."""
+    def entry(direction: jax.Array) -> jax.Array:
+        tangent = jnp.broadcast_to(direction, rows.p.shape)
+        _, out = jax.jvp(lambda p: jax.vmap(rows.step)(p, rows.x), (rows.p,), (tangent,))
+        return out * direction
+
+    unit = jnp.eye(rows.p.shape[1], dtype=rows.p.dtype)
+    # One direction after the other: memory O(W d).
+    a, _ = lax.scan(lambda total, e: (total + entry(e), None), jnp.zeros_like(rows.p), unit)
+    a = _tame(a)
+    d = scan_scalar(a, rows.f - rows.s)
+    return rows.f + a * d, None
+
+
+def secant(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    """A = one number per row, `<dp, df> / <dp, dp>` between two rounds: no derivative at all."""
+    past = rows.past
+    dp, df = rows.p - past.p, rows.f - past.f
+    square = jnp.sum(dp * dp, axis=1)
+    tiny = 10 * machine_epsilon(rows.p) ** 2 * jnp.sum(rows.p * rows.p, axis=1)
+    fresh = past.seen & (square > tiny)
+    slope = jnp.where(fresh, safe_divide(jnp.sum(dp * df, axis=1), square), past.slope)
+    slope = _tame(slope)
+    a = slope[:, None]
+    d = scan_scalar(a, rows.f - rows.s)
+    return rows.f + a * d, slope
+
+
+def elk(damping: float) -> Callable:
+    """Newton with a pull of strength `damping` towards the previous iterate, as a Kalman filter.
+
+    Reference: Gonzalez, Warrington, Smith and Linderman, "Towards scalable and stable
+    parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez, 2021.
+    """
+    def method(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+        jacobian = _tame(dense_jacobians(rows.step, rows.p, rows.x))
+        width, size = rows.p.shape
+        eye = jnp.eye(size, dtype=jacobian.dtype)
+        # In changes D: dynamics D' = A D + r with unit noise, observation D = 0 of variance
+        # 1 / damping. The first input is exact: no dynamics into its row.
+        gain = damping / (1 + damping)
+        first = (jnp.arange(width) == 0)[:, None, None]
+        a = jnp.where(first, 0, jacobian)
+        r = rows.f - rows.s
+        elements = ((1 - gain) * a, (1 - gain) * r, jnp.broadcast_to((1 - gain) * eye, a.shape),
+                    -gain * jnp.einsum("tji,tj->ti", a, r, precision=HIGHEST),
+                    gain * jnp.einsum("tki,tkj->tij", a, a, precision=HIGHEST))
+        mean = lax.associative_scan(jax.vmap(_filter), elements)[1]
+        d = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
+        return rows.f + _apply(jacobian, d), None
+
+    return method
+
+
+def _filter(left: tuple, right: tuple) -> tuple:
+    """Combine two elements (A, b, C, eta, J) of the parallel Kalman filter."""
+    a1, b1, c1, e1, j1 = left
+    a2, b2, c2, e2, j2 = right
+
+    def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.matmul(x, y, precision=HIGHEST)
+
+    middle = jnp.eye(a1.shape[0], dtype=a1.dtype) + dot(c1, j2)
+    forward = jnp.linalg.solve(middle.T, a2.T).T  # a2 middle^-1
+    backward = jnp.linalg.solve(middle, a1).T  # a1^T middle^-T
+    return (dot(forward, a1), dot(forward, b1 + dot(c1, e2)) + b2,
+            dot(dot(forward, c1), a2.T) + c2, dot(backward, e2 - dot(j2, b1)) + e1,
+            dot(dot(backward, j2), a1) + j1)
+
+
+METHODS: dict[str, Callable] = {
+    "jacobi": jacobi, "picard": picard, "newton": newton, "diagonal": diagonal, "secant": secant}

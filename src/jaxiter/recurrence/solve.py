@@ -1,0 +1,324 @@
+"""Recurrences `s_{t+1} = step(s_t, x_t)` solved as triangular fixed points, many rows a round."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from jaxiter import trees
+from jaxiter.adjoint import frozen
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import machine_epsilon, stop_gradient, strong
+from jaxiter.problem import Problem
+from jaxiter.recurrence.adjoint import attach_recurrence
+from jaxiter.recurrence.linearize import METHODS, Past, Rows, elk
+from jaxiter.solution import Solution
+from jaxiter.stop import Stop, tolerance
+
+PyTree = Any
+
+
+class Progress(NamedTuple):
+    """What the rounds carry: all rows `[T, ...]`, how many are final, the previous round.
+
+    change: the largest change among the rows accepted last. past: for the secant, else None.
+    """
+
+    rows: PyTree
+    finished: jax.Array
+    change: jax.Array
+    past: Past | None
+
+
+def solve_recurrence(
+    step: Callable, s0: PyTree, xs: PyTree = None, *, method: str = "newton", order: int = 1,
+    window: int | None = None, length: int | None = None, init: PyTree = None, rtol: Any = None,
+    atol: Any = None, damping: float = 1e-3, stop: Stop | None = None, max_steps: Any = None,
+    adjoint: str = "parallel",
+) -> Solution:
+    """All states of `s_{t+1} = step(s_t, x_t)`, t = 0..T-1, in a few rounds of batched steps.
+
+    A round evaluates `step` on a window of rows at once; after k rounds the first k rows
+    are those of the loop whatever the method, so T rounds always suffice. How many are
+    needed depends on how fast the chain forgets: a counter needs T, and no method
+    makes a chaotic chain parallel.
+
+    Args:
+      step: `step(s, x) -> s`; with order=2 `step(s, previous, x) -> s`. It may close over arrays.
+      s0: the state before the first row; order=2: a pair `(s, previous)`.
+      xs: pytree of drivers, leaves `[T, ...]`; None with `length`.
+      method: "newton" (DEER: d x d Jacobians, d up to 64), "diagonal" (quasi-DEER), "elk"
+        (damped Newton), "secant" (one free slope a row), "picard", "jacobi", "gauss_seidel"
+        (blocks of `window` rows side by side, each one sequential inside). Integer
+        states: jacobi and gauss_seidel, where the answer is the loop's bit for bit.
+      order: 1 or 2, how many earlier states a step reads.
+      window: rows of a round; default T. It slides as rows become final.
+      length: T where xs is None.
+      init: first guess of the rows `[T, ...]`; default s0 in every row.
+      rtol, atol: a row is final once the rows before it are and it changes by less than
+        `atol + rtol max|row|`; default 1e-10, 1e-5, 1e-2 for 64, 32, 16 bits.
+      damping: of "elk", the inverse variance of its pull towards the previous round.
+      stop: default: no unfinished row. max_steps: most rounds, default T.
+      adjoint: "parallel" differentiates by two linear recurrences in O(log T) depth with
+        d x d Jacobians for d up to 64 (above: as "sequential"); "sequential" by two loops of T
+        steps. Exact either way, of any order, memory O(T d) for the sequential one.
+
+    Returns:
+      A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
+      residual the largest change of a row that was accepted last. MAX_STEPS: the first
+      `T - merit` rows are final. NONFINITE: the chain itself left the float range.
+
+    Raises:
+      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
+
+    Source: Song et al., "Accelerating feedforward computation via parallel nonlinear equation
+    solving", 2021; Lim et al., "Parallelizing non-linear sequential models", 2024.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> out = jaxiter.recurrence.solve_recurrence(
+    ...     lambda s, x: 0.5 * jnp.sin(s) + x, jnp.zeros(1), jnp.ones((100, 1)))
+    >>> out.value.shape, int(out.steps) < 8, bool(out.converged)
+    ((100, 1), True, True)
+    """
+    s0, xs = (jax.tree.map(strong, tree) for tree in (s0, xs))
+    if order == 2:
+        step, s0 = _augment(step), tuple(s0)
+        init = None if init is None else _with_previous(init, s0)
+    elif order != 1:
+        raise ValueError(f"order must be 1 or 2, got {order!r}.")
+    count = _length(xs, length)
+    _check(step, s0, xs, method, window, count, adjoint)
+    floating = all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(s0))
+    if floating:
+        flat, unravel = ravel_pytree(s0)
+        row_step = lambda s, x: ravel_pytree(step(unravel(s), x))[0]  # noqa: E731
+    else:
+        flat, unravel, row_step = s0, lambda s: s, step
+    if init is None:
+        guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
+    else:
+        guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
+    rule = _rule(method, damping, flat, rtol, atol, window)
+    operands = stop_gradient((flat, xs, guess))
+    problem = Problem(
+        step=partial(_round, row_step, rule, min(window or count, count)),
+        memory=partial(_begin, method == "secant"),
+        merit=lambda unfinished, image, *rest: image,
+        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
+    solve = fixed_point(
+        problem, jnp.float32(count), *operands, adjoint=frozen(),
+        stop=tolerance(rtol=0, atol=0.5) if stop is None else stop,
+        max_steps=count if max_steps is None else max_steps)
+    rows = solve.state.memory.rows
+    if floating:
+        rows = attach_recurrence(row_step, rows, flat, xs, parallel=adjoint == "parallel")
+        rows = jax.vmap(unravel)(rows)
+    value = rows[0] if order == 2 else rows
+    return solve._replace(value=value, residual=solve.state.memory.change,
+                          merit=(count - solve.state.memory.finished).astype(jnp.float32))
+
+
+def _begin(
+    secant: bool, unfinished: jax.Array, s0: PyTree, xs: PyTree, guess: PyTree
+) -> Progress:
+    del s0, xs
+    past = None
+    if secant:
+        count = guess.shape[0]
+        past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
+    return Progress(guess, jnp.int32(0), jnp.zeros_like(unfinished), past)
+
+
+def _round(
+    step: Callable, rule: "Rule", width: int, unfinished: jax.Array, memory: Progress,
+    s0: PyTree, xs: PyTree, guess: PyTree,
+) -> tuple[jax.Array, Progress]:
+    """One batched evaluation of the window, one linear recurrence, and what became final."""
+    del unfinished
+    count = jax.tree.leaves(guess)[0].shape[0]
+    start = jnp.minimum(memory.finished, count - width)
+    if rule.block:  # blocks begin at multiples of their length
+        start = jnp.int32(0)
+        width = count
+    inputs = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, memory.rows)
+
+    def cut(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, width), tree)
+
+    def put(tree: PyTree, part: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
+
+    p, old, x = cut(inputs), cut(memory.rows), cut(xs)
+    index = start + jnp.arange(width, dtype=jnp.int32)
+    pending = index >= memory.finished
+    past, broken = memory.past, jnp.zeros(width, bool)
+    if rule.block:
+        new = _blocks(step, rule.block, p, x)
+    elif rule.propose is None:
+        new = jax.vmap(step)(p, x)
+    else:
+        f = jnp.where(pending[:, None], jax.vmap(step)(p, x), old)  # final rows do not move
+        broken = ~jnp.all(jnp.isfinite(f), axis=1)
+        safe = jnp.where(jnp.isfinite(f), f, old)
+        seen = None if past is None else cut(past)
+        proposed, slope = rule.propose(Rows(step, p, x, safe, old, seen))
+        calm = jnp.all(jnp.isfinite(proposed), axis=1, keepdims=True)
+        new = jnp.where(calm, proposed, safe)
+        # The input of this row is final: it shows what it is, as the loop would.
+        new = jnp.where((index == memory.finished)[:, None], f, new)
+        if past is not None:
+            past = put(past, Past(p, safe, slope, jnp.ones(width, bool)))
+    new = jax.tree.map(lambda n, o: jnp.where(_spread(pending, n), n, o), new, old)
+    first, largest = settled(rule.compare, new, old, pending, broken)
+    # A row that is not finite is believed only once its input is final.
+    end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
+    if rule.block:
+        end = jnp.minimum((first // rule.block + 1) * rule.block, width)
+    finished = start + end
+    sane = _finite(jax.tree.map(
+        lambda leaf: jnp.where(_spread(index < finished, leaf), leaf, 0), new))
+    left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
+    return left, Progress(put(memory.rows, new), finished, largest, past)
+
+
+def settled(
+    compare: Callable, new: PyTree, old: PyTree, pending: jax.Array, broken: Any = False
+) -> tuple[jax.Array, jax.Array]:
+    """Index of the last row that is final now, and the largest change of the rows before it.
+
+    That is the first row that still moves: its inputs were final, so its new value is.
+    """
+    change, still = compare(new, old)
+    moving = (~still | broken) & pending
+    width = pending.shape[0]
+    first = jnp.where(jnp.any(moving), jnp.argmax(moving), width - 1).astype(jnp.int32)
+    calm = pending & (jnp.arange(width, dtype=jnp.int32) < first)
+    return first, jnp.max(jnp.where(calm, change, 0), initial=0).astype(jnp.float32)
+
+
+class Rule(NamedTuple):
+    """Static choices of a round: proposal (None: the step itself), comparison, block length."""
+
+    propose: Callable | None
+    compare: Callable
+    block: int
+
+
+def _rule(
+    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None
+) -> Rule:
+    block = (window or 1) if method == "gauss_seidel" else 0
+    propose = elk(damping) if method == "elk" else METHODS.get(method)
+    if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(flat)):
+        propose = None  # integers are compared and copied, never added
+    return Rule(propose, comparison(flat, rtol, atol), block)
+
+
+def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
+    """`compare(new, old) -> (change, still)` by rows: up to rounding, or equal for integers."""
+    if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(like)):
+        return _equal
+    epsilon = machine_epsilon(like)
+    default = 1e-10 if epsilon < 1e-12 else 1e-5 if epsilon < 1e-5 else 1e-2
+    rtol, atol = (default if t is None else t for t in (rtol, atol))
+
+    def largest(tree: PyTree) -> jax.Array:
+        rows = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1, initial=0)
+                for leaf in jax.tree.leaves(tree)]
+        return jnp.max(jnp.stack(rows), axis=0)
+
+    def close(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
+        change = largest(trees.subtract(new, old))
+        return change, change <= atol + rtol * largest(new)
+
+    return close
+
+
+def _equal(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Whether whole rows are equal, bit for bit."""
+    def same(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
+
+    still = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))), axis=0)
+    return (~still).astype(jnp.float32), still
+
+
+def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
+    """Blocks side by side, each sequential inside, from the first input of each."""
+    def split(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(-1, block, *leaf.shape[1:])
+
+    def run(s: PyTree, xs: PyTree) -> PyTree:
+        def move(s: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+            new = step(s, x)
+            return new, new
+
+        return lax.scan(move, s, xs, length=block)[1]
+
+    out = jax.vmap(run)(jax.tree.map(lambda leaf: split(leaf)[:, 0], p), jax.tree.map(split, xs))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+
+
+def _finite(tree: PyTree) -> jax.Array:
+    """Whether all floating-point entries are finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return trees.finite(floats) if floats else jnp.bool_(True)
+
+
+def _spread(mask: jax.Array, like: jax.Array) -> jax.Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
+
+
+def _augment(step: Callable) -> Callable:
+    """A step that reads two states, as a step on pairs."""
+    return lambda pair, x: (step(*pair, x), pair[0])
+
+
+def _with_previous(init: PyTree, s0: tuple) -> tuple:
+    shifted = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0[0], init)
+    return init, shifted
+
+
+def _length(xs: PyTree, length: int | None) -> int:
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)}
+    sizes |= set() if length is None else {length}
+    if len(sizes) != 1 or -1 in sizes:
+        raise ValueError("xs must have one leading axis T, or be None with `length`; "
+                         f"found lengths {sorted(sizes)} (-1 is a scalar).")
+    count = int(sizes.pop())
+    if count < 1:
+        raise ValueError("the recurrence has no step: T = 0.")
+    return count
+
+
+def _check(
+    step: Callable, s0: PyTree, xs: PyTree, method: str, window: int | None, count: int,
+    adjoint: str,
+) -> None:
+    known = (*METHODS, "elk", "gauss_seidel")
+    if method not in known:
+        raise ValueError(f"method must be one of {sorted(known)}, got {method!r}.")
+    if adjoint not in ("parallel", "sequential"):
+        raise ValueError(f"adjoint must be 'parallel' or 'sequential', got {adjoint!r}.")
+    if window is not None and not 1 <= window <= count:
+        raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
+    if method == "gauss_seidel" and count % (window or 1):
+        raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
+                         f"window={window}.")
+    leaves = jax.tree.leaves(s0)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    if not all(floating) and method not in ("jacobi", "gauss_seidel"):
+        raise ValueError(f"method {method!r} needs floating-point states; 'jacobi' and "
+                         "'gauss_seidel' take integers.")
+    if len({np.dtype(leaf.dtype) for leaf in leaves}) > 1 and all(floating):
+        raise ValueError("all leaves of a floating-point state must have one dtype.")
+    out = jax.eval_shape(step, s0, jax.tree.map(lambda leaf: leaf[0], xs))
+    trees.check_same_structure(s0, out, "The step")
