@@ -38,8 +38,8 @@ CASES = [
     (8, 1000, 1.0, ("newton", "diagonal", "elk", "secant", "jacobi")),
     (16, 1000, 2.0, ("newton", "diagonal", "elk", "secant", "jacobi")),
     (64, 2000, 1.0, ("newton", "secant", "jacobi")),
-    (64, 10_000, 1.0, ("newton", "secant", "jacobi")),
-    (64, 1000, 3.0, ("newton", "secant", "jacobi")),
+    (64, 10_000, 1.0, ("newton", "secant")),
+    (64, 1000, 3.0, ("newton", "secant")),
 ]
 
 
@@ -50,8 +50,8 @@ def networks() -> list[dict]:
         step = gru(size, scale)
         xs = jnp.asarray(np.random.default_rng(1).normal(size=(count, 4)), jnp.float32)
         h0 = jnp.zeros(size)
-        # A chaotic chain gets 60 rounds to show that it does not finish.
-        limit = 60 if scale > 2 else 400
+        # A chaotic chain gets 20 rounds to show that it does not finish.
+        limit = 20 if scale > 2 else 100
 
         def loop(xs: Any, step: Any = step, h0: Any = h0) -> Any:
             return lax.scan(lambda h, x: (step(h, x),) * 2, h0, xs)[1]
@@ -63,7 +63,7 @@ def networks() -> list[dict]:
         functions = {"loop": loop} | {
             m: (lambda xs, m=m, solve=solve: solve(xs, m)) for m in methods}
         compiled = {name: jax.jit(f).lower(xs).compile() for name, f in functions.items()}
-        times = time_all(compiled, xs, repeats=3)
+        times = time_all(compiled, xs, repeats=2)
         exact = np.asarray(compiled["loop"](xs))
         for name in methods:
             value, steps, status, unfinished = compiled[name](xs)

@@ -188,8 +188,6 @@ def run(
 ) -> LoopState:
     """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps.
 
-    A cache that knows when it is stale is carried from block to block, others are rebuilt.
-
     `pause`, at most `max_steps`, is a step at which to hand back an unfinished state.
     """
     problem = method.problem
@@ -214,7 +212,7 @@ def run(
     if stale is None:
         return loop(going, lambda s: block(s, build(_next(s), *args)), state, blocks)
 
-    def keeping(carry: tuple) -> tuple:
+    def keeping(carry: tuple) -> tuple:  # the cache lives on until it is stale
         s, cache = carry
         s = block(s, cache)
         old = going(s) & stale(_next(s), cache, *args)

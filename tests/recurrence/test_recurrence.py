@@ -34,8 +34,9 @@ def loop(w, xs, s):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, window", [
+    *((m, None) for m in METHODS), ("newton", 12), ("secant", 12), ("gauss_seidel", 12),
+    *(pytest.param(m, 12, marks=pytest.mark.slow) for m in ("diagonal", "elk", "picard", "jacobi"))])
 def test_every_method_is_the_loop(method, window):
     w, xs, s0 = chain()
     exact = loop(w, xs, s0)

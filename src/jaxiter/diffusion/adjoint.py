@@ -1,0 +1,161 @@
+"""Derivatives of a sampling trajectory: one linear triangular system, never singular."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.adjoint import frozen, with_jvp
+from jaxiter.diffusion.sample import Table, combine, histories, linear_rows, push
+from jaxiter.diffusion.samplers import STATES, VALUES
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import hoist, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.problem import Problem
+from jaxiter.stop import tolerance
+
+PyTree = Any
+
+
+def attach_sampling(
+    model: Callable, x: jax.Array, x_init: jax.Array, table: Table, slopes: jax.Array, *,
+    parallel: bool,
+) -> jax.Array:
+    """States x `[R + 1, ...]` with the loop's derivatives by x_init and what the model closes over.
+
+    Args:
+      model: `model(x, row) -> value` at one row of the table.
+      slopes: `[R]`, first guesses of the model's slopes for the parallel backward pass.
+      parallel: solve the transposed system by rounds of batched VJPs, not by a loop.
+    """
+    table, slopes = stop_gradient((table, slopes))
+    count = slopes.shape[0]
+    pure, constants, _ = hoist(model, x_init, jax.tree.map(lambda leaf: leaf[0], table))
+
+    def outputs(operands: tuple, states: jax.Array) -> jax.Array:
+        """Row t of the system for states X[0..R-1], `[R, ...]`."""
+        values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, table)
+
+        def back(array: jax.Array, depth: int) -> jax.Array:
+            padded = jnp.concatenate(
+                [jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
+            return jnp.stack(
+                [padded[depth - 1 - j: depth - 1 - j + count] for j in range(depth)], axis=1)
+
+        return jax.vmap(combine)(table, back(states, STATES), back(values, VALUES))
+
+    def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
+        return jnp.concatenate([first[None], rows[:-1]])
+
+    def tangent(rows: jax.Array, operands: tuple, dots: tuple) -> jax.Array:
+        _, rhs = jax.jvp(lambda ops: outputs(ops, inputs(rows, ops[0])), (operands,), (dots,))
+        states = inputs(rows, operands[0])
+        base, linear = jax.linearize(lambda s: outputs(operands, s), states)
+        del base
+        fixed, at = stop_gradient(operands), stop_gradient(states)
+        forward = partial(_forward, lambda s, row: pure(fixed[1], s, row), table, at)
+        backward = partial(_rounds if parallel else _backward,
+                           lambda s, row: pure(fixed[1], s, row), table, at)
+        if parallel:
+            backward = partial(backward, slopes)
+        return lax.custom_linear_solve(
+            lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
+            lambda _, b: forward(b), lambda _, b: backward(b))
+
+    rows = with_jvp(x[1:], (x_init, constants), tangent)
+    return jnp.concatenate([x_init[None], rows])
+
+
+def _forward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> jax.Array:
+    """The tangent recurrence: a jvp of the model per row."""
+    quiet = table._replace(z=jnp.zeros_like(table.z))
+
+    def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
+        (tangents, values), (row, state, b) = carry, at
+        _, value = jax.jvp(lambda s: model(s, row), (state,), (tangents[0],))
+        values = push(values, value)
+        new = combine(row, tangents, values) + b
+        return (push(tangents, new), values), new
+
+    return lax.scan(step, histories(jnp.zeros_like(b[0])), (quiet, states, b))[1]
+
+
+def _reversed(table: Table) -> tuple[jax.Array, jax.Array]:
+    """`state[t + j, j]` and `model[t + j, j]` for t = R-1 .. 1, `[R - 1, 4]`: who reads X[t]."""
+    def column(array: jax.Array, j: int) -> jax.Array:
+        if j >= array.shape[1]:
+            return jnp.zeros_like(array[:, 0])
+        return jnp.concatenate([array[j:, j], jnp.zeros(j, array.dtype)])
+
+    state, model = (jnp.stack([column(array, j) for j in range(VALUES)], axis=1)
+                    for array in (table.state, table.model))
+    return state[:0:-1], model[:0:-1]
+
+
+def _backward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> jax.Array:
+    """The transposed recurrence from the last row to the first: a VJP of the model per row."""
+    state, weight = _reversed(table)
+
+    def step(later: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+        state, weight, row, x, b = at
+        pulled = _pull(model, x, row, jnp.tensordot(weight, later, 1, precision="highest"))
+        g = b + jnp.tensordot(state, later, 1, precision="highest") + pulled
+        return push(later, g), g
+
+    first = push(jnp.zeros((VALUES, *b.shape[1:]), b.dtype), b[-1])
+    rows = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
+    g = lax.scan(step, first, (state, weight, *rows, b[-2::-1]))[1]
+    return jnp.concatenate([b[-1:], g])[::-1]
+
+
+def _rounds(
+    model: Callable, table: Table, states: jax.Array, slopes: jax.Array, b: jax.Array
+) -> jax.Array:
+    """The same system by secant quasi-Newton rounds: all VJPs of a round in one batch."""
+    state, weight = _reversed(table)
+    rows, x = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
+    rest, count = b[-2::-1], b.shape[0] - 1
+    if count == 0:
+        return b
+
+    def spread(array: jax.Array) -> jax.Array:
+        return array.reshape(-1, *(1,) * (b.ndim - 1))
+
+    def sums(table: jax.Array, g: jax.Array) -> jax.Array:
+        """`sum_j table[k, j] G[k - j]` for the chain G = (last of b, g_0, .., g_{k-1})."""
+        chain = jnp.concatenate([b[-1:], g[:-1]])
+        padded = jnp.concatenate([jnp.zeros((VALUES - 1, *b.shape[1:]), b.dtype), chain])
+        total = jnp.zeros_like(g)
+        for j in range(VALUES):
+            total += spread(table[:, j]) * padded[VALUES - 1 - j: VALUES - 1 - j + count]
+        return total
+
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum((a * b).reshape(count, -1), axis=1)
+
+    def step(g: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
+        slope, old_h, old_v, seen = memory
+        h = sums(weight, g)
+        v = jax.vmap(partial(_pull, model))(x, rows, h)
+        dh = h - old_h
+        square = dot(dh, dh)
+        fresh = seen & (square > 100 * machine_epsilon(b) ** 2 * dot(h, h))
+        slope = jnp.where(fresh, safe_divide(dot(dh, v - old_v), square), slope)
+        plain = rest + sums(state, g) + v
+        lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
+        return plain + lift, (slope, h, v, jnp.bool_(True))
+
+    problem = Problem(
+        step=step,
+        memory=lambda g: (slopes[:0:-1], jnp.zeros_like(g), jnp.zeros_like(g), jnp.bool_(False)))
+    tight = 1e-6 if machine_epsilon(b) > 1e-12 else 1e-12
+    g = fixed_point(problem, rest, stop=tolerance(rtol=tight, atol=0.0), adjoint=frozen(),
+                    max_steps=count + 1).state.image
+    return jnp.concatenate([b[-1:], g])[::-1]
+
+
+def _pull(model: Callable, x: jax.Array, row: Table, cotangent: jax.Array) -> jax.Array:
+    """The model's Jacobian at x, transposed, times a cotangent."""
+    return jax.vjp(lambda s: model(s, row), x)[1](cotangent)[0]

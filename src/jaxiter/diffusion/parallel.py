@@ -1,0 +1,370 @@
+"""Secant quasi-Newton Picard: a whole sampling trajectory as one triangular fixed point.
+
+A round calls the model on a window of rows at once, reads a free secant slope off the
+last two rounds for every row, and solves the linearised recurrence. After k rounds the
+first k rows are those of the loop, whatever the slopes are: they only decide how many
+rounds are needed.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.adjoint import frozen
+from jaxiter.diffusion.adjoint import attach_sampling
+from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.sample import (
+    Table,
+    combine,
+    evaluate,
+    histories,
+    linear_rows,
+    push,
+    tabulate,
+)
+from jaxiter.diffusion.samplers import STATES, VALUES, Sampler
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.problem import Problem
+from jaxiter.recurrence.solve import settled
+from jaxiter.solution import Solution
+from jaxiter.stop import tolerance as tolerance_rule
+
+LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp")
+
+
+class Trajectory(NamedTuple):
+    """What the rounds carry.
+
+    x: states `[R + 1, ...]`. value: the model at them, `[R, ...]`, and `at`, where. slope: `[R]`.
+    seen: `[R]`, rows with a value. finished: final rows. evaluations: model calls so far.
+    change: largest change, in tolerances' units, of the rows that became final last.
+    """
+
+    x: jax.Array
+    value: jax.Array
+    at: jax.Array
+    slope: jax.Array
+    seen: jax.Array
+    finished: jax.Array
+    evaluations: jax.Array
+    change: jax.Array
+
+
+class ParallelSample(NamedTuple):
+    """Answer of a parallel solve.
+
+    Attributes:
+      value: the sample. trajectory: all states `[R + 1, ...]`, the start first.
+      evaluations: model calls in all. slopes: `[R]`, for warm starts.
+      solve: the Solution of the fixed point; merit is the number of unfinished rows.
+    """
+
+    value: jax.Array
+    trajectory: jax.Array
+    evaluations: jax.Array
+    slopes: jax.Array
+    solve: Solution
+
+    @property
+    def rounds(self) -> jax.Array:
+        """Batched model calls, one after the other."""
+        return self.solve.steps
+
+    @property
+    def residual(self) -> jax.Array:
+        """Largest root mean square change of the rows accepted last, over their scale."""
+        return self.solve.residual
+
+    @property
+    def converged(self) -> jax.Array:
+        """Whether all rows are final."""
+        return self.solve.converged
+
+    @property
+    def status(self) -> jax.Array:
+        """A `jaxiter.Status` code."""
+        return self.solve.status
+
+
+def sample_parallel(
+    sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
+    window: int | None = None, tolerance: Any = 1e-3, tolerance_scale: str = "noise",
+    linearization: str = "secant", init: Any = "auto", slopes: jax.Array | None = None,
+    noise: jax.Array | None = None, max_steps: Any = None, adjoint: str = "parallel",
+) -> ParallelSample:
+    """The loop's sample, `sample(sampler, ...)`, in a few rounds of batched model calls.
+
+    Args:
+      sampler, denoiser, x_init, key, noise: as in `sample`; `vmap` for a batch.
+      window: rows of a round, 1..R; default R. Rows entering a window that slides are
+        predicted from the newest guess of the data.
+      tolerance: a row is final once the rows before it are and its root mean square
+        change is below this, in units of tolerance_scale. At 0.1 samples may land in
+        another mode than the loop's; 1e-3 is close, 1e-5 is float32's rounding.
+      tolerance_scale: "noise", the standard deviation of the step's posterior noise, or "absolute".
+      linearization: how a row answers its input. "secant": slopes between the last two
+        rounds. "gaussian": slopes of Gaussian data. "jvp": the secant mended by one jvp a
+        round, which is then two calls deep. "picard" (ParaDiGMS) and "jacobi" have none.
+      init: "auto" (a copy of x_init; for samplers with noise a roll-out of Gaussian data), "copy",
+        or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
+      max_steps: most rounds, default R, which always suffice.
+      adjoint: "parallel", rounds of batched VJPs, or "sequential", R VJPs in a loop. Both give
+        the loop's derivatives at the trajectory found, in memory O(R); noise is a constant.
+
+    Returns:
+      A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
+      model is not finite on the loop's own trajectory.
+
+    Raises:
+      ValueError: window outside 1..R, tolerance <= 0, unknown choices, wrong shapes.
+
+    Source: construction of this library; frame: Gonzalez et al., "Predictability enables
+    parallelization of nonlinear state space models", 2025; window and tolerance: Shih,
+    Belkhale, Ermon and Sadigh, "Parallel sampling of diffusion models", 2023.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxiter.diffusion import Denoiser, ddim, linear_beta_schedule
+    >>> model = Denoiser(lambda x, t: jnp.tanh(x), "eps")
+    >>> out = sample_parallel(ddim(linear_beta_schedule(50)), model, jnp.ones(2))
+    >>> bool(out.converged), int(out.rounds) < 12
+    (True, True)
+    """
+    count = sampler.rows
+    width = count if window is None else window
+    _check(sampler, width, tolerance, tolerance_scale, linearization, adjoint, slopes)
+    table = tabulate(sampler, x_init, key, noise)
+    if tolerance_scale == "absolute":
+        table = table._replace(scale=jnp.ones_like(table.scale))
+    start = _initial(sampler, denoiser, table, x_init, init)
+    first = _gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
+    operands = stop_gradient((start, first.astype(x_init.dtype), table,
+                              jnp.asarray(tolerance, x_init.dtype)))
+    problem = Problem(
+        step=partial(_round, sampler, denoiser, width, linearization), memory=_begin,
+        merit=lambda unfinished, image, *rest: image,
+        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
+    solve = fixed_point(
+        problem, jnp.float32(count), *operands, adjoint=frozen(),
+        stop=tolerance_rule(rtol=0, atol=0.5), max_steps=count if max_steps is None else max_steps)
+    memory = solve.state.memory
+    x = attach_sampling(
+        partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope,
+        parallel=adjoint == "parallel")
+    solve = solve._replace(value=x[-1], residual=memory.change,
+                           merit=(count - memory.finished).astype(jnp.float32))
+    return ParallelSample(x[-1], x, memory.evaluations, memory.slope, solve)
+
+
+def _begin(
+    unfinished: jax.Array, start: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array
+) -> Trajectory:
+    del unfinished, table, tol
+    zero = jnp.int32(0)
+    rows = start[:-1]
+    return Trajectory(start, jnp.zeros_like(rows), rows, slopes,
+                      jnp.zeros(rows.shape[0], bool), zero, zero, jnp.float32(0))
+
+
+def _round(
+    sampler: Sampler, denoiser: Denoiser, width: int, linearization: str, unfinished: jax.Array,
+    memory: Trajectory, start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
+) -> tuple[jax.Array, Trajectory]:
+    """One batched model call on the window, one linear recurrence, and what became final."""
+    del unfinished, start_x, slopes
+    count = memory.slope.shape[0]
+    start = jnp.minimum(memory.finished, count - width)
+
+    def cut(array: jax.Array, back: int = 0) -> jax.Array:
+        """Rows start - back .. of the window; zeros before the first."""
+        padded = jnp.concatenate([jnp.zeros((back, *array.shape[1:]), array.dtype), array])
+        return lax.dynamic_slice_in_dim(padded, start, width)
+
+    def put(array: jax.Array, part: jax.Array, at: Any) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(array, part, at, 0)
+
+    rows = jax.tree.map(cut, table)
+    index = start + jnp.arange(width, dtype=jnp.int32)
+    pending = index >= memory.finished
+    x, old = cut(memory.x[:-1]), cut(memory.x[1:])
+
+    def model(x: jax.Array) -> jax.Array:
+        return jax.vmap(partial(evaluate, sampler, denoiser))(x, rows)
+
+    raw = model(x)
+    broken = ~jnp.all(jnp.isfinite(raw).reshape(width, -1), axis=1) & pending
+    value = jnp.where(_spread(pending & ~broken, raw), raw, cut(memory.value))
+    slope = cut(memory.slope)
+    if linearization in ("secant", "jvp"):
+        slope = _secant(sampler, rows, slope, x - cut(memory.at), value - cut(memory.value),
+                        cut(memory.seen), x)
+    values, states = put(memory.value, value, start), memory.x[:-1]
+    slopes = put(memory.slope, slope, start)
+
+    def rows_of(array: jax.Array, depth: int) -> jax.Array:
+        return jnp.stack([cut(array, j) for j in range(depth)], axis=1)
+
+    plain = jax.vmap(combine)(rows, rows_of(states, STATES), rows_of(values, VALUES))
+    residual = jnp.where(_spread(pending, plain), plain - old, 0)
+    answer = _answer(rows, rows_of(slopes, VALUES), linearization)
+    lift, change = linear_rows(answer, residual)
+    if linearization == "jvp":
+        # The model's own directional derivative replaces the slopes along the change found.
+        into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
+        exact = jax.jvp(model, (x,), (into,))[1]
+        along = _dot(into, into)
+        slope = jnp.where(along > 0, safe_divide(_dot(into, exact), along), slope)
+        slopes = put(memory.slope, slope, start)
+        answer = _answer(rows, rows_of(slopes, VALUES), linearization)
+        rest = rows.model[:, 0].reshape(_tall(exact)) * (
+            exact - slope.reshape(_tall(exact)) * into)
+        lift, _ = linear_rows(answer, residual + jnp.where(_spread(pending, rest), rest, 0))
+        lift = lift + rest
+    new = plain + lift
+    calm = jnp.all(jnp.isfinite(new).reshape(width, -1), axis=1)
+    new = jnp.where(_spread(calm, new), new, plain)
+    # The input of this row is final: it shows what it is, as the loop would.
+    shown = jax.vmap(combine)(
+        rows, rows_of(states, STATES), rows_of(put(memory.value, raw, start), VALUES))
+    new = jnp.where(_spread(index == memory.finished, new), shown, new)
+    new = jnp.where(_spread(pending, new), new, old)
+
+    def compare(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = jnp.sqrt(jnp.mean(jnp.square((new - old).reshape(width, -1)), axis=1))
+        relative = size / rows.scale
+        return relative, relative <= tol
+
+    first, largest = settled(compare, new, old, pending, broken)
+    end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
+    finished = start + end
+    sane = jnp.all(jnp.isfinite(jnp.where(_spread(index < finished, new), new, 0)))
+    left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
+    states = put(memory.x, new, start + 1)
+    if width < count:
+        states = _roll_out(sampler, table, states, values, start + width, width)
+    return left, Trajectory(
+        states, values, put(memory.at, x, start), slopes,
+        put(memory.seen, jnp.ones(width, bool), start), finished,
+        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), largest)
+
+
+def _answer(rows: Table, slopes: jax.Array, linearization: str) -> jax.Array:
+    """`[W, 4]`: how row t answers changes of X[t], X[t-1], ...; slopes `[W, 4]` of these rows."""
+    if linearization == "jacobi":
+        return jnp.zeros_like(rows.model)
+    if linearization == "picard":
+        return jnp.zeros_like(rows.model).at[:, 0].set(1)
+    state = jnp.pad(rows.state, ((0, 0), (0, VALUES - STATES)))
+    return state + rows.model * slopes
+
+
+def _secant(
+    sampler: Sampler, rows: Table, slope: jax.Array, dx: jax.Array, de: jax.Array,
+    seen: jax.Array, x: jax.Array,
+) -> jax.Array:
+    """`<dx, de> / <dx, dx>` where the input moved, within the bounds of an exact score."""
+    square = _dot(dx, dx)
+    moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
+    fresh = seen & (square > moved * _dot(x, x))
+    new = safe_divide(_dot(dx, de), square)
+    low, high = -4 / rows.sigma, 1 / rows.sigma
+    if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
+        low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
+    return jnp.where(fresh, jnp.clip(new, low, high), slope)
+
+
+def _gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: Table) -> jax.Array:
+    """Slopes `[R]` of the model for Gaussian data of the denoiser's standard deviation."""
+    variance = denoiser.data_std**2
+    total = table.alpha**2 * variance + table.sigma**2
+    return (table.sigma if sampler.currency == "eps" else table.alpha * variance) / total
+
+
+def _initial(
+    sampler: Sampler, denoiser: Denoiser, table: Table, x_init: jax.Array, init: Any
+) -> jax.Array:
+    """The first trajectory `[R + 1, ...]`."""
+    count = sampler.rows
+    copy = jnp.broadcast_to(x_init, (count + 1, *x_init.shape))
+    if isinstance(init, str):
+        if init not in ("auto", "copy"):
+            raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
+        if init == "copy" or not sampler.stochastic:
+            return copy
+        slopes = _gaussian_slopes(sampler, denoiser, table)
+
+        def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
+            (states, values), (row, slope) = carry, at
+            values = push(values, slope * states[0])
+            new = combine(row, states, values)
+            return (push(states, new), values), new
+
+        rows = lax.scan(step, histories(x_init), (table, slopes))[1]
+        return jnp.concatenate([x_init[None], rows])
+    init = jnp.asarray(init, x_init.dtype)
+    if init.shape != copy.shape:
+        raise ValueError(f"init must have one state per row and the start: {copy.shape}, got "
+                         f"{init.shape}.")
+    return init.at[0].set(x_init)
+
+
+def _roll_out(
+    sampler: Sampler, table: Table, x: jax.Array, values: jax.Array, end: jax.Array, width: int
+) -> jax.Array:
+    """States after row `end`, as if the newest guess of the data were right."""
+    count = values.shape[0]
+    last = jax.tree.map(lambda leaf: leaf[end - 1], table)
+    newest, at = values[end - 1], x[end - 1]
+    guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
+
+    def step(carry: tuple, t: jax.Array) -> tuple[tuple, jax.Array]:
+        states, values = carry
+        row = jax.tree.map(lambda leaf: leaf[jnp.minimum(t, count - 1)], table)
+        value = guess
+        if sampler.currency == "eps":
+            value = (states[0] - row.alpha * guess) / row.sigma
+        values = push(values, value)
+        new = combine(row, states, values)
+        return (push(states, new), values), new
+
+    def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
+        return jnp.stack([array[jnp.maximum(at - j, 0)] for j in range(depth)])
+
+    carry = before(x, end, STATES), before(values, end - 1, VALUES)
+    index = end + jnp.arange(width, dtype=jnp.int32)
+    rows = lax.scan(step, carry, index)[1]
+    return x.at[index + 1].set(rows, mode="drop")
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+
+def _tall(like: jax.Array) -> tuple:
+    return (like.shape[0],) + (1,) * (like.ndim - 1)
+
+
+def _spread(mask: jax.Array, like: jax.Array) -> jax.Array:
+    return mask.reshape(_tall(like))
+
+
+def _check(
+    sampler: Sampler, width: int, tolerance: Any, scale: str, linearization: str, adjoint: str,
+    slopes: Any,
+) -> None:
+    count = sampler.rows
+    if not 1 <= width <= count:
+        raise ValueError(f"window must be in 1..{count}, the rows of the sampler, got {width}.")
+    if is_concrete(tolerance) and not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}.")
+    if scale not in ("noise", "absolute"):
+        raise ValueError(f"tolerance_scale must be 'noise' or 'absolute', got {scale!r}.")
+    if linearization not in LINEARIZATIONS:
+        raise ValueError(f"linearization must be one of {LINEARIZATIONS}, got {linearization!r}.")
+    if adjoint not in ("parallel", "sequential"):
+        raise ValueError(f"adjoint must be 'parallel' or 'sequential', got {adjoint!r}.")
+    if slopes is not None and slopes.shape != (count,):
+        raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")

@@ -1,0 +1,134 @@
+"""Samples by the loop: the reference that every parallel solve must reproduce."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.samplers import STATES, VALUES, Sampler
+
+PyTree = Any
+
+
+class Table(NamedTuple):
+    """A sampler's rows as arrays of the sample's dtype, leading axis R; z is the noise drawn."""
+
+    state: jax.Array
+    model: jax.Array
+    noise: jax.Array
+    alpha: jax.Array
+    sigma: jax.Array
+    time: jax.Array
+    scale: jax.Array
+    z: jax.Array
+
+
+def tabulate(
+    sampler: Sampler, x_init: jax.Array, key: jax.Array | None, noise: jax.Array | None
+) -> Table:
+    """Cast coefficients and all noise, drawn before any loop: row t from `fold_in(key, t)`.
+
+    Raises:
+      ValueError: a stochastic sampler without key or noise, or noise of another length.
+    """
+    count = sampler.rows
+    if noise is not None:
+        if noise.shape != (count, *x_init.shape):
+            raise ValueError(f"noise must have one row for each of the {count} steps: expected "
+                             f"{(count, *x_init.shape)}, got {noise.shape}.")
+    elif sampler.stochastic:
+        if key is None:
+            raise ValueError("this sampler adds noise: pass a key.")
+        noise = jax.vmap(lambda t: jax.random.normal(
+            jax.random.fold_in(key, t), x_init.shape, x_init.dtype))(jnp.arange(count))
+    else:
+        noise = jnp.zeros((count, *(1,) * x_init.ndim), x_init.dtype)
+    arrays = (jnp.asarray(table, x_init.dtype) for table in sampler[:-1])
+    return Table(*arrays, z=noise)
+
+
+def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> jax.Array:
+    """The model at one row, in the sampler's currency."""
+    eps, x0 = denoiser.convert(x, row.alpha, row.sigma, row.time)
+    return eps if sampler.currency == "eps" else x0
+
+
+def combine(row: Table, states: jax.Array, values: jax.Array) -> jax.Array:
+    """One row: states `[2, ...]` and values `[4, ...]`, the newest first."""
+    out = jnp.tensordot(row.state, states, 1, precision=lax.Precision.HIGHEST)
+    out = out + jnp.tensordot(row.model, values, 1, precision=lax.Precision.HIGHEST)
+    return out + row.noise * row.z
+
+
+def push(history: jax.Array, new: jax.Array) -> jax.Array:
+    """The history with a new first entry."""
+    return jnp.concatenate([new[None], history[:-1]])
+
+
+def histories(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """States and values before the first row."""
+    return (push(jnp.zeros((STATES, *x.shape), x.dtype), x),
+            jnp.zeros((VALUES, *x.shape), x.dtype))
+
+
+def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`D[t+1] = L[t] + r[t]` with `L[t] = sum_j answer[t, j] D[t-j]` and D[0] = 0.
+
+    Returns L[0..W-1] and D[1..W], `[W, ...]`. A plain loop: it is cheap beside the model.
+    """
+    def step(history: jax.Array, at: tuple) -> tuple[jax.Array, tuple]:
+        answer, residual = at
+        lift = jnp.tensordot(answer, history, 1, precision=lax.Precision.HIGHEST)
+        return push(history, lift + residual), (lift, lift + residual)
+
+    empty = jnp.zeros((VALUES, *residual.shape[1:]), residual.dtype)
+    return lax.scan(step, empty, (answer, residual))[1]
+
+
+def sample(
+    sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
+    method: str = "sequential", noise: jax.Array | None = None, trajectory: bool = False,
+    **keywords: Any,
+) -> jax.Array:
+    """One sample of a diffusion or flow model; `vmap` over x_init and keys for a batch.
+
+    Args:
+      sampler: rows such as `ddim(linear_beta_schedule(50))`.
+      denoiser: a `Denoiser`; its function may close over parameters.
+      x_init: the state at the first row, of any shape; usually sigma[0] times a normal.
+      key: for samplers that add noise.
+      method: "sequential", a loop of R model calls, or "parallel", `sample_parallel`.
+      noise: `[R, ...]` instead of a key.
+      trajectory: return all R + 1 states instead of the last.
+      **keywords: of `sample_parallel`.
+
+    Returns:
+      The sample, or the states `[R + 1, ...]`. Differentiable: the loop is checkpointed.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxiter.diffusion import Denoiser, ddim, vp_schedule
+    >>> gaussian = Denoiser(lambda x, t: jnp.zeros_like(x), "x0")
+    >>> sample(ddim(vp_schedule(20)), gaussian, jnp.ones(2)).shape
+    (2,)
+    """
+    if method == "parallel":
+        from jaxiter.diffusion.parallel import sample_parallel
+
+        out = sample_parallel(sampler, denoiser, x_init, key, noise=noise, **keywords)
+        return out.trajectory if trajectory else out.value
+    if method != "sequential" or keywords:
+        raise ValueError(f"method must be 'sequential' or 'parallel', got {method!r}"
+                         f" with {sorted(keywords)}.")
+    table = tabulate(sampler, x_init, key, noise)
+
+    @jax.checkpoint
+    def step(carry: tuple, row: Table) -> tuple[tuple, jax.Array]:
+        states, values = carry
+        values = push(values, evaluate(sampler, denoiser, states[0], row))
+        new = combine(row, states, values)
+        return (push(states, new), values), new
+
+    (states, _), rows = lax.scan(step, histories(x_init), table)
+    return jnp.concatenate([x_init[None], rows]) if trajectory else states[0]

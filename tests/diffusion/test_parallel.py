@@ -1,0 +1,193 @@
+"""Parallel sampling against the loop: values, windows, rounds, derivatives, statuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxiter import Status
+from jaxiter.diffusion import (
+    Denoiser,
+    ddim,
+    ddpm,
+    dpm_solver_pp_2m,
+    edm_stochastic,
+    flow_matching_schedule,
+    heun,
+    ipndm,
+    karras_schedule,
+    linear_beta_schedule,
+    sample,
+    sample_parallel,
+    vp_schedule,
+)
+from jaxiter.testing.diffusion import Mixture, gmm64, hard64, mixture_denoiser
+
+MIX = Mixture(np.random.default_rng(0).normal(size=(6, 4)), 0.4)
+LINEAR, KARRAS, FLOW = linear_beta_schedule(30), karras_schedule(12), flow_matching_schedule(16)
+CASES = {
+    "ddim": (ddim(LINEAR), LINEAR, "eps"), "ddpm": (ddpm(LINEAR), LINEAR, "v"),
+    "2m": (dpm_solver_pp_2m(LINEAR), LINEAR, "x0"), "ipndm": (ipndm(LINEAR), LINEAR, "score"),
+    "heun": (heun(KARRAS), KARRAS, "eps"), "flow": (ddim(FLOW), FLOW, "velocity"),
+    "edm": (edm_stochastic(KARRAS, churn=2.0), KARRAS, "x0"),
+}
+
+
+def start(schedule, seed=0, size=4):
+    x = np.random.default_rng(seed).normal(size=size)
+    return jnp.asarray(schedule.sigma[0] * x, jnp.result_type(float))
+
+
+ROWS = [("ddpm", None), ("2m", 5), ("edm", None), ("flow", 5)]
+
+
+@pytest.mark.parametrize("name, window", [
+    *ROWS, *(pytest.param(name, window, marks=pytest.mark.slow) for name in CASES
+             for window in (None, 5) if (name, window) not in ROWS)])
+def test_every_sampler_is_its_loop(name, window, x64):
+    sampler, schedule, prediction = CASES[name]
+    model, key = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3)
+    x = start(schedule)
+    loop = jax.jit(lambda x: sample(sampler, model, x, key, trajectory=True))(x)
+    out = jax.jit(lambda x: sample_parallel(
+        sampler, model, x, key, window=window, tolerance=1e-10))(x)
+    scale = np.max(np.abs(loop), axis=1, keepdims=True)
+    assert out.converged and int(out.rounds) <= sampler.rows
+    np.testing.assert_allclose(out.trajectory / scale, loop / scale, atol=1e-9)
+    np.testing.assert_array_equal(out.value, out.trajectory[-1])
+    assert int(out.evaluations) <= int(out.rounds) * (window or sampler.rows)
+
+
+@pytest.mark.parametrize("name, linearization", [
+    ("ddim", "jacobi"), ("ddpm", "picard"), ("2m", "jvp"), ("ddpm", "gaussian"),
+    *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in (
+        ("ddim", "picard"), ("ddim", "jvp"), ("2m", "picard"), ("ddpm", "jvp")))])
+def test_every_linearization_is_exact(name, linearization):
+    sampler, schedule, prediction = CASES[name]
+    model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
+    loop = jax.jit(lambda x: sample(sampler, model, x, key, trajectory=True))(x)
+    solve = jax.jit(lambda x, k: sample_parallel(
+        sampler, model, x, key, linearization=linearization, tolerance=1e-5, max_steps=k))
+    out = solve(x, 30)
+    assert out.converged
+    np.testing.assert_allclose(out.trajectory, loop, atol=2e-5 * float(np.max(np.abs(loop))))
+    for rounds in (1, 4):  # after k rounds k rows are the loop's
+        early = solve(x, rounds)
+        final = 30 - int(early.solve.merit)
+        assert (early.status == Status.MAX_STEPS or early.converged) and final >= rounds
+        np.testing.assert_allclose(early.trajectory[:final + 1], loop[:final + 1],
+                                   atol=2e-5 * float(np.max(np.abs(loop))))
+
+
+def test_window_of_one_is_the_loop():
+    sampler, schedule, prediction = CASES["ddpm"]
+    model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
+    loop = jax.jit(lambda x: sample(sampler, model, x, key))(x)
+    out = jax.jit(lambda x: sample_parallel(sampler, model, x, key, window=1))(x)
+    assert int(out.rounds) == sampler.rows == int(out.evaluations)
+    np.testing.assert_allclose(out.value, loop, atol=1e-6)
+
+
+def test_gaussian_data_take_two_rounds():
+    """The slope of isotropic Gaussian data is exact: one round to find, one to see."""
+    std = 0.5
+    model = mixture_denoiser(Mixture(np.zeros((1, 4)), std), LINEAR)
+    out = jax.jit(lambda x: sample_parallel(
+        CASES["ddim"][0], model, x, linearization="gaussian"))(start(LINEAR))
+    assert int(out.rounds) == 2
+
+
+
+
+@pytest.mark.parametrize("bed, make, limit, target", [
+    (gmm64, ddpm, 14, 6.6), (hard64, ddim, 6, 3.4),
+    pytest.param(gmm64, ddim, 12, 3.3, marks=pytest.mark.slow)])
+def test_rounds_on_the_test_beds(bed, make, limit, target):
+    """Mean rounds over seeds within 1.5 of the measured ones, T = 100, full window."""
+    schedule = linear_beta_schedule(100)
+    sampler, model = make(schedule), mixture_denoiser(bed(), schedule)
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = jax.random.normal(jax.random.key(1), (8, 64))
+    solve = jax.jit(jax.vmap(lambda x, key, k: sample_parallel(
+        sampler, model, x, key, max_steps=k, tolerance=1e-6).value, in_axes=(0, 0, None)))
+    exact = jax.jit(jax.vmap(lambda x, key: sample(sampler, model, x, key)))(x, keys)
+    errors = np.stack([np.sqrt(np.mean((np.asarray(solve(x, keys, k)) - exact) ** 2, 1))
+                       for k in range(1, limit + 1)])
+    assert np.all(errors[-1] < 1e-3)
+    needed = 1 + np.argmax(errors < 1e-3, axis=0)
+    assert needed.mean() <= target + 1.5, needed
+
+
+def test_warm_start():
+    sampler, schedule, prediction = CASES["ddpm"]
+    model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
+    solve = jax.jit(lambda x, init, slopes: sample_parallel(
+        sampler, model, x, key, init=init, slopes=slopes))
+    first = jax.jit(lambda x: sample_parallel(sampler, model, x, key))(x)
+    again = solve(x + 0.01, first.trajectory, first.slopes)
+    assert int(again.rounds) < int(first.rounds)
+    np.testing.assert_allclose(
+        again.value, jax.jit(lambda x: sample(sampler, model, x, key))(x + 0.01), atol=1e-3)
+
+
+@pytest.mark.parametrize("name, adjoint", [
+    ("2m", "parallel"), ("edm", "sequential"),
+    *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in (
+        ("ddim", "parallel"), ("2m", "sequential"), ("edm", "parallel")))])
+def test_derivatives_are_those_of_the_loop(name, adjoint, x64):
+    sampler, schedule, _ = CASES[name]
+    key, x = jax.random.key(5), start(schedule)
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(4, 4)) / 3), "b": jnp.asarray(rng.normal(size=4))}
+
+    def model(params):
+        return Denoiser(lambda x, t: jnp.tanh(params["w"] @ x + params["b"]), "eps")
+
+    def loss(params, x, solve):
+        return jnp.sum(jnp.sin(solve(params, x)))
+
+    def loop(params, x):
+        return sample(sampler, model(params), x, key, trajectory=True)
+
+    def parallel(params, x):
+        return sample_parallel(sampler, model(params), x, key, tolerance=1e-11,
+                               adjoint=adjoint).trajectory
+
+    ours, reference = (jax.jit(jax.grad(lambda p, x, f=f: loss(p, x, f), argnums=(0, 1)))(params, x)
+                       for f in (parallel, loop))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+    tangents = [jax.jit(lambda x, f=f: jax.jvp(
+        lambda x: loss(params, x, f), (x,), (jnp.ones(4),))[1])(x) for f in (parallel, loop)]
+    np.testing.assert_allclose(*tangents, rtol=1e-7)
+
+
+def test_statuses_are_true():
+    sampler, schedule, _ = CASES["ddpm"]
+    x, key = start(schedule), jax.random.key(0)
+    broken = Denoiser(lambda x, t: jnp.where(t < 500, jnp.nan, 0.1 * x), "eps")
+    out = jax.jit(lambda x: sample_parallel(sampler, broken, x, key))(x)
+    assert out.status == Status.NONFINITE and not out.converged
+    # Not finite on a wrong guess only: rows wait for better inputs, and the loop's answer comes.
+    model = mixture_denoiser(MIX, schedule)
+    picky = Denoiser(lambda x, t: jnp.where(jnp.max(jnp.abs(x)) > 60, jnp.nan, model.fn(x, t)))
+    far = jnp.full((31, 4), 100.0).at[0].set(x)
+    out = jax.jit(lambda x: sample_parallel(sampler, picky, x, key, init=far))(x)
+    assert out.converged
+    np.testing.assert_allclose(
+        out.value, jax.jit(lambda x: sample(sampler, model, x, key))(x), atol=2e-3)
+
+
+def test_bad_input():
+    sampler, model, x = CASES["ddim"][0], Denoiser(lambda x, t: x), jnp.ones(2)
+    for keywords, text in [
+        ({"window": 31}, r"window must be in 1..30"), ({"tolerance": 0.0}, "must be positive"),
+        ({"linearization": "newton"}, "linearization must be one of"),
+        ({"adjoint": "none"}, "adjoint must be"), ({"init": "zeros"}, "init must be"),
+        ({"init": jnp.ones((3, 2))}, "one state per row"), ({"slopes": x}, "slopes must have"),
+        ({"tolerance_scale": "rms"}, "tolerance_scale"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            sample_parallel(sampler, model, x, **keywords)
+    with pytest.raises(ValueError, match="pass a key"):
+        sample_parallel(ddpm(vp_schedule(3)), model, x)
