@@ -4,6 +4,8 @@ import os
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    # Compiling takes most of the time here. XLA's own passes all run; LLVM tries less hard.
+    " --xla_backend_optimization_level=1"
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -53,9 +53,9 @@ def solve_recurrence(
       s0: the state before the first row; order=2: a pair `(s, previous)`.
       xs: pytree of drivers, leaves `[T, ...]`; None with `length`.
       method: "newton" (DEER: d x d Jacobians, d up to 64), "diagonal" (quasi-DEER), "elk"
-        (damped Newton), "secant" (one free slope a row), "picard", "jacobi", "gauss_seidel"
-        (blocks of `window` rows side by side, each one sequential inside). Integer
-        states: jacobi and gauss_seidel, where the answer is the loop's bit for bit.
+        (quasi-ELK: damped diagonal Newton), "secant" (one free slope a row), "picard",
+        "jacobi", "gauss_seidel" (blocks of `window` rows side by side, each one sequential
+        inside). Integer states: jacobi and gauss_seidel, equal to the loop bit for bit.
       order: 1 or 2, how many earlier states a step reads.
       window: rows of a round; default T. It slides as rows become final.
       length: T where xs is None.
