@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.adjoint import frozen, with_jvp
-from jaxiter.diffusion.sample import Table, combine, histories, linear_rows, push
-from jaxiter.diffusion.samplers import STATES, VALUES
+from jaxiter.diffusion.sample import Table, combine, histories, linear_rows, push, widen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import hoist, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
@@ -44,7 +43,8 @@ def attach_sampling(
             return jnp.stack(
                 [padded[depth - 1 - j: depth - 1 - j + count] for j in range(depth)], axis=1)
 
-        return jax.vmap(combine)(table, back(states, STATES), back(values, VALUES))
+        return jax.vmap(combine)(table, back(states, table.state.shape[1]),
+                                 back(values, table.model.shape[1]))
 
     def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
         return jnp.concatenate([first[None], rows[:-1]])
@@ -79,17 +79,17 @@ def _forward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> 
         new = combine(row, tangents, values) + b
         return (push(tangents, new), values), new
 
-    return lax.scan(step, histories(jnp.zeros_like(b[0])), (quiet, states, b))[1]
+    return lax.scan(step, histories(table, jnp.zeros_like(b[0])), (quiet, states, b))[1]
 
 
 def _reversed(table: Table) -> tuple[jax.Array, jax.Array]:
-    """`state[t + j, j]` and `model[t + j, j]` for t = R-1 .. 1, `[R - 1, 4]`: who reads X[t]."""
+    """`state[t + j, j]` and `model[t + j, j]` for t = R-1 .. 1, `[R - 1, K]`: who reads X[t]."""
+    reach = max(table.state.shape[1], table.model.shape[1])
+
     def column(array: jax.Array, j: int) -> jax.Array:
-        if j >= array.shape[1]:
-            return jnp.zeros_like(array[:, 0])
         return jnp.concatenate([array[j:, j], jnp.zeros(j, array.dtype)])
 
-    state, model = (jnp.stack([column(array, j) for j in range(VALUES)], axis=1)
+    state, model = (jnp.stack([column(widen(array, reach), j) for j in range(reach)], axis=1)
                     for array in (table.state, table.model))
     return state[:0:-1], model[:0:-1]
 
@@ -104,7 +104,7 @@ def _backward(model: Callable, table: Table, states: jax.Array, b: jax.Array) ->
         g = b + jnp.tensordot(state, later, 1, precision="highest") + pulled
         return push(later, g), g
 
-    first = push(jnp.zeros((VALUES, *b.shape[1:]), b.dtype), b[-1])
+    first = push(jnp.zeros((state.shape[1], *b.shape[1:]), b.dtype), b[-1])
     rows = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
     g = lax.scan(step, first, (state, weight, *rows, b[-2::-1]))[1]
     return jnp.concatenate([b[-1:], g])[::-1]
@@ -126,10 +126,11 @@ def _rounds(
     def sums(table: jax.Array, g: jax.Array) -> jax.Array:
         """`sum_j table[k, j] G[k - j]` for the chain G = (last of b, g_0, .., g_{k-1})."""
         chain = jnp.concatenate([b[-1:], g[:-1]])
-        padded = jnp.concatenate([jnp.zeros((VALUES - 1, *b.shape[1:]), b.dtype), chain])
+        last = table.shape[1] - 1
+        padded = jnp.concatenate([jnp.zeros((last, *b.shape[1:]), b.dtype), chain])
         total = jnp.zeros_like(g)
-        for j in range(VALUES):
-            total += spread(table[:, j]) * padded[VALUES - 1 - j: VALUES - 1 - j + count]
+        for j in range(last + 1):
+            total += spread(table[:, j]) * padded[last - j: last - j + count]
         return total
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -24,8 +24,9 @@ from jaxiter.diffusion.sample import (
     linear_rows,
     push,
     tabulate,
+    widen,
 )
-from jaxiter.diffusion.samplers import STATES, VALUES, Sampler
+from jaxiter.diffusion.samplers import Sampler
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
@@ -207,9 +208,12 @@ def _round(
     def rows_of(array: jax.Array, depth: int) -> jax.Array:
         return jnp.stack([cut(array, j) for j in range(depth)], axis=1)
 
-    plain = jax.vmap(combine)(rows, rows_of(states, STATES), rows_of(values, VALUES))
+    def back(states: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rows_of(states, table.state.shape[1]), rows_of(values, table.model.shape[1])
+
+    plain = jax.vmap(combine)(rows, *back(states, values))
     residual = jnp.where(_spread(pending, plain), plain - old, 0)
-    answer = _answer(rows, rows_of(slopes, VALUES), linearization)
+    answer = _answer(rows, rows_of(slopes, table.model.shape[1]), linearization)
     lift, change = linear_rows(answer, residual)
     if linearization == "jvp":
         # The model's own directional derivative replaces the slopes along the change found.
@@ -218,7 +222,7 @@ def _round(
         along = _dot(into, into)
         slope = jnp.where(along > 0, safe_divide(_dot(into, exact), along), slope)
         slopes = put(memory.slope, slope, start)
-        answer = _answer(rows, rows_of(slopes, VALUES), linearization)
+        answer = _answer(rows, rows_of(slopes, table.model.shape[1]), linearization)
         rest = rows.model[:, 0].reshape(_tall(exact)) * (
             exact - slope.reshape(_tall(exact)) * into)
         lift, _ = linear_rows(answer, residual + jnp.where(_spread(pending, rest), rest, 0))
@@ -228,7 +232,7 @@ def _round(
     new = jnp.where(_spread(calm, new), new, plain)
     # The input of this row is final: it shows what it is, as the loop would.
     shown = jax.vmap(combine)(
-        rows, rows_of(states, STATES), rows_of(put(memory.value, raw, start), VALUES))
+        rows, *back(states, put(memory.value, raw, start)))
     new = jnp.where(_spread(index == memory.finished, new), shown, new)
     new = jnp.where(_spread(pending, new), new, old)
 
@@ -252,13 +256,13 @@ def _round(
 
 
 def _answer(rows: Table, slopes: jax.Array, linearization: str) -> jax.Array:
-    """`[W, 4]`: how row t answers changes of X[t], X[t-1], ...; slopes `[W, 4]` of these rows."""
+    """`[W, K]`: how row t answers changes of X[t], X[t-1], ...; slopes `[W, V]` of these rows."""
     if linearization == "jacobi":
         return jnp.zeros_like(rows.model)
     if linearization == "picard":
         return jnp.zeros_like(rows.model).at[:, 0].set(1)
-    state = jnp.pad(rows.state, ((0, 0), (0, VALUES - STATES)))
-    return state + rows.model * slopes
+    reach = max(rows.state.shape[1], rows.model.shape[1])
+    return widen(rows.state, reach) + widen(rows.model * slopes, reach)
 
 
 def _secant(
@@ -302,7 +306,7 @@ def _initial(
             new = combine(row, states, values)
             return (push(states, new), values), new
 
-        rows = lax.scan(step, histories(x_init), (table, slopes))[1]
+        rows = lax.scan(step, histories(table, x_init), (table, slopes))[1]
         return jnp.concatenate([x_init[None], rows])
     init = jnp.asarray(init, x_init.dtype)
     if init.shape != copy.shape:
@@ -333,7 +337,8 @@ def _roll_out(
     def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
         return jnp.stack([array[jnp.maximum(at - j, 0)] for j in range(depth)])
 
-    carry = before(x, end, STATES), before(values, end - 1, VALUES)
+    carry = (before(x, end, table.state.shape[1]),
+             before(values, end - 1, table.model.shape[1]))
     index = end + jnp.arange(width, dtype=jnp.int32)
     rows = lax.scan(step, carry, index)[1]
     return x.at[index + 1].set(rows, mode="drop")

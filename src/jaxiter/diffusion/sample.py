@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.samplers import STATES, VALUES, Sampler
+from jaxiter.diffusion.samplers import Sampler
 
 PyTree = Any
 
@@ -56,7 +56,7 @@ def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> 
 
 
 def combine(row: Table, states: jax.Array, values: jax.Array) -> jax.Array:
-    """One row: states `[2, ...]` and values `[4, ...]`, the newest first."""
+    """One row: states `[S, ...]` and values `[V, ...]`, the newest first."""
     out = jnp.tensordot(row.state, states, 1, precision=lax.Precision.HIGHEST)
     out = out + jnp.tensordot(row.model, values, 1, precision=lax.Precision.HIGHEST)
     return out + row.noise * row.z
@@ -67,10 +67,16 @@ def push(history: jax.Array, new: jax.Array) -> jax.Array:
     return jnp.concatenate([new[None], history[:-1]])
 
 
-def histories(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def histories(table: Table, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """States and values before the first row."""
-    return (push(jnp.zeros((STATES, *x.shape), x.dtype), x),
-            jnp.zeros((VALUES, *x.shape), x.dtype))
+    states, values = table.state.shape[1], table.model.shape[1]
+    return (push(jnp.zeros((states, *x.shape), x.dtype), x),
+            jnp.zeros((values, *x.shape), x.dtype))
+
+
+def widen(table: jax.Array, reach: int) -> jax.Array:
+    """The table `[R, K]` with columns of zeros up to `reach`."""
+    return jnp.pad(table, ((0, 0), (0, reach - table.shape[1])))
 
 
 def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +89,7 @@ def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.
         lift = jnp.tensordot(answer, history, 1, precision=lax.Precision.HIGHEST)
         return push(history, lift + residual), (lift, lift + residual)
 
-    empty = jnp.zeros((VALUES, *residual.shape[1:]), residual.dtype)
+    empty = jnp.zeros((answer.shape[1], *residual.shape[1:]), residual.dtype)
     return lax.scan(step, empty, (answer, residual))[1]
 
 
@@ -130,5 +136,5 @@ def sample(
         new = combine(row, states, values)
         return (push(states, new), values), new
 
-    (states, _), rows = lax.scan(step, histories(x_init), table)
+    (states, _), rows = lax.scan(step, histories(table, x_init), table)
     return jnp.concatenate([x_init[None], rows]) if trajectory else states[0]

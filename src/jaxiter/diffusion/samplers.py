@@ -4,7 +4,8 @@ Row t of every sampler here is, with E[t] the model at X[t] (its eps or its x0),
 
     X[t+1] = sum_j state[t, j] X[t-j] + sum_j model[t, j] E[t-j] + noise[t] Z[t].
 
-Samplers with two model calls a step have two rows a step.
+Samplers with two model calls a step have two rows a step. How far rows reach back is the
+width of their tables.
 """
 
 from typing import NamedTuple
@@ -13,15 +14,12 @@ import numpy as np
 
 from jaxiter.diffusion.schedules import NoiseSchedule
 
-#: Rows reach back over so many states and model values.
-STATES, VALUES = 2, 4
-
 
 class Sampler(NamedTuple):
     """Coefficients of R rows, in float64.
 
     Attributes:
-      state: `[R, 2]`. model: `[R, 4]`. noise: `[R]`.
+      state: `[R, S]`. model: `[R, V]`. noise: `[R]`.
       alpha, sigma, time: `[R]`, where row t calls the model.
       scale: `[R]`, standard deviation of one step's posterior noise: the unit of tolerances.
       currency: "eps" or "x0", what E is. stochastic: whether any row adds noise.
@@ -71,7 +69,7 @@ def _sampler(
     schedule: NoiseSchedule, state: list, model: list, noise: np.ndarray | None = None,
     currency: str = "eps", calls: tuple | None = None, rows_per_step: int = 1,
 ) -> Sampler:
-    """Columns padded to the common width; calls default to the schedule's own rows."""
+    """Tables from columns; calls default to the schedule's own rows."""
     if np.any(schedule.sigma[:-1] <= 0):
         raise ValueError("sigma must be positive on every row but the last.")
     scale = _posterior(schedule)
@@ -82,14 +80,11 @@ def _sampler(
         schedule.alpha[:-1], schedule.sigma[:-1], schedule.time[:-1])
     count = len(alpha)
 
-    def columns(values: list, width: int) -> np.ndarray:
-        table = np.zeros((count, width))
-        for j, column in enumerate(values):
-            table[:, j] = column
-        return table
+    def columns(values: list) -> np.ndarray:
+        return np.stack([np.broadcast_to(column, (count,)) for column in values], axis=1)
 
     sampler = Sampler(
-        columns(state, STATES), columns(model, VALUES),
+        columns(state), columns(model),
         np.zeros(count) if noise is None else noise, alpha, sigma, time, scale[:count], currency)
     if not all(np.all(np.isfinite(table)) for table in sampler[:-1]):
         raise ValueError("the sampler's coefficients are not finite on this schedule.")
@@ -218,14 +213,14 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
 
 def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
     """Euler with Adams-Bashforth combinations of the last eps values (Zhang and Chen 2022)."""
-    if not 1 <= order <= VALUES:
-        raise ValueError(f"order must be in 1..{VALUES}, got {order}.")
+    if not 1 <= order <= 4:
+        raise ValueError(f"order must be in 1..4, got {order}.")
     alpha, _, alpha1, _ = _pairs(schedule)
     q, q1 = _ratios(schedule)
     step = alpha1 * (q1 - q)
     combinations = [np.array([1.0]), np.array([3, -1]) / 2, np.array([23, -16, 5]) / 12,
                     np.array([55, -59, 37, -9]) / 24]
-    model = np.zeros((len(step), VALUES))
+    model = np.zeros((len(step), order))
     for t in range(len(step)):
         weights = combinations[min(t, order - 1)]
         model[t, : len(weights)] = step[t] * weights
