@@ -1,5 +1,7 @@
 """Parallel sampling against the loop: values, windows, rounds, derivatives, statuses."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,7 @@ def test_every_sampler_is_its_loop(name, window, x64):
 
 @pytest.mark.parametrize("name, linearization", [
     ("ddim", "jacobi"), ("ddpm", "picard"), ("2m", "jvp"), ("ddpm", "gaussian"),
+    ("ddpm", "anderson"),
     *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in (
         ("ddim", "picard"), ("ddim", "jvp"), ("2m", "picard"), ("ddpm", "jvp")))])
 def test_every_linearization_is_exact(name, linearization):
@@ -191,3 +194,43 @@ def test_bad_input():
             sample_parallel(sampler, model, x, **keywords)
     with pytest.raises(ValueError, match="pass a key"):
         sample_parallel(ddpm(vp_schedule(3)), model, x)
+
+
+def test_parataa_is_its_formula(x64):
+    """One plain round is the map of `order` rows of the paper, written out."""
+    sampler, schedule, prediction = CASES["ddpm"]
+    model, x = mixture_denoiser(MIX, schedule, prediction), np.asarray(start(schedule))
+    noise = np.random.default_rng(8).normal(size=(30, 4))
+    out = jax.jit(lambda x: sample_parallel(
+        sampler, model, x, noise=jnp.asarray(noise), linearization="anderson", order=7,
+        anderson_memory=0, init="copy", max_steps=1))(jnp.asarray(x))
+    eps = np.stack([model.convert(jnp.asarray(x), *(float(t[i]) for t in schedule))[0]
+                    for i in range(30)])
+    c0, c1 = sampler.state[:, 0], sampler.model[:, 0]
+    for t in (0, 3, 12, 29):
+        anchor = max(t + 1 - 7, 0)
+        row = np.prod(c0[anchor:t + 1]) * x
+        for j in range(anchor, t + 1):
+            row = row + np.prod(c0[j + 1:t + 1]) * (c1[j] * eps[j] + sampler.noise[j] * noise[j])
+        np.testing.assert_allclose(out.trajectory[t + 1], row, rtol=1e-7, atol=1e-9)
+
+
+def test_time_over_devices():
+    """Rows split over a mesh: one gather a round, the answer of one device."""
+    sampler, schedule, prediction = CASES["ddpm"]
+    model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
+    alone = jax.jit(lambda x: sample_parallel(sampler, model, x, key))(x)
+    for devices, window in ((8, None), (4, 10)):
+        mesh = jax.make_mesh((devices,), ("time",), devices=jax.devices()[:devices],
+                             axis_types=(jax.sharding.AxisType.Auto,))
+        run = jax.jit(lambda x, m=mesh, w=window: sample_parallel(
+            sampler, model, x, key, mesh=m, window=w))
+        text = run.lower(x).compile().as_text()
+        assert len(re.findall(r"= .* all-gather(?:-start)?\(", text)) == 1
+        assert not re.search(r"all-reduce|all-to-all|collective-permute", text)
+        np.testing.assert_allclose(
+            run(x).trajectory, alone.trajectory, atol=2e-3 if window else 1e-5)
+        if window is None:
+            assert int(run(x).rounds) == int(alone.rounds)
+    with pytest.raises(ValueError, match="axis 'time'"):
+        sample_parallel(sampler, model, x, key, mesh=jax.make_mesh((8,), ("rows",)))

@@ -6,35 +6,55 @@ first k rows are those of the loop, whatever the slopes are: they only decide ho
 rounds are needed.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxiter.adjoint import frozen
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.linearize import (
+    LINEARIZATIONS,
+    Past,
+    Window,
+    anderson,
+    gaussian_slopes,
+    linear,
+    longer,
+    mended,
+    no_past,
+    secant,
+    spread,
+)
 from jaxiter.diffusion.sample import (
     Table,
     combine,
     evaluate,
     histories,
-    linear_rows,
     push,
     tabulate,
-    widen,
 )
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import is_concrete, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.recurrence.solve import settled
 from jaxiter.solution import Solution
 from jaxiter.stop import tolerance as tolerance_rule
 
-LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp")
+
+class Choices(NamedTuple):
+    """What is static in a round: window, linearization, ParaTAA's order, devices."""
+
+    width: int
+    linearization: str
+    order: int
+    mesh: Mesh | None
 
 
 class Trajectory(NamedTuple):
@@ -43,6 +63,7 @@ class Trajectory(NamedTuple):
     x: states `[R + 1, ...]`. value: the model at them, `[R, ...]`, and `at`, where. slope: `[R]`.
     seen: `[R]`, rows with a value. finished: final rows. evaluations: model calls so far.
     change: largest change, in tolerances' units, of the rows that became final last.
+    past: earlier rounds, for "anderson"; else None.
     """
 
     x: jax.Array
@@ -53,6 +74,7 @@ class Trajectory(NamedTuple):
     finished: jax.Array
     evaluations: jax.Array
     change: jax.Array
+    past: Past | None
 
 
 class ParallelSample(NamedTuple):
@@ -95,12 +117,15 @@ def sample_parallel(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
     window: int | None = None, tolerance: Any = 1e-3, tolerance_scale: str = "noise",
     linearization: str = "secant", init: Any = "auto", slopes: jax.Array | None = None,
-    noise: jax.Array | None = None, max_steps: Any = None, adjoint: str = "parallel",
+    noise: jax.Array | None = None, order: int | None = None, anderson_memory: int | None = None,
+    max_steps: Any = None, adjoint: str = "parallel", mesh: Mesh | None = None,
 ) -> ParallelSample:
     """The loop's sample, `sample(sampler, ...)`, in a few rounds of batched model calls.
 
     Args:
-      sampler, denoiser, x_init, key, noise: as in `sample`; `vmap` for a batch.
+      sampler, denoiser, x_init, key, noise: as in `sample`; `vmap` for a batch, each sample with
+        its own rounds. A batch inside x_init is one sample of one window: all its members wait
+        for the slowest, as large networks prefer.
       window: rows of a round, 1..R; default R. Rows entering a window that slides are
         predicted from the newest guess of the data.
       tolerance: a row is final once the rows before it are and its root mean square
@@ -110,9 +135,13 @@ def sample_parallel(
       linearization: how a row answers its input. "secant": slopes between the last two
         rounds. "gaussian": slopes of Gaussian data. "jvp": the secant mended by one jvp a
         round, which is then two calls deep. "picard" (ParaDiGMS) and "jacobi" have none.
+        "anderson" (ParaTAA): maps of `order` rows (default 20), mixed over the differences of
+        `anderson_memory` rounds (default 1; 0 is the plain map).
       init: "auto" (a copy of x_init; for samplers with noise a roll-out of Gaussian data), "copy",
         or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
       max_steps: most rounds, default R, which always suffice.
+      mesh: devices that share every round: the rows of the window are split over the mesh's
+        axis "time", with one all_gather of model values a round.
       adjoint: "parallel", rounds of batched VJPs, or "sequential", R VJPs in a loop. Both give
         the loop's derivatives at the trajectory found, in memory O(R); noise is a constant.
 
@@ -125,7 +154,8 @@ def sample_parallel(
 
     Source: construction of this library; frame: Gonzalez et al., "Predictability enables
     parallelization of nonlinear state space models", 2025; window and tolerance: Shih,
-    Belkhale, Ermon and Sadigh, "Parallel sampling of diffusion models", 2023.
+    Belkhale, Ermon and Sadigh, "Parallel sampling of diffusion models", 2023; "anderson": Tang,
+    Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion models", 2024.
 
     >>> import jax.numpy as jnp
     >>> from jaxiter.diffusion import Denoiser, ddim, linear_beta_schedule
@@ -136,16 +166,19 @@ def sample_parallel(
     """
     count = sampler.rows
     width = count if window is None else window
-    _check(sampler, width, tolerance, tolerance_scale, linearization, adjoint, slopes)
+    _check(sampler, width, tolerance, tolerance_scale, linearization, adjoint, slopes, mesh)
+    differences = _differences(linearization, order, anderson_memory, width)
     table = tabulate(sampler, x_init, key, noise)
     if tolerance_scale == "absolute":
         table = table._replace(scale=jnp.ones_like(table.scale))
     start = _initial(sampler, denoiser, table, x_init, init)
-    first = _gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
+    first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     operands = stop_gradient((start, first.astype(x_init.dtype), table,
                               jnp.asarray(tolerance, x_init.dtype)))
     problem = Problem(
-        step=partial(_round, sampler, denoiser, width, linearization), memory=_begin,
+        step=partial(_round, sampler, denoiser,
+                     Choices(width, linearization, order or min(20, width), mesh)),
+        memory=partial(_begin, differences),
         merit=lambda unfinished, image, *rest: image,
         scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
     solve = fixed_point(
@@ -161,22 +194,45 @@ def sample_parallel(
 
 
 def _begin(
-    unfinished: jax.Array, start: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array
+    differences: int, unfinished: jax.Array, start: jax.Array, slopes: jax.Array, table: Table,
+    tol: jax.Array,
 ) -> Trajectory:
     del unfinished, table, tol
     zero = jnp.int32(0)
     rows = start[:-1]
     return Trajectory(start, jnp.zeros_like(rows), rows, slopes,
-                      jnp.zeros(rows.shape[0], bool), zero, zero, jnp.float32(0))
+                      jnp.zeros(rows.shape[0], bool), zero, zero, jnp.float32(0),
+                      no_past(start, differences) if differences else None)
+
+
+def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax.Array:
+    """The model at all rows in one batch, each device of the mesh with its part of them."""
+    batched = jax.vmap(model)
+    if mesh is None:
+        return batched(x, rows)
+    devices, width = mesh.shape["time"], x.shape[0]
+    part = -(-width // devices)
+
+    def mine(x: jax.Array, rows: Table) -> jax.Array:
+        # Cut here, not by in_specs: a sharded operand would spread through the whole round.
+        index = jnp.minimum(lax.axis_index("time") * part + jnp.arange(part, dtype=jnp.int32),
+                            width - 1)
+        x, rows = jax.tree.map(lambda leaf: leaf[index], (x, rows))
+        return lax.all_gather(batched(x, rows), "time", tiled=True)
+
+    everywhere = PartitionSpec()
+    gathered = jax.shard_map(mine, mesh=mesh, in_specs=everywhere, out_specs=everywhere,
+                             check_vma=False)
+    return gathered(x, rows)[:width]
 
 
 def _round(
-    sampler: Sampler, denoiser: Denoiser, width: int, linearization: str, unfinished: jax.Array,
+    sampler: Sampler, denoiser: Denoiser, choices: Choices, unfinished: jax.Array,
     memory: Trajectory, start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
 ) -> tuple[jax.Array, Trajectory]:
     """One batched model call on the window, one linear recurrence, and what became final."""
     del unfinished, start_x, slopes
-    count = memory.slope.shape[0]
+    count, (width, linearization, order, mesh) = memory.slope.shape[0], choices
     start = jnp.minimum(memory.finished, count - width)
 
     def cut(array: jax.Array, back: int = 0) -> jax.Array:
@@ -193,48 +249,46 @@ def _round(
     x, old = cut(memory.x[:-1]), cut(memory.x[1:])
 
     def model(x: jax.Array) -> jax.Array:
-        return jax.vmap(partial(evaluate, sampler, denoiser))(x, rows)
+        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
+
+    def back(states: jax.Array, values: jax.Array) -> list[jax.Array]:
+        return [jnp.stack([cut(array, j) for j in range(depth)], axis=1) for array, depth in (
+            (states, table.state.shape[1]), (values, table.model.shape[1]))]
 
     raw = model(x)
     broken = ~jnp.all(jnp.isfinite(raw).reshape(width, -1), axis=1) & pending
-    value = jnp.where(_spread(pending & ~broken, raw), raw, cut(memory.value))
+    value = jnp.where(spread(pending & ~broken, raw), raw, cut(memory.value))
     slope = cut(memory.slope)
     if linearization in ("secant", "jvp"):
-        slope = _secant(sampler, rows, slope, x - cut(memory.at), value - cut(memory.value),
-                        cut(memory.seen), x)
+        slope = secant(sampler, rows, slope, x - cut(memory.at), value - cut(memory.value),
+                       cut(memory.seen), x)
     values, states = put(memory.value, value, start), memory.x[:-1]
     slopes = put(memory.slope, slope, start)
-
-    def rows_of(array: jax.Array, depth: int) -> jax.Array:
-        return jnp.stack([cut(array, j) for j in range(depth)], axis=1)
-
-    def back(states: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rows_of(states, table.state.shape[1]), rows_of(values, table.model.shape[1])
-
     plain = jax.vmap(combine)(rows, *back(states, values))
-    residual = jnp.where(_spread(pending, plain), plain - old, 0)
-    answer = _answer(rows, rows_of(slopes, table.model.shape[1]), linearization)
-    lift, change = linear_rows(answer, residual)
-    if linearization == "jvp":
-        # The model's own directional derivative replaces the slopes along the change found.
-        into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
-        exact = jax.jvp(model, (x,), (into,))[1]
-        along = _dot(into, into)
-        slope = jnp.where(along > 0, safe_divide(_dot(into, exact), along), slope)
+    w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
+               jnp.stack([cut(slopes, j) for j in range(table.model.shape[1])], axis=1))
+    past = memory.past
+    if linearization == "anderson" and past is None:
+        new = old + longer(w, order)
+    elif linearization == "anderson":
+        along = jax.vmap(cut)  # past the axis of rounds
+        new, fresh = anderson(w, old, Past(along(past.dx), along(past.dr), *map(cut, past[2:])),
+                              order)
+        over = jax.vmap(lambda a, b: put(a, b, start))
+        past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
+                    *(put(a, b, start) for a, b in zip(past[2:], fresh[2:], strict=True)))
+    elif linearization == "jvp":
+        new, slope = mended(w, model)
         slopes = put(memory.slope, slope, start)
-        answer = _answer(rows, rows_of(slopes, table.model.shape[1]), linearization)
-        rest = rows.model[:, 0].reshape(_tall(exact)) * (
-            exact - slope.reshape(_tall(exact)) * into)
-        lift, _ = linear_rows(answer, residual + jnp.where(_spread(pending, rest), rest, 0))
-        lift = lift + rest
-    new = plain + lift
+    else:
+        new, _ = linear(w, linearization)
     calm = jnp.all(jnp.isfinite(new).reshape(width, -1), axis=1)
-    new = jnp.where(_spread(calm, new), new, plain)
+    new = jnp.where(spread(calm, new), new, plain)
     # The input of this row is final: it shows what it is, as the loop would.
     shown = jax.vmap(combine)(
         rows, *back(states, put(memory.value, raw, start)))
-    new = jnp.where(_spread(index == memory.finished, new), shown, new)
-    new = jnp.where(_spread(pending, new), new, old)
+    new = jnp.where(spread(index == memory.finished, new), shown, new)
+    new = jnp.where(spread(pending, new), new, old)
 
     def compare(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = jnp.sqrt(jnp.mean(jnp.square((new - old).reshape(width, -1)), axis=1))
@@ -244,7 +298,7 @@ def _round(
     first, largest = settled(compare, new, old, pending, broken)
     end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
     finished = start + end
-    sane = jnp.all(jnp.isfinite(jnp.where(_spread(index < finished, new), new, 0)))
+    sane = jnp.all(jnp.isfinite(jnp.where(spread(index < finished, new), new, 0)))
     left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
     states = put(memory.x, new, start + 1)
     if width < count:
@@ -252,39 +306,7 @@ def _round(
     return left, Trajectory(
         states, values, put(memory.at, x, start), slopes,
         put(memory.seen, jnp.ones(width, bool), start), finished,
-        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), largest)
-
-
-def _answer(rows: Table, slopes: jax.Array, linearization: str) -> jax.Array:
-    """`[W, K]`: how row t answers changes of X[t], X[t-1], ...; slopes `[W, V]` of these rows."""
-    if linearization == "jacobi":
-        return jnp.zeros_like(rows.model)
-    if linearization == "picard":
-        return jnp.zeros_like(rows.model).at[:, 0].set(1)
-    reach = max(rows.state.shape[1], rows.model.shape[1])
-    return widen(rows.state, reach) + widen(rows.model * slopes, reach)
-
-
-def _secant(
-    sampler: Sampler, rows: Table, slope: jax.Array, dx: jax.Array, de: jax.Array,
-    seen: jax.Array, x: jax.Array,
-) -> jax.Array:
-    """`<dx, de> / <dx, dx>` where the input moved, within the bounds of an exact score."""
-    square = _dot(dx, dx)
-    moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
-    fresh = seen & (square > moved * _dot(x, x))
-    new = safe_divide(_dot(dx, de), square)
-    low, high = -4 / rows.sigma, 1 / rows.sigma
-    if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
-        low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
-    return jnp.where(fresh, jnp.clip(new, low, high), slope)
-
-
-def _gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: Table) -> jax.Array:
-    """Slopes `[R]` of the model for Gaussian data of the denoiser's standard deviation."""
-    variance = denoiser.data_std**2
-    total = table.alpha**2 * variance + table.sigma**2
-    return (table.sigma if sampler.currency == "eps" else table.alpha * variance) / total
+        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), largest, past)
 
 
 def _initial(
@@ -298,7 +320,7 @@ def _initial(
             raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
         if init == "copy" or not sampler.stochastic:
             return copy
-        slopes = _gaussian_slopes(sampler, denoiser, table)
+        slopes = gaussian_slopes(sampler, denoiser, table)
 
         def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
             (states, values), (row, slope) = carry, at
@@ -344,21 +366,9 @@ def _roll_out(
     return x.at[index + 1].set(rows, mode="drop")
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
-
-
-def _tall(like: jax.Array) -> tuple:
-    return (like.shape[0],) + (1,) * (like.ndim - 1)
-
-
-def _spread(mask: jax.Array, like: jax.Array) -> jax.Array:
-    return mask.reshape(_tall(like))
-
-
 def _check(
     sampler: Sampler, width: int, tolerance: Any, scale: str, linearization: str, adjoint: str,
-    slopes: Any,
+    slopes: Any, mesh: Mesh | None,
 ) -> None:
     count = sampler.rows
     if not 1 <= width <= count:
@@ -373,3 +383,20 @@ def _check(
         raise ValueError(f"adjoint must be 'parallel' or 'sequential', got {adjoint!r}.")
     if slopes is not None and slopes.shape != (count,):
         raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")
+    if mesh is not None and "time" not in mesh.shape:
+        raise ValueError(f"the mesh needs an axis 'time', found {tuple(mesh.shape)}.")
+
+
+def _differences(
+    linearization: str, order: int | None, memory: int | None, width: int
+) -> int:
+    """Rounds of ParaTAA's memory, 0 for the other ways."""
+    if linearization != "anderson":
+        if order is not None or memory is not None:
+            raise ValueError("order and anderson_memory belong to linearization='anderson'.")
+        return 0
+    if order is not None and not 1 <= order <= width:
+        raise ValueError(f"order must be in 1..{width}, the rows of a window, got {order}.")
+    if memory is not None and memory < 0:
+        raise ValueError(f"anderson_memory must not be negative, got {memory}.")
+    return 1 if memory is None else memory

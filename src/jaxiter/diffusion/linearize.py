@@ -1,0 +1,161 @@
+"""How a row of the window answers its input: the one choice in which parallel samplers differ.
+
+Given what every row shows (`plain`, the sampler's formula at the current states) and its
+residual, each way here proposes new states. Whatever it proposes, a row whose inputs are
+final shows the loop's state, so only the number of rounds depends on it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.sample import Table, linear_rows, widen
+from jaxiter.diffusion.samplers import Sampler
+from jaxiter.numerics import machine_epsilon, safe_divide
+
+LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson")
+
+
+class Window(NamedTuple):
+    """W rows of a round: inputs x `[W, ...]`, what they show, its difference to the state now.
+
+    slopes: `[W, V]`, of the model at each row and the rows before it.
+    """
+
+    rows: Table
+    x: jax.Array
+    plain: jax.Array
+    residual: jax.Array
+    pending: jax.Array
+    slopes: jax.Array
+
+
+class Past(NamedTuple):
+    """Differences `[m, R, ...]` of the last rounds' states and residuals, and the last of both.
+
+    A row that was not evaluated in two rounds running has zeros.
+    """
+
+    dx: jax.Array
+    dr: jax.Array
+    x: jax.Array
+    r: jax.Array
+    seen: jax.Array
+
+
+def answers(w: Window, linearization: str) -> jax.Array:
+    """`[W, K]`: how row t answers changes of X[t], X[t-1], ..."""
+    if linearization == "jacobi":
+        return jnp.zeros_like(w.rows.model)
+    if linearization == "picard":
+        return jnp.zeros_like(w.rows.model).at[:, 0].set(1)
+    reach = max(w.rows.state.shape[1], w.rows.model.shape[1])
+    return widen(w.rows.state, reach) + widen(w.rows.model * w.slopes, reach)
+
+
+def linear(w: Window, linearization: str) -> tuple[jax.Array, jax.Array]:
+    """New states by one linear recurrence, and the change of each."""
+    lift, change = linear_rows(answers(w, linearization), w.residual)
+    return w.plain + lift, change
+
+
+def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
+    """The recurrence twice: the model's jvp along the first answer replaces its slopes.
+
+    Returns new states and slopes `[W]`.
+    """
+    _, change = linear(w, "secant")
+    into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
+    exact = jax.jvp(model, (w.x,), (into,))[1]
+    along = dot(into, into)
+    slope = jnp.where(along > 0, safe_divide(dot(into, exact), along), w.slopes[:, 0])
+    # Slopes of earlier rows: those of this window are new too.
+    depth = w.slopes.shape[1]
+    slopes = jnp.stack([jnp.concatenate([w.slopes[:j, j], slope[: slope.shape[0] - j]])
+                        for j in range(depth)], axis=1) if depth > 1 else slope[:, None]
+    rest = spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
+    w = w._replace(slopes=slopes,
+                   residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0))
+    lift, _ = linear_rows(answers(w, "secant"), w.residual)
+    return w.plain + lift + rest, slope
+
+
+def secant(
+    sampler: Sampler, rows: Table, slope: jax.Array, dx: jax.Array, de: jax.Array,
+    seen: jax.Array, x: jax.Array,
+) -> jax.Array:
+    """`<dx, de> / <dx, dx>` where the input moved, within the bounds of an exact score."""
+    square = dot(dx, dx)
+    moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
+    fresh = seen & (square > moved * dot(x, x))
+    new = safe_divide(dot(dx, de), square)
+    low, high = -4 / rows.sigma, 1 / rows.sigma
+    if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
+        low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
+    return jnp.where(fresh, jnp.clip(new, low, high), slope)
+
+
+def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: Table) -> jax.Array:
+    """Slopes `[R]` of the model for Gaussian data of the denoiser's standard deviation."""
+    variance = denoiser.data_std**2
+    total = table.alpha**2 * variance + table.sigma**2
+    return (table.sigma if sampler.currency == "eps" else table.alpha * variance) / total
+
+
+def no_past(start: jax.Array, differences: int) -> Past:
+    """Empty memory for the rows of a trajectory `[R + 1, ...]`."""
+    rows = jnp.zeros_like(start[1:])
+    empty = jnp.zeros((differences, *rows.shape), rows.dtype)
+    return Past(empty, empty, rows, rows, jnp.zeros(rows.shape[0], bool))
+
+
+def longer(w: Window, order: int) -> jax.Array:
+    """Residuals of the map that runs `order` rows at once, with the models' values fixed."""
+    answer = answers(w._replace(slopes=jnp.zeros_like(w.slopes)), "anderson")
+
+    def extend(_: int, r: jax.Array) -> jax.Array:
+        total, into = w.residual, r
+        for j in range(answer.shape[1]):
+            into = jnp.concatenate([jnp.zeros_like(r[:1]), into[:-1]])
+            total = total + spread(answer[:, j], r) * into
+        return total
+
+    return lax.fori_loop(1, order, extend, w.residual)
+
+
+def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Array, Past]:
+    """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
+
+    Row t mixes by least squares over the residuals of the rows up to t only, so that no
+    row hears of a later one. `past` and `old`, the states now, are cut to the window.
+    """
+    r = longer(w, order)
+    both = spread(past.seen & w.pending, r)
+    dx = jnp.concatenate([jnp.where(both, old - past.x, 0)[None], past.dx[:-1]])
+    dr = jnp.concatenate([jnp.where(both, r - past.r, 0)[None], past.dr[:-1]])
+    flat = jnp.where(spread(w.pending, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
+    precise = {"precision": lax.Precision.HIGHEST}
+    gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, **precise), axis=0)
+    right = jnp.cumsum(jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), **precise), axis=0)
+    # A ridge relative to the Gram matrix: an absolute one means nothing once residuals are small.
+    size = jnp.trace(gram, axis1=1, axis2=2)
+    ridge = 1e-3 * size / dr.shape[0] + jnp.where(size > 0, 0, 1)
+    weights = jnp.linalg.solve(
+        gram + ridge[:, None, None] * jnp.eye(dr.shape[0], dtype=r.dtype), right[..., None])[..., 0]
+    mixed = old + r - jnp.einsum("itd,ti->td", (dx + dr).reshape(flat.shape), weights,
+                                 **precise).reshape(r.shape)
+    return mixed, Past(dx, dr, old, r, jnp.ones_like(past.seen))
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products by rows."""
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+
+
+def spread(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """One number per row, against arrays `[W, ...]`."""
+    return mask.reshape((like.shape[0],) + (1,) * (like.ndim - 1))
