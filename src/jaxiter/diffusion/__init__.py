@@ -1,8 +1,25 @@
 """Diffusion and flow sampling: schedules, samplers as tables, and parallel solves of them."""
 
+from jaxiter.diffusion.accelerated import accelerated_ddim, accelerated_ddpm
+from jaxiter.diffusion.adjoint_matching import (
+    adjoint_matching_loss,
+    lean_adjoint,
+    memoryless_path,
+)
 from jaxiter.diffusion.denoiser import Denoiser, guided
+from jaxiter.diffusion.exponential import SolverSearch, exponential_multistep, search_orders
+from jaxiter.diffusion.feynman_kac import Particles, feynman_kac_sample
+from jaxiter.diffusion.inversion import invert_flow, largest_step_size, uniinv
+from jaxiter.diffusion.momentum import ghvb, heavy_ball, nesterov
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
-from jaxiter.diffusion.sample import sample
+from jaxiter.diffusion.picard_consistency import (
+    picard_consistency_loss,
+    picard_iterates,
+    picard_map,
+    sample_switching,
+)
+from jaxiter.diffusion.policy import receding_horizon, warm_start_steps
+from jaxiter.diffusion.sample import Table, sample, tabulate
 from jaxiter.diffusion.samplers import (
     Sampler,
     ddim,
@@ -26,11 +43,29 @@ from jaxiter.diffusion.schedules import (
     ve_schedule,
     vp_schedule,
 )
+from jaxiter.diffusion.solver_search import (
+    LearntSolver,
+    euler_solver,
+    integrate,
+    search_solver,
+)
+from jaxiter.diffusion.timesteps import (
+    OptimalSteps,
+    optimal_steps,
+    shortest_path,
+    straightening_pairs,
+)
 
 __all__ = [
-    "Denoiser", "NoiseSchedule", "ParallelSample", "Sampler", "cosine_schedule", "ddim", "ddpm",
-    "dpm_solver_1", "dpm_solver_2", "dpm_solver_pp_2m", "edm_stochastic", "euler",
-    "flow_matching_schedule", "guided", "heun", "ipndm", "karras_schedule",
-    "linear_beta_schedule", "log_snr_schedule", "make_schedule", "sample", "sample_parallel",
-    "ve_schedule", "vp_schedule",
+    "Denoiser", "LearntSolver", "NoiseSchedule", "OptimalSteps", "ParallelSample", "Particles",
+    "Sampler", "SolverSearch", "Table", "accelerated_ddim", "accelerated_ddpm",
+    "adjoint_matching_loss", "cosine_schedule", "ddim", "ddpm", "dpm_solver_1", "dpm_solver_2",
+    "dpm_solver_pp_2m", "edm_stochastic", "euler", "euler_solver", "exponential_multistep",
+    "feynman_kac_sample", "flow_matching_schedule", "ghvb", "guided", "heavy_ball", "heun",
+    "integrate", "invert_flow", "ipndm", "karras_schedule", "largest_step_size", "lean_adjoint",
+    "linear_beta_schedule", "log_snr_schedule", "make_schedule", "memoryless_path", "nesterov",
+    "optimal_steps", "picard_consistency_loss", "picard_iterates", "picard_map",
+    "receding_horizon", "sample", "sample_parallel", "sample_switching", "search_orders",
+    "search_solver", "shortest_path", "straightening_pairs", "tabulate", "uniinv", "ve_schedule",
+    "vp_schedule", "warm_start_steps",
 ]

@@ -49,7 +49,7 @@ def _pairs(schedule: NoiseSchedule) -> tuple[np.ndarray, ...]:
     return (schedule.alpha[:-1], schedule.sigma[:-1], schedule.alpha[1:], schedule.sigma[1:])
 
 
-def _ratios(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
+def ratios(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
     """sigma / alpha before and after every step."""
     alpha, sigma, alpha1, sigma1 = _pairs(schedule)
     if np.any(alpha <= 0):
@@ -65,7 +65,7 @@ def _posterior(schedule: NoiseSchedule) -> np.ndarray:
     return sigma1 / sigma * np.sqrt(np.maximum(gap, 0))
 
 
-def _sampler(
+def tables(
     schedule: NoiseSchedule, state: list, model: list, noise: np.ndarray | None = None,
     currency: str = "eps", calls: tuple | None = None, rows_per_step: int = 1,
 ) -> Sampler:
@@ -106,8 +106,8 @@ def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
     noise = eta * _posterior(schedule)
     left = np.sqrt(np.maximum(sigma1**2 - noise**2, 0))
     if np.any(alpha <= 0):
-        return _sampler(schedule, [left / sigma], [alpha1 - left * alpha / sigma], noise, "x0")
-    return _sampler(schedule, [alpha1 / alpha], [left - alpha1 * sigma / alpha], noise)
+        return tables(schedule, [left / sigma], [alpha1 - left * alpha / sigma], noise, "x0")
+    return tables(schedule, [alpha1 / alpha], [left - alpha1 * sigma / alpha], noise)
 
 
 def ddpm(schedule: NoiseSchedule) -> Sampler:
@@ -139,7 +139,7 @@ def dpm_solver_2(schedule: NoiseSchedule) -> Sampler:
     def weave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.stack([first, second], axis=1).ravel()
 
-    return _sampler(
+    return tables(
         schedule,
         [weave(alpha_m / alpha, zero), weave(zero, alpha1 / alpha)],
         [weave(-sigma_m * np.expm1(h / 2), -sigma1 * np.expm1(h))],
@@ -165,7 +165,7 @@ def edm_stochastic(
     is the noise, and the first step adds none (its state is noise already).
     """
     alpha, _, alpha1, sigma1 = _pairs(schedule)
-    q, q1 = _ratios(schedule)
+    q, q1 = ratios(schedule)
     gamma = min(churn / len(q), np.sqrt(2) - 1)
     gamma = np.where((q >= churn_min) & (q <= churn_max), gamma, 0.0)
     gamma[0] = 0.0
@@ -187,7 +187,7 @@ def edm_stochastic(
             models.append((alpha1[i] * step[i] / 2, alpha1[i] * step[i] / 2))
             noises.append(alpha1[i] * added[i])
     state, model = np.array(states), np.array(models)
-    return _sampler(schedule, list(state.T), list(model.T), np.array(noises),
+    return tables(schedule, list(state.T), list(model.T), np.array(noises),
                     calls=tuple(np.array(calls).T), rows_per_step=2)
 
 
@@ -207,7 +207,7 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
     weight = np.where(first, 0.0, 1 / (2 * np.where(first, 1.0, ratio)))
     # -alpha' expm1(-h), written so that sigma' = 0 (h infinite) is its limit.
     move = alpha1 - sigma1 * alpha / sigma
-    return _sampler(schedule, [sigma1 / sigma], [move * (1 + weight), -move * weight],
+    return tables(schedule, [sigma1 / sigma], [move * (1 + weight), -move * weight],
                     currency="x0")
 
 
@@ -216,7 +216,7 @@ def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
     if not 1 <= order <= 4:
         raise ValueError(f"order must be in 1..4, got {order}.")
     alpha, _, alpha1, _ = _pairs(schedule)
-    q, q1 = _ratios(schedule)
+    q, q1 = ratios(schedule)
     step = alpha1 * (q1 - q)
     combinations = [np.array([1.0]), np.array([3, -1]) / 2, np.array([23, -16, 5]) / 12,
                     np.array([55, -59, 37, -9]) / 24]
@@ -224,4 +224,4 @@ def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
     for t in range(len(step)):
         weights = combinations[min(t, order - 1)]
         model[t, : len(weights)] = step[t] * weights
-    return _sampler(schedule, [alpha1 / alpha], list(model.T))
+    return tables(schedule, [alpha1 / alpha], list(model.T))

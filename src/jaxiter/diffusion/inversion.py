@@ -1,0 +1,98 @@
+"""The noise from which a sampler makes a given sample: a fixed point around the whole flow.
+
+Source: Ronai, Kulikov and Michaeli, "FlowOpt: fast optimization through whole flow processes for
+training-free editing", 2025.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.adjoint import Adjoint, implicit
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import is_concrete
+from jaxiter.problem import Problem
+from jaxiter.solution import Solution
+
+
+def invert_flow(
+    flow: Callable, y: jax.Array, init: jax.Array, *, step_size: Any = 0.1, solver: Any = None,
+    stop: Any = None, max_steps: Any = 30, adjoint: Adjoint | None = None,
+) -> Solution:
+    """Solve `flow(z) = y` for z by `z <- z - step_size (flow(z) - y)`, with no derivative of flow.
+
+    Args:
+      flow: a sampler from noise to data, such as `lambda z: sample(sampler, denoiser, z)`; with
+        another condition than the one that made y, few steps edit y instead.
+      y: the sample. init: first guess of z, such as `uniinv` gives.
+      step_size: below `largest_step_size`. solver: any of jaxiter's, such as
+        `guard(anderson(3))`; default the plain iteration. stop, max_steps, adjoint: as
+        in `fixed_point`; the merit is `|flow(z) - y|`, its scale `|y|`.
+
+    Returns:
+      A `Solution`; its value has implicit derivatives by y and what flow closes over.
+
+    Raises:
+      ValueError: flow(z) of another shape than y, step_size <= 0.
+
+    >>> import jax.numpy as jnp
+    >>> out = invert_flow(lambda z: 2 * z + 1, jnp.ones(3), jnp.ones(3), step_size=0.4)
+    >>> bool(out.converged), bool(jnp.all(abs(out.value) < 1e-3))
+    (True, True)
+    """
+    shape = jax.eval_shape(flow, init).shape
+    if not shape == y.shape == init.shape:
+        raise ValueError(f"flow(z), y and init must have one shape, got {shape}, {y.shape} and "
+                         f"{init.shape}.")
+    if is_concrete(step_size) and not step_size > 0:
+        raise ValueError(f"step_size must be positive, got {step_size}.")
+
+    def miss(z: jax.Array, image: jax.Array, y: jax.Array, size: Any) -> jax.Array:
+        del y
+        return jnp.linalg.norm((z - image).ravel()) / size
+
+    problem = Problem(
+        step=lambda z, y, size: z - size * (flow(z) - y), merit=miss,
+        scale=lambda z, image, y, size: jnp.linalg.norm(y.ravel()))
+    options = {} if solver is None else {"solver": solver}
+    options |= {} if stop is None else {"stop": stop}
+    return fixed_point(problem, init, y, jnp.asarray(step_size, y.dtype), max_steps=max_steps,
+                       adjoint=implicit() if adjoint is None else adjoint, **options)
+
+
+def uniinv(velocity: Callable, y: jax.Array, steps: int = 10) -> jax.Array:
+    """Backward integration of `velocity(x, t)` from data (t = 1) to noise (t = 0): a first guess.
+
+    Every step moves by the velocity at its far end, estimated with the previous one: one call
+    a step and one more, and much nearer to the forward Euler path than Euler backwards.
+    """
+    size = 1 / steps
+    times = 1 - size * jnp.arange(1, steps + 1, dtype=y.dtype)
+
+    def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
+        x, v = carry
+        v = velocity(x - size * v, t)
+        return (x - size * v, v), None
+
+    return lax.scan(step, (y, velocity(y, jnp.ones((), y.dtype))), times)[0][0]
+
+
+def largest_step_size(flow: Callable, a: jax.Array, b: jax.Array, quantile: float = 0.05) -> Any:
+    """Step sizes below this bring pairs of points of the flow together.
+
+    The given quantile of `2 <dz, df> / |df|^2` over pairs a, b `[B, ...]`.
+
+    Raises:
+      ValueError: outside jit, where the flow is not monotone on these pairs.
+    """
+    df = jax.vmap(flow)(a) - jax.vmap(flow)(b)
+    dz, df = ((array).reshape(len(array), -1) for array in (a - b, df))
+    ratio = 2 * jnp.sum(dz * df, axis=1) / jnp.sum(df * df, axis=1)
+    bound = jnp.quantile(ratio, quantile)
+    if is_concrete(bound) and not bound > 0:
+        raise ValueError(f"the flow is not monotone here (bound {float(bound):.3g}): lower the "
+                         "number of target modes or use gradients.")
+    return bound

@@ -1,0 +1,175 @@
+"""An optimiser's steps in parallel: a window of parameters, one batch of gradients a round."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.adjoint import frozen
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import is_concrete
+from jaxiter.problem import Problem
+from jaxiter.recurrence.solve import settled
+from jaxiter.solution import Solution
+from jaxiter.stop import tolerance as tolerance_rule
+
+PyTree = Any
+
+
+class ParallelRun(NamedTuple):
+    """Answer of `parallel_optimize`.
+
+    Attributes:
+      params, opt_state: after the last accepted step. evaluations: gradients in all.
+      solve: the Solution; steps in rounds, merit the number of optimiser steps left.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    evaluations: jax.Array
+    solve: Solution
+
+    @property
+    def rounds(self) -> jax.Array:
+        """Batches of gradients, one after the other."""
+        return self.solve.steps
+
+    @property
+    def converged(self) -> jax.Array:
+        """Whether all steps were made."""
+        return self.solve.converged
+
+
+class Run(NamedTuple):
+    """What the rounds carry: guesses of the parameters `[W, ...]` from the first unfinished step
+    on, the optimiser's state there, steps done, gradients so far, the tolerance now.
+    """
+
+    guesses: PyTree
+    opt_state: PyTree
+    done: jax.Array
+    evaluations: jax.Array
+    allowed: jax.Array
+
+
+def parallel_optimize(
+    optimizer: optax.GradientTransformation, grad_fn: Callable, params: PyTree, *, steps: int,
+    window: int = 7, tolerance: Any = 1e-3, adaptation: float = 0.0,
+    max_tolerance: Any = None, opt_state: PyTree = None, max_steps: Any = None,
+) -> ParallelRun:
+    """The parameters after `steps` updates of any optax optimiser, in fewer rounds of gradients.
+
+    A round takes the gradients of `window` guessed parameters at once and rolls the optimiser
+    through them from the first; guesses that it reproduces up to the tolerance are final. It
+    pays where gradients of a batch of parameters cost about one gradient, and where the
+    trajectory bends little: Adam at usual rates, less so plain SGD with large steps.
+
+    Args:
+      optimizer: momentum and counters included; its state is that of the loop.
+      grad_fn: `grad_fn(params, t) -> grads`, t the step's index as int32. Randomness must be a
+        function of t (`fold_in(key, t)`, the t-th batch), or no rerun can reproduce the loop.
+      steps: T, how many updates. window: gradients a round.
+      tolerance: root mean square change of the parameters below which a guess is final; 0 gives
+        the loop up to rounding. 1e-3 is DreamPropeller's threshold of 1.
+      adaptation: in [0, 1): part by which the squared tolerance moves towards the median change
+        of a round, every round (DreamPropeller: 0.1). It can run away; max_tolerance, by default
+        ten times tolerance, stops it.
+      opt_state: default `optimizer.init(params)`. max_steps: most rounds, default T.
+
+    Returns:
+      A `ParallelRun`. MAX_STEPS: `solve.merit` updates are missing. NONFINITE: the loop itself
+      left the float range. Not differentiable.
+
+    Raises:
+      ValueError: steps or window below 1, tolerance < 0, adaptation outside [0, 1).
+      TypeError: gradients of another structure than params.
+
+    Source: Zhou, Shih, Meng and Ermon, "DreamPropeller: supercharge text-to-3D generation with
+    parallel sampling", 2024.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> gradient = lambda p, t: jax.grad(lambda p: jnp.sum((p - 1) ** 2))(p)
+    >>> run = parallel_optimize(optax.adam(0.01), gradient, jnp.zeros(3), steps=40)
+    >>> bool(run.converged), int(run.rounds) < 20
+    (True, True)
+    """
+    if steps < 1 or window < 1:
+        raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
+    if is_concrete(tolerance) and not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+    if not 0 <= adaptation < 1:
+        raise ValueError(f"adaptation must be in [0, 1), got {adaptation}.")
+    trees.check_same_structure(
+        params, jax.eval_shape(grad_fn, params, jax.ShapeDtypeStruct((), jnp.int32)),
+        "The gradient")
+    window = min(window, steps)
+    opt_state = optimizer.init(params) if opt_state is None else opt_state
+    first = jnp.square(jnp.asarray(tolerance, jnp.float32))
+    most = 100 * first if max_tolerance is None else jnp.square(
+        jnp.asarray(max_tolerance, jnp.float32))
+    problem = Problem(
+        step=partial(_round, optimizer, grad_fn, steps, window, adaptation),
+        memory=partial(_begin, window), merit=lambda left, image, *rest: image,
+        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
+    solve = fixed_point(
+        problem, jnp.float32(steps), params, opt_state, first, most, adjoint=frozen(),
+        stop=tolerance_rule(rtol=0, atol=0.5), max_steps=steps if max_steps is None else max_steps)
+    run = solve.state.memory
+    now = jax.tree.map(lambda leaf: leaf[0], run.guesses)
+    solve = solve._replace(value=now, merit=(steps - run.done).astype(jnp.float32))
+    return ParallelRun(now, run.opt_state, run.evaluations, solve)
+
+
+def _begin(
+    window: int, left: jax.Array, params: PyTree, opt_state: PyTree, first: jax.Array,
+    most: jax.Array,
+) -> Run:
+    del left, most
+    guesses = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params)
+    return Run(guesses, opt_state, jnp.int32(0), jnp.int32(0), first)
+
+
+def _round(
+    optimizer: optax.GradientTransformation, grad_fn: Callable, steps: int, window: int,
+    adaptation: float, left: jax.Array, run: Run, params: PyTree, opt_state: PyTree,
+    first: jax.Array, most: jax.Array,
+) -> tuple[jax.Array, Run]:
+    """Gradients at all guesses, the optimiser through them, and which guesses were right."""
+    del left, params, opt_state, first
+    at = run.done + jnp.arange(window, dtype=jnp.int32)
+    pending = at < steps
+    grads = jax.vmap(grad_fn)(run.guesses, jnp.minimum(at, steps - 1))
+    start = jax.tree.map(lambda leaf: leaf[0], run.guesses)
+
+    def move(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
+        (params, state), (gradient, real) = carry, now
+        updates, after = optimizer.update(gradient, state, params)
+        moved = (optax.apply_updates(params, updates), after)
+        new = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, carry)
+        return new, new
+
+    _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))
+    # Row i of `rolled` is a new guess of row i + 1.
+    later = jax.tree.map(lambda leaf: leaf[1:], run.guesses)
+    size = sum(leaf.size for leaf in jax.tree.leaves(start))
+    change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
+        jax.tree.map(lambda leaf: leaf[:-1], rolled), later).astype(jnp.float32)
+    moved = jnp.concatenate([change, jnp.full(1, jnp.inf, jnp.float32)])
+    stop, _ = settled(lambda *_: (moved, moved <= run.allowed), rolled, rolled, pending)
+    done = jnp.minimum(run.done + stop + 1, steps)
+    index = jnp.minimum(stop + jnp.arange(window, dtype=jnp.int32), window - 1)
+    guesses = jax.tree.map(lambda leaf: leaf[index], rolled)
+    state = jax.tree.map(lambda leaf: leaf[stop], states)
+    here = jax.tree.map(lambda leaf: leaf[stop], rolled)
+    allowed = run.allowed
+    if adaptation and window > 1:
+        typical = (1 - adaptation) * allowed + adaptation * jnp.median(change)
+        allowed = jnp.minimum(typical, most)
+    left = jnp.where(trees.finite(here), (steps - done).astype(jnp.float32), jnp.nan)
+    return left, Run(guesses, state, done,
+                     run.evaluations + jnp.sum(pending, dtype=jnp.int32), allowed)
