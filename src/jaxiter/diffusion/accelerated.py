@@ -39,8 +39,8 @@ def accelerated_ddim(schedule: NoiseSchedule) -> Sampler:
         weight = gap**2 / (4 * gap_up)
         model.append((weight * root_up / sigma[t - 1] / root,
                       (half - weight / sigma[t]) / root))
-    columns = [list(np.array(table).T) for table in (state, model)]
-    return tables(schedule, *columns, calls=tuple(np.array(calls).T), rows_per_step=2)
+    return tables(schedule, list(np.array(state).T), list(np.array(model).T),
+                  calls=tuple(np.array(calls).T), rows_per_step=2)
 
 
 def accelerated_ddpm(schedule: NoiseSchedule) -> Sampler:

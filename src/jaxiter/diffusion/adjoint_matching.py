@@ -12,6 +12,7 @@ diffusion generative models with memoryless stochastic optimal control", 2024.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jax import lax
 from jaxiter.numerics import stop_gradient
 
 
-def _times(steps: int, dtype: object) -> tuple[jax.Array, jax.Array]:
+def _times(steps: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Times `[N]` of the steps and the noise c(t) there."""
     h = 1 / steps
     t = h * jnp.arange(steps, dtype=dtype)

@@ -31,7 +31,7 @@ LARGEST_ORDER = 3
 
 
 def exponential_multistep(
-    schedule: NoiseSchedule, orders: int | Sequence[int] = 2, *, currency: str = "x0"
+    schedule: NoiseSchedule, orders: int | Sequence[int] | np.ndarray = 2, *, currency: str = "x0"
 ) -> Sampler:
     """The exponential integrator of the given order, or of one order per step.
 
@@ -144,17 +144,17 @@ def search_orders(
         return np.concatenate([[0], np.sort(moved), [inner + 1]]).astype(int), changed
 
     @jax.jit
-    def errors(stacked: tuple) -> jax.Array:
-        def one(table: tuple) -> jax.Array:
-            sampler = Sampler(*table[:2], np.zeros(steps), *table[2:], currency)
+    def errors(stacked: dict) -> jax.Array:
+        def one(table: dict) -> jax.Array:
+            sampler = Sampler(noise=np.zeros(steps), currency=currency, **table)
             out = jax.vmap(lambda x: sample(sampler, denoiser, x))(x)
             return jnp.sqrt(jnp.mean(jnp.square(out - reference)))
         return jax.vmap(one)(stacked)
 
     def score(candidates: list) -> np.ndarray:
         built = [build(*candidate)[0] for candidate in candidates]
-        stacked = tuple(jnp.asarray(np.stack([getattr(s, name) for s in built]), x.dtype)
-                        for name in ("state", "model", "alpha", "sigma", "time", "scale"))
+        stacked = {name: jnp.asarray(np.stack([getattr(s, name) for s in built]), x.dtype)
+                   for name in ("state", "model", "alpha", "sigma", "time", "scale")}
         found = np.asarray(errors(stacked))
         return np.where(np.isfinite(found), found, np.inf)
 

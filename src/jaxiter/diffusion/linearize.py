@@ -17,6 +17,7 @@ from jaxiter.diffusion.sample import Table, linear_rows, widen
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import machine_epsilon, safe_divide
 
+HIGHEST = lax.Precision.HIGHEST
 LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson")
 
 
@@ -138,16 +139,16 @@ def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Arr
     dx = jnp.concatenate([jnp.where(both, old - past.x, 0)[None], past.dx[:-1]])
     dr = jnp.concatenate([jnp.where(both, r - past.r, 0)[None], past.dr[:-1]])
     flat = jnp.where(spread(w.pending, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
-    precise = {"precision": lax.Precision.HIGHEST}
-    gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, **precise), axis=0)
-    right = jnp.cumsum(jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), **precise), axis=0)
+    gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, precision=HIGHEST), axis=0)
+    right = jnp.cumsum(
+        jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)
     # A ridge relative to the Gram matrix: an absolute one means nothing once residuals are small.
     size = jnp.trace(gram, axis1=1, axis2=2)
     ridge = 1e-3 * size / dr.shape[0] + jnp.where(size > 0, 0, 1)
     weights = jnp.linalg.solve(
         gram + ridge[:, None, None] * jnp.eye(dr.shape[0], dtype=r.dtype), right[..., None])[..., 0]
     mixed = old + r - jnp.einsum("itd,ti->td", (dx + dr).reshape(flat.shape), weights,
-                                 **precise).reshape(r.shape)
+                                 precision=HIGHEST).reshape(r.shape)
     return mixed, Past(dx, dr, old, r, jnp.ones_like(past.seen))
 
 

@@ -268,15 +268,15 @@ def _round(
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
                jnp.stack([cut(slopes, j) for j in range(table.model.shape[1])], axis=1))
     past = memory.past
-    if linearization == "anderson" and past is None:
-        new = old + longer(w, order)
-    elif linearization == "anderson":
+    if past is not None:
         along = jax.vmap(cut)  # past the axis of rounds
         new, fresh = anderson(w, old, Past(along(past.dx), along(past.dr), *map(cut, past[2:])),
                               order)
         over = jax.vmap(lambda a, b: put(a, b, start))
         past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
                     *(put(a, b, start) for a, b in zip(past[2:], fresh[2:], strict=True)))
+    elif linearization == "anderson":
+        new = old + longer(w, order)
     elif linearization == "jvp":
         new, slope = mended(w, model)
         slopes = put(memory.slope, slope, start)
