@@ -81,3 +81,84 @@ def mixture_denoiser(
 
     return Denoiser(fn, prediction, float(np.sqrt(np.mean(np.square(mixture.means))
                                                   + mixture.std**2)))
+
+
+class Network(NamedTuple):
+    """Residual network of the test bed: input, three hidden and output layers, `(w, b)` each."""
+
+    layers: tuple
+
+    def __call__(self, x: jax.Array, features: jax.Array) -> jax.Array:
+        """x `[64]`, features of the noise level."""
+        (first, *middle, last) = self.layers
+        h = jax.nn.silu(jnp.concatenate([x, features]) @ first[0] + first[1])
+        for w, b in middle:
+            h = h + jax.nn.silu(h @ w + b)
+        return h @ last[0] + last[1]
+
+
+def network_denoiser(network: Network, schedule: NoiseSchedule) -> Denoiser:
+    """eps of a network on a variance-preserving schedule: exact for unit Gaussian data plus a net.
+
+    `eps = sigma x + alpha net(x, sines and cosines of log(sigma / alpha))`.
+    """
+    angle = np.arctan2(schedule.sigma, schedule.alpha)[::-1]
+    grid = schedule.time[::-1]
+
+    def fn(x: jax.Array, time: jax.Array) -> jax.Array:
+        turn = jnp.interp(time, jnp.asarray(grid, x.dtype), jnp.asarray(angle, x.dtype))
+        alpha, sigma = jnp.cos(turn), jnp.sin(turn)
+        level = jnp.log(jnp.maximum(sigma, 1e-4) / jnp.maximum(alpha, 1e-4))
+        phases = level * 2.0 ** jnp.arange(-3, 3, dtype=x.dtype)
+        features = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)])
+        return sigma * x + alpha * network(x, features)
+
+    return Denoiser(fn, "eps", 0.6)
+
+
+def trained_network(
+    updates: int = 4000, *, width: int = 256, seed: int = 0
+) -> tuple[Network, jax.Array]:
+    """A small network trained on scikit-learn's digits by denoising, in seconds on two cores.
+
+    Returns the network and the loss of every update.
+    """
+    import optax
+    from sklearn.datasets import load_digits
+
+    from jaxiter.diffusion import linear_beta_schedule
+
+    rng = np.random.default_rng(seed)
+    sizes = [64 + 12, width, width, width, 64]
+    start = Network(tuple(
+        (jnp.asarray(rng.normal(size=(a, b)) * np.sqrt(1 / a) * (0.1 if b == 64 else 1),
+                     jnp.float32), jnp.zeros(b, jnp.float32))
+        for a, b in zip(sizes, sizes[1:], strict=False)))
+    schedule = linear_beta_schedule(1000)
+    data = jnp.asarray(np.asarray(load_digits(return_X_y=True)[0]) / 8 - 1, jnp.float32)
+    tables = [jnp.asarray(table[:-1], jnp.float32) for table in schedule]
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
+
+    def loss(network: Network, key: jax.Array) -> jax.Array:
+        pick, level, draw = jax.random.split(key, 3)
+        x0 = data[jax.random.randint(pick, (256,), 0, len(data))]
+        alpha, sigma, time = (t[jax.random.randint(level, (256,), 0, 1000)] for t in tables)
+        eps = jax.random.normal(draw, x0.shape)
+        noisy = alpha[:, None] * x0 + sigma[:, None] * eps
+        model = network_denoiser(network, schedule)
+        return jnp.mean(jnp.square(jax.vmap(model.fn)(noisy, time) - eps))
+
+    @jax.jit
+    def train(network: Network) -> tuple[Network, jax.Array]:
+        def update(carry: tuple, t: jax.Array) -> tuple[tuple, jax.Array]:
+            network, state = carry
+            value, grads = jax.value_and_grad(loss)(
+                network, jax.random.fold_in(jax.random.key(seed), t))
+            moves, state = optimizer.update(grads, state, network)
+            return (optax.apply_updates(network, moves), state), value
+
+        steps = jnp.arange(updates, dtype=jnp.int32)
+        (network, _), losses = jax.lax.scan(update, (network, optimizer.init(network)), steps)
+        return network, losses
+
+    return train(start)
