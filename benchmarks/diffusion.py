@@ -62,15 +62,20 @@ def starts(seeds: int) -> tuple[Any, Any]:
 
 
 def rounds_needed(solve: Any, exact: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """First round count within the tolerance, per seed, and which never got there."""
-    needed, left = np.zeros(len(exact), int), np.ones(len(exact), bool)
-    for rounds in range(1, limit + 1):
-        error = np.sqrt(np.mean((np.asarray(solve(rounds)) - exact) ** 2, 1))
-        done = left & (error < TOLERANCE)
-        needed[done], left = rounds, left & ~done
-        if not left.any():
-            break
-    return needed, left
+    """Rounds after which a seed is within the tolerance, by bisection, and which never get there.
+
+    solve(n) takes one number of rounds per seed.
+    """
+    def good(rounds: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean((np.asarray(solve(rounds)) - exact) ** 2, 1)) < TOLERANCE
+
+    low, high = np.zeros(len(exact), np.int32), np.full(len(exact), limit, np.int32)
+    left = ~good(high)
+    while np.any(high - low > 1):
+        middle = (low + high) // 2
+        within = good(middle)
+        low, high = np.where(within, low, middle), np.where(within, middle, high)
+    return high, left
 
 
 def full_window(steps: int, seeds: int) -> list[dict]:
@@ -87,7 +92,7 @@ def full_window(steps: int, seeds: int) -> list[dict]:
                 run = jax.jit(jax.vmap(
                     lambda x, k, n, s=sampler, m=model, kw=keywords: sample_parallel(
                         s, m, x, k, max_steps=n, tolerance=1e-6, **kw).value,
-                    in_axes=(0, 0, None)))
+                    in_axes=(0, 0, 0)))
                 needed, left = rounds_needed(lambda n, run=run: run(x, keys, n), exact, 60)
                 rows.append(row(bed, kind, steps, method, needed, left))
             rows.append(parasolver(bed, kind, sampler, schedule, model, keys, x, exact))
@@ -127,7 +132,7 @@ def parasolver(
         jnp.float32)
     run = jax.jit(jax.vmap(lambda x, k, init, n: sample_parallel(
         sampler, model, x, k, max_steps=n, tolerance=1e-6, linearization="picard",
-        init=init).value, in_axes=(0, 0, 0, None)))
+        init=init).value, in_axes=(0, 0, 0, 0)))
     needed, left = rounds_needed(lambda n: run(x, keys, first, n), exact, 60)
     return row(bed, kind, schedule.steps, "ParaSolver's start", needed + 1, left)
 

@@ -1,8 +1,8 @@
-"""Rounds of parallel recurrences against the loop: `python benchmarks/recurrence.py [adjoints]`.
+"""Rounds of parallel recurrences against the loop: `python benchmarks/recurrence.py [part ...]`.
 
 A GRU with gates of standard deviation scale / sqrt(fan in) and four normal drivers, from a
-guess of zeros; and a counter, the honest worst case. A round evaluates every row once.
-`adjoints` adds the seconds of gradients, for a quiet machine.
+guess of zeros; a counter, the honest worst case; optimisers of a small network. A round
+evaluates every row once. The part `adjoints` adds seconds of gradients, for a quiet machine.
 """
 
 import sys
@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
+from sklearn.datasets import load_digits
 
 import jaxiter as ji
 from harness import load, save, show, time_all
-from jaxiter.recurrence import solve_recurrence
+from jaxiter.recurrence import parallel_optimize, solve_recurrence
 
 
 def gru(size: int, scale: float, seed: int = 0) -> Any:
@@ -101,6 +103,46 @@ def adjoints() -> list[dict]:
     return rows
 
 
+def optimisers() -> list[dict]:
+    """400 steps on digits, a 64-32-10 network, batch 64: rounds of gradients and final loss."""
+    features, labels = load_digits(return_X_y=True)
+    features = jnp.asarray(features / 16, jnp.float32)
+    labels = jnp.asarray(labels, jnp.int32)
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(64, 32)) / 8, jnp.float32), "a": jnp.zeros(32),
+              "v": jnp.asarray(rng.normal(size=(32, 10)) / 6, jnp.float32), "b": jnp.zeros(10)}
+
+    def loss(p: Any, rows: Any) -> Any:
+        logits = jax.nn.relu(features[rows] @ p["w"] + p["a"]) @ p["v"] + p["b"]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]))
+
+    def gradient(p: Any, t: Any) -> Any:
+        rows = jax.random.randint(jax.random.fold_in(jax.random.key(0), t), (64,), 0, 1797)
+        return jax.grad(loss)(p, rows)
+
+    steps, everything = 400, jnp.arange(1797)
+    rows = []
+    for name, optimizer in {"adam(1e-3)": optax.adam(1e-3), "sgd(0.1)": optax.sgd(0.1)}.items():
+        def loop(p: Any, optimizer: Any = optimizer) -> Any:
+            def step(carry: Any, t: Any) -> Any:
+                updates, state = optimizer.update(gradient(carry[0], t), carry[1], carry[0])
+                return (optax.apply_updates(carry[0], updates), state), None
+            return lax.scan(step, (p, optimizer.init(p)), jnp.arange(steps))[0][0]
+
+        final = float(loss(jax.jit(loop)(params), everything))
+        for window in (7, 20, 50):
+            for tolerance in (1e-6, 1e-3):
+                run = jax.jit(lambda p, o=optimizer, w=window, tol=tolerance: parallel_optimize(
+                    o, gradient, p, steps=steps, window=w, tolerance=tol))(params)
+                assert bool(run.converged)
+                rows.append({"optimiser": name, "window": window, "tolerance": tolerance,
+                             "rounds": int(run.rounds),
+                             "steps_over_rounds": steps / int(run.rounds),
+                             "loss": float(loss(run.params, everything)), "loop_loss": final})
+    show(rows)
+    return rows
+
+
 def counter() -> list[dict]:
     """Every row depends fully on the one before: as many rounds as rows."""
     out = jax.jit(lambda: solve_recurrence(
@@ -109,9 +151,8 @@ def counter() -> list[dict]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["adjoints"]:
-        known = load("recurrence")
-        known.pop("environment")
-        save("recurrence", known | {"adjoints": adjoints()})
-    else:
-        save("recurrence", {"networks": networks(), "counter": counter()})
+    parts = {part.__name__: part for part in (networks, counter, optimisers, adjoints)}
+    chosen = sys.argv[1:] or ["networks", "counter", "optimisers"]
+    known = load("recurrence") if sys.argv[1:] else {}
+    known.pop("environment", None)
+    save("recurrence", known | {name: parts[name]() for name in chosen})
