@@ -15,7 +15,7 @@ def test_quick_tour(tmp_path):
                          capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     rows = [line for line in out.stdout.splitlines() if line.endswith("CONVERGED")]
-    assert len(rows) == 7 and "relative error" in out.stdout
+    assert len(rows) == 8 and "instead of 100" in out.stdout and "relative error" in out.stdout
     assert (tmp_path / "tour.png").stat().st_size > 20_000
 
 
@@ -32,7 +32,7 @@ def test_unconverged_solves_are_an_exit_code(monkeypatch, tmp_path):
         rows.append(tour.Row("x", "y", 1, 0.0, 1.0, "MAX_STEPS"))
 
     monkeypatch.setattr(tour, "logistic", broken)
-    for name in ("digits_transport", "tune_decay", "uneven"):
+    for name in ("digits_transport", "tune_decay", "uneven", "parallel_sampling"):
         monkeypatch.setattr(tour, name, lambda rows, quick: None)
     monkeypatch.setattr(tour, "draw", lambda results, path: None)
     assert tour.main(["--out", str(tmp_path)]) == 1
