@@ -257,7 +257,7 @@ def draw(results: list[dict], path: Path) -> None:
     mosaic = mosaic.reshape(4, 4, 10, 10).transpose(0, 2, 1, 3).reshape(40, 40)
     samples.imshow(mosaic, cmap="Greys", vmin=-1, vmax=1)
     samples.set_axis_off()
-    samples.set_title(f"100 diffusion steps in {digits['rounds']:.1f} rounds")
+    samples.set_title(f"100 steps in {digits['rounds']:.0f} rounds")
     panels = bottom.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
     moved = transport["plan"] / transport["plan"].sum(1, keepdims=True)
     grid = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij"), -1).reshape(-1, 2)
