@@ -106,8 +106,94 @@ def transport() -> None:
     finish(figure, "transport")
 
 
+def diffusion() -> None:
+    data = load("diffusion")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), constrained_layout=True)
+    rows = {(r["T"], r["problem"], r["sampler"], r["method"]): r["mean_rounds"]
+            for r in data["full_window"]}
+    methods = ("secant", "secant + jvp", "ParaSolver's start", "Picard", "ParaTAA",
+               "exponential Picard")
+    colours = (ACCENT, "#e8929d", "#7d8fb3", INK, GREY, "#d8dbe0")
+    beds = ("GMM64", "HARD64", "DIG", "MLP")
+    for i, (method, colour) in enumerate(zip(methods, colours, strict=True)):
+        axes[0].bar(np.arange(4) + 0.14 * (i - 2.5),
+                    [rows[100, bed, "SDE", method] or np.nan for bed in beds], 0.13,
+                    color=colour, label=method)
+    axes[0].set_xticks(np.arange(4), beds)
+    axes[0].set(title="rounds for 100 DDPM steps", ylabel="rounds")
+    lengths = sorted({key[0] for key in rows})
+    for method, colour in (("secant", ACCENT), ("Picard", INK), ("ParaTAA", GREY)):
+        for bed, style in (("GMM64", "o-"), ("MLP", "s--")):
+            axes[1].semilogx(lengths, [rows[n, bed, "SDE", method] for n in lengths], style,
+                             color=colour, label=f"{method}, {bed}")
+    axes[1].set(title="rounds by the number of DDPM steps", xlabel="steps", ylim=(0, None))
+    for method, colour in (("secant", ACCENT), ("picard", INK)):
+        found = [r for r in data["sliding_window"] if r["method"] == method]
+        axes[2].loglog([r["window"] for r in found], [r["mean_rounds"] for r in found], "o-",
+                       color=colour, label=method)
+    axes[2].set(title="1,000 steps through a sliding window", xlabel="window", ylabel="rounds")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+    finish(figure, "diffusion")
+
+
+def recurrence() -> None:
+    data = load("recurrence")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), constrained_layout=True)
+    cases = list(dict.fromkeys((r["d"], r["T"], r["scale"]) for r in data["networks"]))
+    names = list(dict.fromkeys(r["method"] for r in data["networks"]))
+    found = {(r["d"], r["T"], r["scale"], r["method"]): r for r in data["networks"]}
+    for i, name in enumerate(names):
+        rows = [found.get((*case, name)) for case in cases]
+        bars = left.bar(np.arange(len(cases)) + 0.16 * (i - 2),
+                        [r["rounds"] if r else np.nan for r in rows], 0.15, color=f"C{i}",
+                        label=name)
+        for bar, r in zip(bars, rows, strict=True):
+            if r and r["status"] != "CONVERGED":
+                bar.set_hatch("///")
+                bar.set_edgecolor("white")
+    left.set_xticks(np.arange(len(cases)), [f"d {d}, T {t:,}, x {s:g}" for d, t, s in cases],
+                    fontsize=7)
+    left.set(title="GRU: rounds to 1e-5 (hatched: not converged)", ylabel="rounds")
+    for i, name in enumerate(dict.fromkeys(r["optimiser"] for r in data["optimisers"])):
+        for tolerance, style in ((1e-6, "o--"), (1e-3, "o-")):
+            rows = [r for r in data["optimisers"]
+                    if r["optimiser"] == name and r["tolerance"] == tolerance]
+            right.plot([r["window"] for r in rows], [r["steps_over_rounds"] for r in rows], style,
+                       color=(ACCENT, INK)[i], label=f"{name}, tolerance {tolerance:g}")
+    right.set(title="parallel_optimize: steps per round", xlabel="window", ylim=(0, None))
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=8)
+    finish(figure, "recurrence")
+
+
+def few_steps() -> None:
+    data = load("few_steps")
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+    names = list(dict.fromkeys(r["spacing"] for r in data["steps_of_digits"]))
+    for i, name in enumerate(names):
+        rows = [r for r in data["steps_of_digits"] if r["spacing"] == name]
+        axes[0].semilogy([r["steps"] for r in rows], [r["iPNDM"] for r in rows], "o-",
+                         color=f"C{i}", label=name)
+    axes[0].set(title="rows of the schedule, iPNDM on digits", xlabel="steps", ylabel="error")
+    for name, colour in (("Euler", GREY), ("AB2", INK), ("learnt", ACCENT)):
+        axes[1].semilogy([r["steps"] for r in data["searched_solver"]],
+                         [r[name] for r in data["searched_solver"]], "o-", color=colour, label=name)
+    axes[1].set(title="learnt flow solver, unseen starts", xlabel="steps")
+    for name, colour in (("ddim", GREY), ("accelerated_ddim", ACCENT)):
+        axes[2].loglog([r["model calls"] for r in data["accelerated"]],
+                       [r[name] for r in data["accelerated"]], "o-", color=colour, label=name)
+    axes[2].set(title="accelerated DDIM, GMM64", xlabel="model calls")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+    finish(figure, "few_steps")
+
+
 if __name__ == "__main__":
     fixed_point()
     lanes()
     adjoint()
     transport()
+    diffusion()
+    recurrence()
+    few_steps()

@@ -113,30 +113,65 @@ def transport() -> str:
 
 def diffusion() -> str:
     data = load("diffusion")
-    rounds = {(r["problem"], r["sampler"], r["method"]): r for r in data["full_window"]}
-    columns = sorted({key[:2] for key in rounds})
+    rounds = {(r["T"], r["problem"], r["sampler"], r["method"]): r for r in data["full_window"]}
+    columns = sorted({key[1:3] for key in rounds})
+    methods = list(dict.fromkeys(key[3] for key in rounds))
+    lengths = sorted({key[0] for key in rounds})
 
-    def cell(column: tuple, method: str) -> str:
-        row = rounds[*column, method]
+    def cell(*key: object) -> str:
+        row = rounds.get(key)  # pyright: ignore
+        if row is None or row["mean_rounds"] is None:
+            return "-"
         missed = f" ({row['not_reached']} not)" if row["not_reached"] else ""
-        return "-" if row["mean_rounds"] is None else f"{row['mean_rounds']:.1f}{missed}"
+        return f"{row['mean_rounds']:.1f}{missed}"
 
-    methods = ("secant", "jvp", "gaussian", "picard")
     window = [[f"{r['window']:,}", r["method"], f"{r['mean_rounds']:.1f}",
                f"{r['mean_evaluations']:,.0f}"] for r in data["sliding_window"]]
+    workers = [[r["problem"], r["method"], f"{r['mean_rounds']:.1f}", f"{r['mean_error']:.1e}",
+                f"{r['max_error']:.1e}"] for r in data["eight_workers"]]
     return (
         "**Parallel sampling, rounds of batched model calls** to within 1e-3 of the loop of 100 "
-        "steps, mean over 16 seeds (`benchmarks/diffusion.py`; a jvp round is two calls deep)\n\n"
+        "steps, mean over 16 seeds (`benchmarks/diffusion.py`; a jvp round is two calls deep; "
+        "MLP is a network trained on digits)\n\n"
         + table(["", *(" ".join(c) for c in columns)],
-                [[m, *(cell(c, m) for c in columns)] for m in methods])
+                [[m, *(cell(100, *c, m) for c in columns)] for m in methods])
+        + "\n**The same by the number of steps**, SDE\n\n"
+        + table(["", *(f"T = {n:,}" for n in lengths)],
+                [[f"{bed}, {m}", *(cell(n, bed, "SDE", m) for n in lengths)]
+                 for bed in ("GMM64", "HARD64", "DIG", "MLP")
+                 for m in ("secant", "Picard", "ParaTAA")])
         + "\n**1,000 steps of DDPM on GMM64 through a sliding window**, tolerance 0.1\n\n"
-        + table(["window", "", "rounds", "model calls"], window))
+        + table(["window", "", "rounds", "model calls"], window)
+        + "\n**Eight model calls at a time**, DDIM, 50 steps\n\n"
+        + table(["", "", "rounds", "mean error", "largest"], workers))
+
+
+def few_steps() -> str:
+    data = load("few_steps")
+    spacing = {(r["steps"], r["spacing"]): r for r in data["steps_of_digits"]}
+    names = list(dict.fromkeys(key[1] for key in spacing))
+    counts = sorted({key[0] for key in spacing})
+    runs = [[r["optimiser"], str(r["window"]), f"{r['tolerance']:.0e}", str(r["rounds"]),
+             f"{r['steps_over_rounds']:.1f}", f"{r['loss']:.4f} ({r['loop_loss']:.4f})"]
+            for r in load("recurrence")["optimisers"]]
+    policies = "; ".join(f"{r['policy']}: error {r['error']:.3f}, {r['mode switches']} switches"
+                         for r in data["policies"])
+    return (
+        "**Few steps on the digits' density**, error against 2,000 steps, Euler / iPNDM "
+        "(`benchmarks/few_steps.py`)\n\n"
+        + table(["", *(f"{n} steps" for n in counts)], [[name, *(
+            f"{spacing[n, name]['Euler']:.3f} / {spacing[n, name]['iPNDM']:.3f}" for n in counts)]
+            for name in names])
+        + f"\nPolicies on two moving modes, 100 against 3 and 5 calls a tick: {policies}.\n\n"
+        "**400 optimiser steps of a digits network in parallel** (`benchmarks/recurrence.py`; loss "
+        "in brackets: the loop's)\n\n"
+        + table(["", "window", "tolerance", "rounds", "steps / rounds", "loss"], runs))
 
 
 def main() -> None:
     text = README.read_text()
     start, end = text.index("<!-- measured -->"), text.index("<!-- end -->")
-    block = "\n".join([fixed_points(), gradients(), lanes(), transport(), diffusion()])
+    block = "\n".join([fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps()])
     README.write_text(f"{text[:start]}<!-- measured -->\n{block}{text[end:]}")
 
 
