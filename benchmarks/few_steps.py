@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from harness import save, show
 from jaxiter.diffusion import (
@@ -27,13 +28,17 @@ from jaxiter.diffusion import (
     invert_flow,
     ipndm,
     karras_schedule,
+    linear_beta_schedule,
     log_snr_schedule,
     make_schedule,
     optimal_steps,
+    picard_consistency_loss,
+    picard_iterates,
     receding_horizon,
     sample,
     search_orders,
     search_solver,
+    tabulate,
     uniinv,
     vp_schedule,
 )
@@ -44,6 +49,7 @@ from jaxiter.testing.diffusion import (
     gmm64,
     mixture_denoiser,
     mixture_values,
+    ring2,
 )
 
 LARGEST, SMALLEST = 20.0, 0.02
@@ -236,7 +242,70 @@ def policies(ticks: int = 60) -> list[dict]:
     return rows
 
 
+def picard_consistency(steps: int = 50, rounds: int = 12) -> list[dict]:
+    """RING2, a 128-wide network: distance to the fixed point after k rounds, base and tuned."""
+    schedule = linear_beta_schedule(steps)
+    sampler = ddim(schedule)
+
+    def model(p: Any) -> Denoiser:
+        def fn(x: Any, t: Any) -> Any:
+            phases = t / 1000 * jnp.arange(1.0, 5.0) * jnp.pi
+            h = jnp.concatenate([x, jnp.sin(phases), jnp.cos(phases)])
+            for w, b in p[:-1]:
+                h = jax.nn.silu(h @ w + b)
+            return h @ p[-1][0] + p[-1][1]
+        return Denoiser(fn)
+
+    rng, sizes = np.random.default_rng(0), [10, 128, 128, 128, 2]
+    start = [(jnp.asarray(rng.normal(size=(a, b)) / np.sqrt(a), jnp.float32), jnp.zeros(b))
+             for a, b in zip(sizes, sizes[1:], strict=False)]
+
+    def fit(params: Any, loss: Any, updates: int, rate: float) -> Any:
+        optimizer = optax.adam(optax.cosine_decay_schedule(rate, updates))
+
+        def update(carry: Any, key: Any) -> Any:
+            moves, state = optimizer.update(jax.grad(loss)(carry[0], key), carry[1])
+            return (optax.apply_updates(carry[0], moves), state), None
+
+        keys = jax.random.split(jax.random.key(5), updates)
+        return jax.jit(lambda p: jax.lax.scan(update, (p, optimizer.init(p)), keys)[0][0])(params)
+
+    times, alpha, sigma = (jnp.asarray(t[:-1], jnp.float32)
+                           for t in (schedule.time, schedule.alpha, schedule.sigma))
+
+    def denoising(p: Any, key: Any) -> Any:
+        a, b, c = jax.random.split(key, 3)
+        row = jax.random.randint(a, (256,), 0, steps)
+        x0 = jnp.asarray(ring2().means, jnp.float32)[jax.random.randint(b, (256,), 0, 8)]
+        eps, jitter = jax.random.normal(c, (2, 256, 2))
+        x = alpha[row, None] * (x0 + 0.1 * jitter) + sigma[row, None] * eps
+        return jnp.mean((jax.vmap(model(p).fn)(x, times[row]) - eps) ** 2)
+
+    base = fit(start, denoising, 4000, 2e-3)
+    table = tabulate(sampler, jnp.zeros(2), None, None)
+    paths = jax.jit(jax.vmap(lambda x: picard_iterates(sampler, model(base), x, rounds=rounds)))
+    train = paths(jax.random.normal(jax.random.key(1), (500, 2)))
+
+    def consistency(p: Any, key: Any) -> Any:
+        a, b = jax.random.split(key)
+        chosen = train[jax.random.randint(a, (16,), 0, 500)]
+        k = jax.random.randint(b, (), 0, 6)
+        return jnp.mean(jax.vmap(
+            lambda path: picard_consistency_loss(sampler, model(p), path, k, table))(chosen))
+
+    tuned = fit(base, consistency, 3000, 3e-4)
+    unseen = jax.random.normal(jax.random.key(2), (200, 2))
+    ends = paths(unseen)[:, -1, -1]
+    run = jax.jit(jax.vmap(lambda x, p: picard_iterates(
+        sampler, model(p), x, rounds=rounds)[:, -1], (0, None)))
+    errors = {name: jnp.sqrt(jnp.mean((run(unseen, p) - ends[:, None]) ** 2, axis=(0, 2)))
+              for name, p in (("base", base), ("tuned", tuned))}
+    rows = [{"rounds": k} | {name: float(e[k]) for name, e in errors.items()} for k in range(1, 9)]
+    show(rows)
+    return rows
+
+
 if __name__ == "__main__":
     parts = (steps_of_digits, searched_orders, searched_solver, accelerated, strong_guidance,
-             inversion, policies)
+             inversion, policies, picard_consistency)
     save("few_steps", {part.__name__: part() for part in parts})

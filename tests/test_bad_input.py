@@ -27,6 +27,7 @@ CASES = {
     "NaN x0": (lambda: ji.fixed_point(identity, jnp.array([1.0, jnp.nan])), ValueError, "NaN"),
     "string x0": (lambda: ji.fixed_point(identity, {"s": "text"}), TypeError, "str"),
     "not a map": (lambda: ji.fixed_point(3, ONE), TypeError, "int"),
+    "number as stop": (lambda: ji.fixed_point(identity, ONE, stop=1e-5), TypeError, "a rule"),
     "max_steps": (lambda: ji.fixed_point(identity, ONE, max_steps=-1), ValueError, "-1"),
     "check_every": (lambda: ji.fixed_point(identity, ONE, check_every=0), ValueError, "0"),
     "uncalled solver": (lambda: ji.fixed_point(identity, ONE, solver=ji.anderson), TypeError,

@@ -253,7 +253,8 @@ def draw(results: list[dict], path: Path) -> None:
     figure.colorbar(dots, ax=right, label="outer step")
     right.set(title="Weight decay tuned by implicit gradients", xlabel="weight decay",
               ylabel="validation loss")
-    mosaic = np.pad(digits["images"], ((0, 0), (1, 1), (1, 1)), constant_values=-1.0)
+    mosaic = np.full((16, 10, 10), -1.0)
+    mosaic[:, 1:9, 1:9] = digits["images"]
     mosaic = mosaic.reshape(4, 4, 10, 10).transpose(0, 2, 1, 3).reshape(40, 40)
     samples.imshow(mosaic, cmap="Greys", vmin=-1, vmax=1)
     samples.set_axis_off()

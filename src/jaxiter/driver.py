@@ -251,10 +251,9 @@ def make_method(
 
     Raises:
       ValueError: check_every or refresh below 1.
-      TypeError: a solver that is no optax transformation.
+      TypeError: a solver that is no optax transformation, a stop that is no rule.
     """
-    problem = as_problem(problem)
-    solver = picard() if solver is None else solver
+    problem, solver = as_problem(problem), picard() if solver is None else solver
     if not (hasattr(solver, "init") and hasattr(solver, "update")):
         raise TypeError(f"solver must be an optax transformation such as anderson(), got "
                         f"{type(solver).__name__}; did you forget to call it?")
@@ -263,6 +262,8 @@ def make_method(
     if problem.refresh < 1:
         raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
     stop = tolerance() if stop is None else stop
+    if not isinstance(stop, Stop):
+        raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
     return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
 
 

@@ -165,12 +165,38 @@ def test_derivatives_are_those_of_the_loop(name, adjoint, x64):
     np.testing.assert_allclose(*tangents, rtol=1e-7)
 
 
+def test_float32_gradients_of_a_test_bed():
+    """GMM64, 100 steps with noise: derivatives by a parameter and the start to 1e-4."""
+    schedule = linear_beta_schedule(100)
+    sampler, exact = ddpm(schedule), mixture_denoiser(gmm64(), schedule)
+    x, w = jax.random.normal(jax.random.key(1), (2, 64))
+    key = jax.random.key(3)
+
+    def loss(scale, x, solve):
+        model = Denoiser(lambda x, t: scale * exact.fn(x, t), "eps", exact.data_std)
+        return w @ solve(model, x)
+
+    ours, loop = (jax.jit(jax.grad(lambda s, x, f=f: loss(s, x, f), (0, 1)))(jnp.float32(1), x)
+                  for f in (lambda m, x: sample_parallel(sampler, m, x, key, tolerance=1e-5).value,
+                            lambda m, x: sample(sampler, m, x, key)))
+    np.testing.assert_allclose(ours[0], loop[0], rtol=1e-4)
+    assert np.linalg.norm(ours[1] - loop[1]) < 1e-4 * np.linalg.norm(loop[1])
+
+
 def test_statuses_are_true():
     sampler, schedule, _ = CASES["ddpm"]
     x, key = start(schedule), jax.random.key(0)
     broken = Denoiser(lambda x, t: jnp.where(t < 500, jnp.nan, 0.1 * x), "eps")
     out = jax.jit(lambda x: sample_parallel(sampler, broken, x, key))(x)
     assert out.status == Status.NONFINITE and not out.converged
+    first = int(np.argmax(schedule.time < 500))
+    assert f"row {first} of 30" in out.message()
+    short = jax.jit(lambda x: sample_parallel(
+        sampler, mixture_denoiser(MIX, schedule), x, key, max_steps=3, tolerance=1e-6))(x)
+    final = 30 - int(short.solve.merit)
+    assert short.message() == f"MAX_STEPS after 3 rounds: {final} of 30 rows are final."
+    half = Denoiser(lambda x, t: (0.5 * x).astype(jnp.bfloat16))
+    assert jax.jit(lambda x: sample_parallel(sampler, half, x, key))(x).value.dtype == x.dtype
     # Not finite on a wrong guess only: rows wait for better inputs, and the loop's answer comes.
     model = mixture_denoiser(MIX, schedule)
     picky = Denoiser(lambda x, t: jnp.where(jnp.max(jnp.abs(x)) > 60, jnp.nan, model.fn(x, t)))
@@ -194,6 +220,16 @@ def test_bad_input():
             sample_parallel(sampler, model, x, **keywords)
     with pytest.raises(ValueError, match="pass a key"):
         sample_parallel(ddpm(vp_schedule(3)), model, x)
+    for arguments, text in [((LINEAR, model, x), "sampler must be"),
+                            ((sampler, model.fn, x), "wrap it as Denoiser"),
+                            ((sampler, model, jnp.arange(3)), "floating point")]:
+        for solve in (sample, sample_parallel):
+            with pytest.raises(TypeError, match=text):
+                solve(*arguments)
+    for keywords, text in [({"order": 3}, "belong to"), (
+            {"order": 99, "linearization": "anderson"}, "order must be in 1..30")]:
+        with pytest.raises(ValueError, match=text):
+            sample_parallel(sampler, model, x, **keywords)
 
 
 def test_parataa_is_its_formula(x64):

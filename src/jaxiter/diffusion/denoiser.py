@@ -57,7 +57,7 @@ class Denoiser(NamedTuple):
     def _checked(out: jax.Array, x: jax.Array) -> jax.Array:
         if out.shape != x.shape:
             raise ValueError(f"the model returned shape {out.shape} for a sample of {x.shape}.")
-        return out
+        return out.astype(x.dtype)  # networks may compute in fewer bits than the sampler
 
 
 def guided(conditional: Callable, unconditional: Callable, weight: Any) -> Callable:

@@ -33,6 +33,7 @@ from jaxiter.diffusion.linearize import (
 )
 from jaxiter.diffusion.sample import (
     Table,
+    checked_start,
     combine,
     evaluate,
     histories,
@@ -44,7 +45,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.recurrence.solve import settled
-from jaxiter.solution import Solution
+from jaxiter.solution import Solution, Status
 from jaxiter.stop import tolerance as tolerance_rule
 
 
@@ -112,6 +113,16 @@ class ParallelSample(NamedTuple):
         """A `jaxiter.Status` code."""
         return self.solve.status
 
+    def message(self) -> str:
+        """What happened, for one sample outside jit: rounds, and rows that are final."""
+        name, rows = Status.name(self.status), len(self.trajectory) - 1
+        final = rows - int(self.solve.merit)
+        text = f"{name} after {int(self.rounds)} rounds: {final} of {rows} rows are final."
+        if name == "NONFINITE":
+            text = (f"{name} in round {int(self.rounds)}: the model is not finite at row "
+                    f"{final - 1} of {rows}, on the loop's own trajectory.")
+        return text
+
 
 def sample_parallel(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
@@ -147,9 +158,10 @@ def sample_parallel(
 
     Returns:
       A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
-      model is not finite on the loop's own trajectory.
+      model is not finite on the loop's own trajectory. `.message()` says where.
 
     Raises:
+      TypeError: a sampler, denoiser or x_init of another kind.
       ValueError: window outside 1..R, tolerance <= 0, unknown choices, wrong shapes.
 
     Source: construction of this library; frame: Gonzalez et al., "Predictability enables
@@ -164,6 +176,7 @@ def sample_parallel(
     >>> bool(out.converged), int(out.rounds) < 12
     (True, True)
     """
+    x_init = checked_start(sampler, denoiser, x_init)
     count = sampler.rows
     width = count if window is None else window
     _check(sampler, width, tolerance, tolerance_scale, linearization, adjoint, slopes, mesh)

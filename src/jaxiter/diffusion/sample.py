@@ -49,6 +49,24 @@ def tabulate(
     return Table(*arrays, z=noise)
 
 
+def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Array:
+    """x_init as an array.
+
+    Raises:
+      TypeError: a schedule instead of a sampler, a function instead of a denoiser, integers.
+    """
+    if not isinstance(sampler, Sampler):
+        raise TypeError("sampler must be rows such as ddim(schedule), got "
+                        f"{type(sampler).__name__}.")
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError("denoiser must say what the model predicts: wrap it as Denoiser(fn, "
+                        f"'eps'), got {type(denoiser).__name__}.")
+    x = jnp.asarray(x_init)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x_init must be floating point, got {x.dtype}.")
+    return x
+
+
 def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> jax.Array:
     """The model at one row, in the sampler's currency."""
     eps, x0 = denoiser.convert(x, row.alpha, row.sigma, row.time)
@@ -127,6 +145,7 @@ def sample(
     if method != "sequential" or keywords:
         raise ValueError(f"method must be 'sequential' or 'parallel', got {method!r}"
                          f" with {sorted(keywords)}.")
+    x_init = checked_start(sampler, denoiser, x_init)
     table = tabulate(sampler, x_init, key, noise)
 
     @jax.checkpoint

@@ -87,7 +87,7 @@ def parallel_optimize(
 
     Raises:
       ValueError: steps or window below 1, tolerance < 0, adaptation outside [0, 1).
-      TypeError: gradients of another structure than params.
+      TypeError: gradients of another structure than params, an optimizer that is none.
 
     Source: Zhou, Shih, Meng and Ermon, "DreamPropeller: supercharge text-to-3D generation with
     parallel sampling", 2024.
@@ -98,6 +98,9 @@ def parallel_optimize(
     >>> bool(run.converged), int(run.rounds) < 20
     (True, True)
     """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError("optimizer must be an optax transformation such as optax.adam(1e-3), got "
+                        f"{type(optimizer).__name__}.")
     if steps < 1 or window < 1:
         raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
     if is_concrete(tolerance) and not tolerance >= 0:

@@ -97,6 +97,7 @@ def sinkhorn_divergence(
 
 
 def _geometry(x: jax.Array, y: jax.Array, cost: Callable | None) -> Geometry:
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if cost is None:
         half = jnp.sqrt(jnp.asarray(0.5, x.dtype))
         cloud = PointCloud(half * x, half * y)  # |x - y|^2 / 2

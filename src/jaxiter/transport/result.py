@@ -54,7 +54,10 @@ class TransportResult(NamedTuple):
         """
         if axis not in (0, 1):
             raise ValueError(f"axis must be 0 or 1, got {axis!r}.")
-        x = jnp.asarray(x, self.f.dtype)
+        x, side = jnp.asarray(x, self.f.dtype), (self.f, self.g)[axis].shape[0]
+        if x.ndim not in (1, 2) or x.shape[0] != side:
+            raise ValueError(f"x must have shape [{side}] or [{side}, k] for axis={axis}, got "
+                             f"{x.shape}.")
         columns = x[:, None] if x.ndim == 1 else x
         if axis == 1:
             out = self.geometry.weigh(self.f, self.g, self.epsilon, columns)
