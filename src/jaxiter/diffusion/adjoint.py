@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.adjoint import frozen, with_jvp
-from jaxiter.diffusion.sample import Table, combine, histories, linear_rows, push, widen
+from jaxiter.diffusion.sample import (
+    Table,
+    combine,
+    combine_all,
+    histories,
+    linear_rows,
+    push,
+    widen,
+)
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import hoist, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
@@ -30,21 +38,12 @@ def attach_sampling(
       parallel: solve the transposed system by rounds of batched VJPs, not by a loop.
     """
     table, slopes = stop_gradient((table, slopes))
-    count = slopes.shape[0]
     pure, constants, _ = hoist(model, x_init, jax.tree.map(lambda leaf: leaf[0], table))
 
     def outputs(operands: tuple, states: jax.Array) -> jax.Array:
         """Row t of the system for states X[0..R-1], `[R, ...]`."""
         values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, table)
-
-        def back(array: jax.Array, depth: int) -> jax.Array:
-            padded = jnp.concatenate(
-                [jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
-            return jnp.stack(
-                [padded[depth - 1 - j: depth - 1 - j + count] for j in range(depth)], axis=1)
-
-        return jax.vmap(combine)(table, back(states, table.state.shape[1]),
-                                 back(values, table.model.shape[1]))
+        return combine_all(table, states, values)
 
     def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
         return jnp.concatenate([first[None], rows[:-1]])

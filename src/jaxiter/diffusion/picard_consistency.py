@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
-from jaxiter.diffusion.sample import Table, combine, evaluate, tabulate
+from jaxiter.diffusion.sample import Table, combine_all, evaluate, tabulate
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import stop_gradient
 
@@ -29,16 +29,9 @@ def picard_map(
 
     table: `tabulate(sampler, x_init, key, noise)`, with the noise drawn.
     """
-    count = sampler.rows
     states = trajectory[:-1]
     values = jax.vmap(partial(evaluate, sampler, denoiser))(states, table)
-
-    def back(array: jax.Array, depth: int) -> jax.Array:
-        padded = jnp.concatenate([jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
-        return jnp.stack([padded[depth - 1 - j: depth - 1 - j + count] for j in range(depth)], 1)
-
-    out = jax.vmap(combine)(table, back(states, table.state.shape[1]),
-                            back(values, table.model.shape[1]))
+    out = combine_all(table, states, values)
     rows = states[:1] + jnp.cumsum(out - states, axis=0)
     return jnp.concatenate([trajectory[:1], rows])
 

@@ -80,6 +80,17 @@ def combine(row: Table, states: jax.Array, values: jax.Array) -> jax.Array:
     return out + row.noise * row.z
 
 
+def combine_all(table: Table, states: jax.Array, values: jax.Array) -> jax.Array:
+    """What every row shows, `[R, ...]`, for states X[0..R-1] and the model's values there."""
+    def back(array: jax.Array, depth: int) -> jax.Array:
+        padded = jnp.concatenate([jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
+        return jnp.stack([padded[depth - 1 - j: depth - 1 - j + len(array)]
+                          for j in range(depth)], axis=1)
+
+    return jax.vmap(combine)(
+        table, back(states, table.state.shape[1]), back(values, table.model.shape[1]))
+
+
 def push(history: jax.Array, new: jax.Array) -> jax.Array:
     """The history with a new first entry."""
     return jnp.concatenate([new[None], history[:-1]])
