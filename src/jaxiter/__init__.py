@@ -1,6 +1,6 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import diffusion, linear, operators, recurrence, transport
+from jaxiter import bilevel, diffusion, linear, operators, recurrence, transport
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point, root
@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
-    "attach_implicit", "callback", "damped", "diagnose", "diffusion", "divergence",
+    "attach_implicit", "bilevel", "callback", "damped", "diagnose", "diffusion", "divergence",
     "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear",
     "neumann", "no_fixed_point", "one_step", "operators", "over_mesh", "overrelaxed", "picard",
     "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many", "stagnation",

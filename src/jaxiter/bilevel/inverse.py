@@ -1,0 +1,150 @@
+"""Approximate inverses for hypergradients, as linear solvers of the core's kind."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from jaxiter import trees
+from jaxiter.adjoint import frozen
+from jaxiter.driver import fixed_point
+from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
+from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.problem import Problem
+from jaxiter.solution import Status
+from jaxiter.stop import tolerance
+
+PyTree = Any
+
+
+def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: int, rtol: Any) -> LinearSolution:
+    """The answer with its recomputed residual: MAX_STEPS where the budget was not enough."""
+    norm = trees.norm(trees.subtract(b, matvec(x)))
+    residual = safe_divide(norm, trees.norm(b))
+    wanted = default_rtol(b) if rtol is None else rtol
+    status = jnp.where(residual <= wanted, Status.CONVERGED, Status.MAX_STEPS)
+    status = jnp.where(jnp.isfinite(norm), status, Status.NONFINITE).astype(jnp.int32)
+    return LinearSolution(x, status, jnp.int32(products), residual)
+
+
+def largest_curvature(matvec: Matvec, like: PyTree, steps: int = 10) -> jax.Array:
+    """Largest eigenvalue of a symmetric matrix by power iteration, a few percent too small.
+
+    >>> import jax.numpy as jnp
+    >>> d = jnp.array([1.0, 3.0])
+    >>> round(float(largest_curvature(lambda v: d * v, d)), 2)
+    3.0
+    """
+    flat, unravel = ravel_pytree(like)
+    start = jnp.cos(jnp.arange(flat.size, dtype=flat.dtype)) + 2
+
+    def step(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        image = ravel_pytree(matvec(unravel(v)))[0]
+        size = jnp.linalg.norm(image)
+        return safe_divide(image, size), size
+
+    v = start / jnp.linalg.norm(start)
+    return lax.scan(step, v, length=steps)[1][-1]
+
+
+def neumann_series(
+    terms: int = 50, step_size: Any = None, rtol: Any = None
+) -> LinearSolver:
+    """`s sum_{i < terms} (I - s A)^i b`, for A symmetric with eigenvalues in (0, 2 / s).
+
+    terms - 1 products; from x0 the same number of steps `x <- x + s (b - A x)`. At a fixed inner
+    point it is differentiation through that many steps of gradient descent with rate s.
+
+    Args:
+      terms: at least 1. step_size: s; default 1 / L, L by ten power iterations (10 products
+        more). rtol: residual of CONVERGED; with the usual few terms the status is MAX_STEPS.
+
+    >>> import jax.numpy as jnp
+    >>> neumann_series(2, 0.5)(lambda v: v, jnp.array([1.0])).value.tolist()
+    [0.75]
+    """
+    if terms < 1:
+        raise ValueError(f"terms must be at least 1, got {terms}.")
+
+    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        size, products = step_size, terms - 1
+        if size is None:
+            size, products = 1 / largest_curvature(matvec, b), products + 10
+        size = jnp.asarray(size)
+
+        def step(x: PyTree, _: None) -> tuple[PyTree, None]:
+            rest = trees.subtract(b, matvec(x))
+            return trees.axpy(size, rest, x), None
+
+        start, count = (trees.scale(size, b), terms - 1) if x0 is None else (x0, terms)
+        x, _ = lax.scan(step, start, length=count)
+        return _judged(matvec, b, x, products + 1, rtol)
+
+    return solve
+
+
+def descent(rtol: Any = None, max_steps: Any = 10_000) -> LinearSolver:
+    """Gradient descent `x <- x + (b - A x) / L` to a tolerance, on the library's own driver.
+
+    >>> import jax.numpy as jnp
+    >>> descent()(lambda v: 2 * v, jnp.array([1.0])).value.round(4).tolist()
+    [0.5]
+    """
+    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        size = 1 / largest_curvature(matvec, b)
+        wanted = default_rtol(b) if rtol is None else rtol
+        problem = Problem(
+            step=lambda x: trees.axpy(size, trees.subtract(b, matvec(x)), x),
+            merit=lambda x, image: trees.norm(trees.subtract(image, x)) / size,
+            scale=lambda x, image: trees.norm(b))
+        out = fixed_point(problem, trees.scale(size, b) if x0 is None else x0, adjoint=frozen(),
+                          stop=tolerance(rtol=wanted, atol=0), max_steps=max_steps)
+        return LinearSolution(out.value, out.status, out.steps + 10,
+                              safe_divide(out.merit, trees.norm(b)))
+
+    return solve
+
+
+def nystrom(rank: int, damping: float, key: jax.Array, rtol: Any = None) -> LinearSolver:
+    """`(A_k + damping I)^-1 b`, A_k a rank-k Nystrom approximation of A, by one batch of products.
+
+    k products side by side instead of a chain of them. On well-posed systems conjugate gradients
+    are more accurate for as many products; this has no step size, no sequence, and one
+    factorisation for many right-hand sides. The residual is that of A itself, undamped.
+
+    Args:
+      rank: k, columns drawn without replacement (at most the size of b). damping: positive.
+
+    Source: Hataya and Yamada, "Nystrom method for accurate and scalable implicit
+    differentiation", 2023.
+
+    >>> import jax, jax.numpy as jnp
+    >>> d = jnp.array([1.0, 2.0])
+    >>> nystrom(2, 1e-3, jax.random.key(0))(lambda v: d * v, jnp.ones(2)).value.round(2).tolist()
+    [1.0, 0.5]
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}.")
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping}.")
+
+    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        del x0  # a direct solve has no use for a start
+        flat, unravel = ravel_pytree(b)
+        k = min(rank, flat.size)
+        chosen = jax.random.choice(key, flat.size, (k,), replace=False)
+        units = jnp.zeros((k, flat.size), flat.dtype).at[jnp.arange(k), chosen].set(1)
+        rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(units)
+        core = rows[:, chosen]
+        gram = jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
+        system = damping * (core + core.T) / 2 + gram
+        # An indefinite core can make this singular: small eigenvalues are left out.
+        values, vectors = jnp.linalg.eigh(system)
+        kept = jnp.abs(values) > 100 * machine_epsilon(flat) * jnp.max(jnp.abs(values))
+        inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+        z = vectors @ (inverse * (vectors.T @ (rows @ flat)))
+        return _judged(matvec, b, unravel((flat - rows.T @ z) / damping), k, rtol)
+
+    return solve

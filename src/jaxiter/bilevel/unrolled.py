@@ -1,0 +1,82 @@
+"""Iterative differentiation: hypergradients through the inner steps themselves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import HypergradientResult, OracleCount
+from jaxiter.numerics import stop_gradient
+from jaxiter.solution import Status
+
+PyTree = Any
+
+
+def unrolled_hypergradient(
+    outer: Callable, step: Callable, x: PyTree, start: PyTree, *, steps: int,
+    last: int | None = None, mode: str = "reverse", readout: Callable | None = None,
+) -> HypergradientResult:
+    """The hypergradient of `outer(x, y_T)` for `y_{t+1} = step(x, y_t)`.
+
+    Args:
+      outer: scalar of (x, y). step: `step(x, state) -> state`; the state of an optax optimiser
+        may be part of it, with `readout(state) -> y`.
+      x, start: pytrees; start is a constant (let it depend on x inside `step` if it does).
+      steps: T. last: differentiate the last so many steps only; default all. Biased by about the
+        rate of the inner map to this power; 1 is the Jacobian-free gradient.
+      mode: "reverse", memory of `last` states; "checkpoint", of 2 sqrt(last) states for one more
+        run; "forward", of one tangent per entry of x, no tape: for few entries.
+
+    Returns:
+      A `HypergradientResult`; `v`, `inner_residual` and `linear_residual` do not apply (None, NaN,
+      NaN). Counts: an inner gradient per step, a product per differentiated step.
+
+    Raises:
+      ValueError: last outside 1..steps, steps below 1, an unknown mode.
+
+    Source: Franceschi et al., "Forward and reverse gradient-based hyperparameter optimization",
+    2017; Shaban et al., "Truncated back-propagation for bilevel optimization", 2019; Bolte,
+    Pauwels and Vaiter, "One-step differentiation of iterative algorithms", 2023.
+
+    >>> import jax.numpy as jnp
+    >>> out = unrolled_hypergradient(
+    ...     lambda x, y: y**2 / 2, lambda x, y: y - 0.25 * 2 * (y - 3 * x), 1.0, 0.0, steps=40)
+    >>> round(float(out.grad), 4)
+    9.0
+    """
+    last = steps if last is None else last
+    if steps < 1 or not 1 <= last <= steps:
+        raise ValueError(f"last must be in 1..{steps}, the steps, got {last}.")
+    if mode not in ("reverse", "checkpoint", "forward"):
+        raise ValueError(f"mode must be 'reverse', 'checkpoint' or 'forward', got {mode!r}.")
+    x, start = (jax.tree.map(jnp.asarray, tree) for tree in (x, start))
+    read = (lambda state: state) if readout is None else readout
+
+    def run(x: PyTree, state: PyTree, count: int) -> PyTree:
+        return lax.scan(lambda s, _: (step(x, s), None), state, length=count)[0]
+
+    def checkpointed(x: PyTree, state: PyTree, count: int) -> PyTree:
+        block = max(int(count**0.5), 1)
+        part = jax.checkpoint(lambda s, x: run(x, s, block))
+        state = lax.scan(lambda s, _: (part(s, x), None), state, length=count // block)[0]
+        return run(x, state, count % block)
+
+    state = stop_gradient(run(x, start, steps - last)) if steps > last else start
+
+    def end(x: PyTree) -> jax.Array:
+        through = checkpointed if mode == "checkpoint" else run
+        return outer(x, read(through(x, state, last)))
+
+    if mode == "forward":
+        value, grad = end(x), jax.jacfwd(end)(x)
+    else:
+        value, grad = jax.value_and_grad(end)(x)
+    entries = sum(leaf.size for leaf in jax.tree.leaves(x)) if mode == "forward" else 1
+    status = jnp.where(trees.finite((value, grad)), Status.CONVERGED, Status.NONFINITE)
+    missing = jnp.full((), jnp.nan, value.dtype)
+    counts = OracleCount(jnp.int32(steps), jnp.int32(1), jnp.int32(last * entries))
+    return HypergradientResult(value, grad, None, missing, missing, None, counts,
+                               status.astype(jnp.int32))

@@ -1,0 +1,96 @@
+"""Bilevel test problems with closed forms."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Bilevel(NamedTuple):
+    """outer, inner: scalars of (x, y). argmin: `y*(x)` in numpy. gradient: of F in numpy.
+
+    x: a start. optimum: the best x, or None where it has no closed form. dim: size of y.
+    """
+
+    outer: Callable
+    inner: Callable
+    argmin: Callable
+    gradient: Callable
+    x: np.ndarray
+    optimum: np.ndarray | None
+    dim: int
+
+
+def quadratic(p: int = 10, q: int = 5, seed: int = 0) -> Bilevel:
+    """B1: quadratic inner and outer problems, condition number 4.
+
+    >>> quadratic().dim
+    10
+    """
+    rng = np.random.default_rng(seed)
+
+    def symmetric(values: np.ndarray) -> np.ndarray:
+        basis = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
+        return (basis * values) @ basis.T
+
+    a, d = symmetric(np.linspace(0.5, 2, p)), symmetric(np.linspace(0.1, 1, p))
+    b = rng.normal(size=(p, q)) / np.sqrt(q)
+    c, e = rng.normal(size=(2, p))
+
+    def inner(x: Any, y: Any) -> Any:
+        return y @ (jnp.asarray(a, y.dtype) @ y) / 2 - y @ (
+            jnp.asarray(b, y.dtype) @ x + jnp.asarray(c, y.dtype))
+
+    def outer(x: Any, y: Any) -> Any:
+        return (y @ (jnp.asarray(d, y.dtype) @ y) / 2 - jnp.asarray(e, y.dtype) @ y
+                + 0.05 * x @ x)
+
+    def argmin(x: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(a, b @ x + c)
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return 0.1 * x + b.T @ np.linalg.solve(a, d @ argmin(x) - e)
+
+    inverse = np.linalg.inv(a)
+    system = 0.1 * np.eye(q) + b.T @ inverse @ d @ inverse @ b
+    optimum = np.linalg.solve(system, b.T @ inverse @ (e - d @ inverse @ c))
+    return Bilevel(outer, inner, argmin, gradient, np.full(q, 2.0), optimum, p)
+
+
+def ridge() -> Bilevel:
+    """B2: ridge regression with one log-penalty per feature, judged on other data; kappa 24.9.
+
+    >>> ridge().x[:2].tolist()
+    [-3.0, -3.0]
+    """
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.PRNGKey(0), 6)
+        scale = np.logspace(0, -1, 20)
+        shapes = ((200, 20), (20,), (200,), (100, 20), (100,))
+        a, w, noise, c, other = (np.asarray(jax.random.normal(key, shape, jnp.float64))
+                                 for key, shape in zip(keys, shapes, strict=False))
+    a, c = a * scale, c * scale
+    b, d = a @ w + 0.5 * noise, c @ w + 0.5 * other
+
+    def inner(x: Any, y: Any) -> Any:
+        rest = jnp.asarray(a, y.dtype) @ y - jnp.asarray(b, y.dtype)
+        return rest @ rest / (2 * len(b)) + jnp.sum(jnp.exp(x) * y * y) / 2
+
+    def outer(x: Any, y: Any) -> Any:
+        rest = jnp.asarray(c, y.dtype) @ y - jnp.asarray(d, y.dtype)
+        return rest @ rest / (2 * len(d))
+
+    def hessian(x: np.ndarray) -> np.ndarray:
+        return a.T @ a / len(b) + np.diag(np.exp(x))
+
+    def argmin(x: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(hessian(x), a.T @ b / len(b))
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        y = argmin(x)
+        v = np.linalg.solve(hessian(x), c.T @ (c @ y - d) / len(d))
+        return -np.exp(x) * y * v
+
+    return Bilevel(outer, inner, argmin, gradient, np.full(20, -3.0), None, 20)
