@@ -173,7 +173,7 @@ def test_float32_gradients_of_a_test_bed():
     key = jax.random.key(3)
 
     def loss(scale, x, solve):
-        model = Denoiser(lambda x, t: scale * exact.fn(x, t), "eps", exact.data_std)
+        model = Denoiser(lambda x, t: scale * exact.fn(x, t), "eps", data_std=exact.data_std)
         return w @ solve(model, x)
 
     ours, loop = (jax.jit(jax.grad(lambda s, x, f=f: loss(s, x, f), (0, 1)))(jnp.float32(1), x)

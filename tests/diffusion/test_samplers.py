@@ -271,3 +271,19 @@ def test_bad_input():
         sample(ddim(vp_schedule(2)), Denoiser(lambda x, t: x[:1]), jnp.ones(2))
     with pytest.raises(ValueError, match="divides by alpha"):
         heun(flow_matching_schedule(4))
+
+
+def test_a_model_serves_samplers_of_other_schedules(x64):
+    """Trained on the discrete grid, called by variance-exploding and flow samplers."""
+    train = linear_beta_schedule(1000)
+    model = mixture_denoiser(MIX, train)._replace(schedule=train)
+    x = np.random.default_rng(6).normal(size=4)
+    for alpha, sigma in ((1.0, 0.5), (0.4, 0.6), (1.0, 7.0)):
+        for ours, known in zip(model.convert(jnp.asarray(x), alpha, sigma, -99.0),
+                               exact(x, alpha, sigma), strict=True):
+            np.testing.assert_allclose(ours, known, atol=2e-4)  # between rows of the grid
+    karras = karras_schedule(10, sigma_max=20.0)
+    own = Denoiser(lambda x, q: mixture_values(MIX, x, 1.0, q)[0])
+    ends = [jax.jit(lambda x, m=m: sample(heun(karras), m, x))(20 * jnp.asarray(x))
+            for m in (model, own)]
+    np.testing.assert_allclose(*ends, atol=1e-3)

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jaxiter.diffusion.schedules import NoiseSchedule
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity", "edm")
 
@@ -16,11 +19,15 @@ class Denoiser(NamedTuple):
       fn: may close over parameters; `time` is the row's entry of the schedule.
       prediction: "eps", "x0", "v" (alpha eps - sigma x0), "score", "velocity" (x0 - eps, flow
         matching) or "edm" (the raw network of Karras et al. 2022, told ln(sigma) / 4).
+      schedule: the schedule of the model's training, if the sampler's is another one: the
+        model is then called at its own time and scale of the row's noise level, so that any
+        sampler serves any model. None: the two are the same.
       data_std: standard deviation of the data, for "edm" and for first guesses.
     """
 
     fn: Callable
     prediction: str = "eps"
+    schedule: NoiseSchedule | None = None
     data_std: float = 0.5
 
     def convert(
@@ -35,6 +42,9 @@ class Denoiser(NamedTuple):
             raise ValueError(f"unknown prediction type {self.prediction!r}; use one of "
                              f"{PREDICTIONS}.")
         alpha, sigma, time = (jnp.asarray(number, x.dtype) for number in (alpha, sigma, time))
+        if self.schedule is not None:
+            own, time = self._own_level(alpha, sigma)
+            x, alpha, sigma = own * x, own * alpha, own * sigma  # eps and x0 stay what they are
         if self.prediction == "edm":
             y, q, deviation = x / alpha, sigma / alpha, self.data_std
             total = jnp.sqrt(q * q + deviation**2)
@@ -52,6 +62,18 @@ class Denoiser(NamedTuple):
             return (x - alpha * out) / total, (x + sigma * out) / total
         eps = -sigma * out if self.prediction == "score" else out
         return eps, (x - sigma * eps) / alpha
+
+    def _own_level(self, alpha: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scale and time of the model's own schedule at this ratio of sigma to alpha."""
+        own = self.schedule
+        assert own is not None
+        grid = np.arctan2(own.sigma, own.alpha)[::-1]
+        size = np.hypot(own.sigma, own.alpha)[::-1]
+        angle = jnp.arctan2(sigma, alpha)
+        scale, time = (jnp.interp(angle, *(jnp.asarray(column, angle.dtype)
+                                           for column in (grid, table)))
+                       for table in (size, own.time[::-1]))
+        return scale / jnp.hypot(alpha, sigma), time
 
     @staticmethod
     def _checked(out: jax.Array, x: jax.Array) -> jax.Array:

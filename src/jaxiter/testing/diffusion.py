@@ -79,8 +79,8 @@ def mixture_denoiser(
                    "score": lambda: -eps / sigma, "velocity": lambda: x0 - eps}
         return outputs[prediction]()
 
-    return Denoiser(fn, prediction, float(np.sqrt(np.mean(np.square(mixture.means))
-                                                  + mixture.std**2)))
+    spread = float(np.sqrt(np.mean(np.square(mixture.means)) + mixture.std**2))
+    return Denoiser(fn, prediction, data_std=spread)
 
 
 class Network(NamedTuple):
@@ -113,7 +113,7 @@ def network_denoiser(network: Network, schedule: NoiseSchedule) -> Denoiser:
         features = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)])
         return sigma * x + alpha * network(x, features)
 
-    return Denoiser(fn, "eps", 0.6)
+    return Denoiser(fn, "eps", data_std=0.6)
 
 
 def trained_network(
