@@ -8,6 +8,7 @@ import pytest
 
 from jaxiter import Status
 from jaxiter.bilevel import (
+    aggregated_descent,
     hypergradient,
     neumann_series,
     nystrom,
@@ -15,7 +16,7 @@ from jaxiter.bilevel import (
     unrolled_hypergradient,
 )
 from jaxiter.linear import cg
-from jaxiter.testing.bilevel import quadratic, ridge
+from jaxiter.testing.bilevel import many_minimisers, quadratic, ridge
 
 PROBLEMS = {"B1": quadratic(), "B2": ridge()}
 
@@ -211,6 +212,31 @@ def test_solve_inner(x64):
     aux = jax.jit(lambda x: solve_inner(
         lambda x, y: (problem.inner(x, y), y.sum()), jnp.zeros(20), x, has_aux=True))(x)
     np.testing.assert_allclose(aux.aux, aux.value.sum(), rtol=1e-3)
+
+
+def test_aggregated_descent_finds_the_optimistic_solution(x64):
+    """B5: unrolling descent on the inner problem ends at c / (1 + c^2), aggregation at 1."""
+    problem = many_minimisers()
+
+    def train(step, start, readout, rounds):
+        def update(x, _):
+            return x - 0.1 * unrolled_hypergradient(
+                problem.outer, step, x, start, steps=rounds, readout=readout).grad, None
+        return jax.jit(lambda x: jax.lax.scan(update, x, length=500)[0])(jnp.zeros(1))
+
+    zero = jnp.zeros(2)
+    for rounds in (8, 16):
+        c = 1 - 0.8**rounds
+        plain = train(lambda x, y: y - 0.2 * jax.grad(problem.inner, 1)(x, y), zero, None, rounds)
+        np.testing.assert_allclose(plain, c / (1 + c**2), rtol=1e-8)
+    for settings, wanted in (
+            ({"inner_rate": 0.5, "outer_rate": 1.0}, 1.0),
+            ({"inner_rate": 0.2, "outer_rate": 0.7, "weight": 0.5}, 0.863)):
+        step = aggregated_descent(problem.outer, problem.inner, **settings)
+        x = train(step, (zero, jnp.int32(0)), lambda state: state[0], 8)
+        np.testing.assert_allclose(x, wanted, atol=2e-3)
+    with pytest.raises(ValueError, match="weight must be positive"):
+        aggregated_descent(problem.outer, problem.inner, inner_rate=1, outer_rate=1, weight=0.0)
 
 
 def test_bad_input():

@@ -94,3 +94,21 @@ def ridge() -> Bilevel:
         return -np.exp(x) * y * v
 
     return Bilevel(outer, inner, argmin, gradient, np.full(20, -3.0), None, 20)
+
+
+def many_minimisers() -> Bilevel:
+    """B5: the inner problem does not see y[1]; the optimistic optimum is x = 1, y = (1, 1).
+
+    Differentiating descent on the inner objective alone ends at x = 1 / 2.
+
+    >>> many_minimisers().optimum.tolist()
+    [1.0]
+    """
+    def outer(x: Any, y: Any) -> Any:
+        return ((x[0] - y[1]) ** 2 + (y[0] - 1) ** 2) / 2
+
+    def inner(x: Any, y: Any) -> Any:
+        return y[0] ** 2 / 2 - x[0] * y[0]
+
+    return Bilevel(outer, inner, lambda x: np.array([x[0], x[0]]),
+                   lambda x: np.array([x[0] - 1]), np.zeros(1), np.ones(1), 2)
