@@ -112,3 +112,65 @@ def many_minimisers() -> Bilevel:
 
     return Bilevel(outer, inner, lambda x: np.array([x[0], x[0]]),
                    lambda x: np.array([x[0] - 1]), np.zeros(1), np.ones(1), 2)
+
+
+class Cleaning(NamedTuple):
+    """B4: weights of training rows, some with wrong labels, judged on clean validation rows.
+
+    train, validation, test: pairs of features `[., 65]` and labels; train has a third entry, the
+    index of each row. wrong: which labels are wrong, `[1000]`.
+    """
+
+    train: tuple
+    validation: tuple
+    test: tuple
+    wrong: np.ndarray
+
+    @staticmethod
+    def inner(x: Any, y: Any, batch: tuple) -> Any:
+        """Cross-entropy of a softmax regression y `[65, 10]`, rows weighted by sigmoid(x)."""
+        features, labels, rows = batch
+        losses = -jnp.take_along_axis(
+            jax.nn.log_softmax(features @ y), labels[:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.sigmoid(x[rows]) * losses) + 1e-3 * jnp.sum(y * y)
+
+    @staticmethod
+    def outer(x: Any, y: Any, batch: tuple) -> Any:
+        """Mean cross-entropy on clean rows."""
+        del x
+        features, labels = batch
+        return -jnp.mean(jnp.take_along_axis(
+            jax.nn.log_softmax(features @ y), labels[:, None], axis=1))
+
+    def accuracy(self, y: Any) -> float:
+        """Share of test rows that y names."""
+        features, labels = self.test
+        return float(jnp.mean(jnp.argmax(features @ y, axis=1) == labels))
+
+    def detection(self, x: Any) -> float:
+        """Area under the ROC curve of sigmoid(x) as a detector of right labels."""
+        weight = np.asarray(x)
+        right, wrong = weight[~self.wrong], weight[self.wrong]
+        return float(np.mean((right[:, None] > wrong) + 0.5 * (right[:, None] == wrong)))
+
+
+def hyper_cleaning(corruption: float = 0.5, seed: int = 0) -> Cleaning:
+    """Digits with labels replaced by random ones with the given probability.
+
+    >>> 0.4 < hyper_cleaning().wrong.mean() < 0.5
+    True
+    """
+    from sklearn.datasets import load_digits
+
+    features, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    features = np.concatenate([features[order] / 16, np.ones((len(labels), 1))], axis=1)
+    labels = labels[order]
+    noisy = labels[:1000].copy()
+    replaced = rng.random(1000) < corruption
+    noisy[replaced] = rng.integers(0, 10, replaced.sum())
+    parts = [(jnp.asarray(features[a:b], jnp.float32), jnp.asarray(labels[a:b], jnp.int32))
+             for a, b in ((0, 1000), (1000, 1200), (1200, len(labels)))]
+    train = (parts[0][0], jnp.asarray(noisy, jnp.int32), jnp.arange(1000, dtype=jnp.int32))
+    return Cleaning(train, parts[1], parts[2], noisy != labels[:1000])
