@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxiter.bilevel import f2sa, run, soba
+from jaxiter.bilevel import f2sa, lv_hba, run, sl_bamm, soba
 from jaxiter.testing.bilevel import Cleaning, hyper_cleaning, quadratic
 
 B1 = quadratic()
@@ -91,6 +91,43 @@ def test_second_order_hyper_cleaning(cleaning):
         method, s, cleaning.train, cleaning.validation, num_steps=6000, key=key, batch_size=64))(
             start, jax.random.key(0))
     assert cleaning.detection(state.x) > 0.94, cleaning.detection(state.x)
+
+
+def test_sl_bamm_without_strong_convexity():
+    """B5, a hundred copies: relative error below 0.1 and 0.01 after 893 and 1,977 steps."""
+    method = sl_bamm(lambda x, y, _: jnp.sum((x - y[1]) ** 2) / 2 + jnp.sum((y[0] - 1) ** 2) / 2,
+                     lambda x, y, _: jnp.sum(y[0] ** 2) / 2 - x @ y[0])
+    start = method.init(jnp.full(100, 0.01), jnp.full((2, 100), 0.01))
+    _, error = jax.jit(lambda s: run(
+        method, s, None, None, num_steps=2500, key=jax.random.key(0),
+        trace=lambda s: jnp.sqrt(jnp.mean((jnp.concatenate([s.x[None], s.y]) - 1) ** 2))))(start)
+    reached = [1 + int(np.argmax(np.asarray(error) < level)) for level in (0.1, 0.01)]
+    assert abs(reached[0] / 893 - 1) < 0.15 and abs(reached[1] / 1977 - 1) < 0.15, reached
+    for keywords in ({"average": 1.0}, {"rate": 0.0}):
+        with pytest.raises(ValueError, match="must be"):
+            sl_bamm(B1.outer, B1.inner, **keywords)
+
+
+def test_lv_hba_on_a_coupled_constraint():
+    """B7: x = -0.3, y = (0.7, -0.4), multiplier -sqrt(300): errors 0.0165, 0.0105 as published."""
+    def project(x, y):
+        shift = (jnp.sum(x) + jnp.sum(y)) / 300
+        return x - shift, y - shift
+
+    method = lv_hba(
+        lambda x, y, _: jnp.sum((x - y[1]) ** 2) / 2 + jnp.sum((y[0] - 1) ** 2) / 2,
+        lambda x, y, _: jnp.sum(y[0] ** 2) / 2 - x @ y[0] + jnp.sum(y[1]),
+        lambda x, y: (jnp.sum(x) + jnp.sum(y))[None] / np.sqrt(300), project, equality=True)
+    exact = np.repeat([-0.3, 0.7, -0.4], 100)
+    start = method.init(jnp.zeros(100), jnp.zeros((2, 100)))
+    end, error = jax.jit(lambda s: run(
+        method, s, None, None, num_steps=20_000, key=jax.random.key(0), every=1000,
+        trace=lambda s: jnp.linalg.norm(jnp.concatenate([s.x, s.y.ravel()]) - exact)
+        / np.linalg.norm(exact)))(start)
+    assert 0.0165 / 1.5 < error[2] < 0.0165 * 1.5 and 0.0105 / 1.5 < error[-1] < 0.0105 * 1.5
+    np.testing.assert_allclose(end.lam, -np.sqrt(300), rtol=5e-3)
+    with pytest.raises(ValueError, match="growth must be in"):
+        lv_hba(B1.outer, B1.inner, lambda x, y: x, project, growth=0.6)
 
 
 def test_bad_input():

@@ -58,11 +58,13 @@ class SobaState(NamedTuple):
     counts: OracleCount
 
 
-def _begin() -> OracleCount:
+def no_counts() -> OracleCount:
+    """No call yet."""
     return OracleCount(jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
-def _add(counts: OracleCount, *more: int) -> OracleCount:
+def add_counts(counts: OracleCount, *more: int) -> OracleCount:
+    """More calls of inner, outer and products."""
     return OracleCount(*(old + new for old, new in zip(counts, more, strict=True)))
 
 
@@ -107,7 +109,7 @@ def soba(
 
     def init(x: PyTree, y: PyTree) -> SobaState:
         optimisers = (outer_optimizer.init(x), inner_optimizer.init(y), linear_optimizer.init(y))
-        return SobaState(x, y, trees.zeros_like(y), optimisers, _begin())
+        return SobaState(x, y, trees.zeros_like(y), optimisers, no_counts())
 
     def system(x: PyTree, y: PyTree, v: PyTree, batch: PyTree) -> tuple:
         """grad_y inner, cross(v) and H v from one pass."""
@@ -125,7 +127,7 @@ def soba(
             new_y, of_y = _move(inner_optimizer, slope, of_y, y)
             new_v, of_v = _move(linear_optimizer, trees.subtract(image, pull), of_v, v)
             new_x, of_x = _move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
-            return SobaState(new_x, new_y, new_v, (of_x, of_y, of_v), _add(counts, 1, 1, 1))
+            return SobaState(new_x, new_y, new_v, (of_x, of_y, of_v), add_counts(counts, 1, 1, 1))
 
         def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             y, inner_state = carry
@@ -145,7 +147,7 @@ def soba(
         _, cross, _ = system(x, y, v, batches.inner(keys[0]))
         x, of_x = _move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
         return SobaState(x, y, v, (of_x, of_y, of_v),
-                         _add(counts, inner_steps, 1, linear_steps + 1))
+                         add_counts(counts, inner_steps, 1, linear_steps + 1))
 
     return Method(init, step)
 
@@ -199,7 +201,7 @@ def f2sa(
         raise ValueError(f"exponents {exponents} would make the penalty fall: a < c.")
 
     def init(x: PyTree, y: PyTree) -> F2saState:
-        return F2saState(x, y, y, jnp.int32(0), _begin())
+        return F2saState(x, y, y, jnp.int32(0), no_counts())
 
     def step(state: F2saState, batches: Batches, key: jax.Array) -> F2saState:
         x, y, z, k, counts = state
@@ -223,7 +225,8 @@ def f2sa(
         gap = jax.grad(lambda x: inner(x, y, batch) - inner(x, z, batch))(x)
         direct = jax.grad(outer, 0)(x, y, batches.outer(b))
         x = trees.axpy(-outer_factor * alpha, trees.axpy(lam, gap, direct), x)
-        return F2saState(x, y, z, k + 1, _add(counts, 2 * inner_steps + 2, inner_steps + 1, 0))
+        counts = add_counts(counts, 2 * inner_steps + 2, inner_steps + 1, 0)
+        return F2saState(x, y, z, k + 1, counts)
 
     return Method(init, step)
 

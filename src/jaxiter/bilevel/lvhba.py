@@ -1,0 +1,91 @@
+"""LV-HBA: inner problems with constraints that couple x and y, by gradients only.
+
+The inner problem enters through its proximal Lagrangian value function, a saddle point in a
+copy theta of y and multipliers lam that two plain steps follow.
+
+Source: Yao, Yu, Zeng and Zhang, "Constrained bi-level optimization: proximal Lagrangian value
+function approach and Hessian-free algorithm", 2024.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+
+PyTree = Any
+
+
+class LvHbaState(NamedTuple):
+    """x, y; theta (like y) and multipliers lam of the value function; their centre z; k steps."""
+
+    x: PyTree
+    y: PyTree
+    theta: PyTree
+    lam: jax.Array
+    z: jax.Array
+    k: jax.Array
+    counts: OracleCount
+
+
+def lv_hba(
+    outer: Callable, inner: Callable, constraint: Callable, project: Callable, *,
+    equality: bool = False, rate: float = 0.03, value_rate: float = 0.1, centre_rate: float = 0.01,
+    prox: float = 10.0, penalty: float = 1.0, growth: float = 0.3, largest: float = 1000.0,
+) -> Method:
+    """A Hessian-free single loop for `y in argmin inner(x, .) subject to constraint(x, y) <= 0`.
+
+    Args:
+      outer, inner: `(x, y, batch) -> scalar`, inner convex in y.
+      constraint: `(x, y) -> [l]`, convex; scale its gradients to unit norm.
+      project: `(x, y) -> (x, y)`, onto the points that satisfy the constraint.
+      equality: the constraint is `= 0`: multipliers of both signs.
+      rate, value_rate, centre_rate: of (x, y), of (theta, lam), of z. prox: both proximal
+        parameters. penalty, growth: `c_k = penalty (k+1)^growth`, growth in (0, 1/2); the
+        answer's bias is O(1 / c_k). largest: bound of the multipliers.
+
+    Returns:
+      A `Method`; the multipliers at the end are `state.lam`. Do not expect better than about
+      one percent: the bias falls as slowly as the penalty grows.
+
+    Raises:
+      ValueError: growth outside (0, 1/2), rates not positive.
+    """
+    if not 0 < growth < 0.5:
+        raise ValueError(f"growth must be in (0, 1/2), got {growth}.")
+    if min(rate, value_rate, centre_rate, prox, penalty) <= 0:
+        raise ValueError("rates, prox and penalty must be positive.")
+    low = -largest if equality else 0.0
+
+    def init(x: PyTree, y: PyTree) -> LvHbaState:
+        x, y = project(x, y)
+        zero = jnp.zeros_like(constraint(x, y))
+        return LvHbaState(x, y, y, zero, zero, jnp.int32(0), no_counts())
+
+    def step(state: LvHbaState, batches: Batches, key: jax.Array) -> LvHbaState:
+        x, y, theta, lam, z, k, counts = state
+        first, second = jax.random.split(key)
+        a, b = batches.inner(first), batches.outer(second)
+
+        def lagrangian(x: PyTree, theta: PyTree, lam: jax.Array) -> jax.Array:
+            return inner(x, theta, a) + jnp.sum(lam * constraint(x, theta))
+
+        descent = jax.grad(lagrangian, 1)(x, theta, lam)
+        descent = trees.axpy(1 / prox, trees.subtract(theta, y), descent)
+        ascent = (lam - z) / prox - constraint(x, theta)
+        theta = trees.axpy(-value_rate, descent, theta)
+        lam = jnp.clip(lam - value_rate * ascent, low, largest)
+        share = 1 / (penalty * (k + 1).astype(jnp.float32) ** growth)
+        up, down = (jax.grad(f, (0, 1))(x, y, batch) for f, batch in ((outer, b), (inner, a)))
+        value_x = jax.grad(lagrangian, 0)(x, theta, lam)
+        dx = trees.subtract(trees.axpy(share, up[0], down[0]), value_x)
+        dy = trees.axpy(-1 / prox, trees.subtract(y, theta), trees.axpy(share, up[1], down[1]))
+        x, y = project(trees.axpy(-rate, dx, x), trees.axpy(-rate, dy, y))
+        z = jnp.clip(z + centre_rate * (lam - z), low, largest)
+        return LvHbaState(x, y, theta, lam, z, k + 1, add_counts(counts, 3, 1, 0))
+
+    return Method(init, step)
