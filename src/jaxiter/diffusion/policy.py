@@ -88,7 +88,7 @@ def warm_start_steps(schedule: NoiseSchedule, change: float) -> tuple[int, ...]:
 
     >>> from jaxiter.diffusion import cosine_schedule
     >>> warm_start_steps(cosine_schedule(100), 0.05)
-    (3, 2, 1, 0)
+    (2, 1, 0)
     """
     noise = schedule.sigma[:-1][::-1]
     enough = np.flatnonzero(noise >= change)

@@ -53,7 +53,7 @@ def optimal_steps(
     >>> from jaxiter.diffusion import Denoiser, karras_schedule
     >>> model = Denoiser(lambda y, t: y / (0.5 + t), "eps")
     >>> best = optimal_steps(karras_schedule(20), model, jax.numpy.ones((2, 3)), 4)
-    >>> len(best.rows), best.rows[0], best.rows[-1]
+    >>> len(best.rows), int(best.rows[0]), int(best.rows[-1])
     (5, 0, 20)
     """
     if cost not in ("l2", "deviation"):

@@ -94,7 +94,7 @@ def parallel_optimize(
 
     >>> import jax, jax.numpy as jnp, optax
     >>> gradient = lambda p, t: jax.grad(lambda p: jnp.sum((p - 1) ** 2))(p)
-    >>> run = parallel_optimize(optax.adam(0.01), gradient, jnp.zeros(3), steps=40)
+    >>> run = parallel_optimize(optax.sgd(0.01), gradient, jnp.zeros(3), steps=40)
     >>> bool(run.converged), int(run.rounds) < 20
     (True, True)
     """
