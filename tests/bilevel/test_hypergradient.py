@@ -56,15 +56,15 @@ def test_float32(name):
 
 
 def test_published_errors_of_linear_solvers(x64):
-    """B2 at the argmin: CG at 2, 5, 10, 20 products, Neumann at 5, 20, 50, 100 terms."""
+    """B2 at the argmin: CG at 2 and 10 products, Neumann at 20 and 100 terms."""
     problem = PROBLEMS["B2"]
     exact = problem.gradient(problem.x)
-    for products, known in ((2, 0.38), (5, 0.056), (10, 1.3e-3)):
+    for products, known in ((2, 0.38), (10, 1.3e-3)):
         got = error(at_argmin(problem, solve=cg(rtol=1e-14, max_steps=products)).grad, exact)
         assert known / 2 < got < 2 * known, (products, got)
     h = jax.hessian(problem.inner, 1)(jnp.asarray(problem.x), jnp.zeros(20))
     step = 1 / float(np.linalg.eigvalsh(h).max())
-    for terms, known in ((5, 0.51), (20, 0.115), (50, 0.0186), (100, 1.9e-3)):
+    for terms, known in ((20, 0.115), (100, 1.9e-3)):
         got = error(at_argmin(problem, solve=neumann_series(terms, step)).grad, exact)
         assert known / 2 < got < 2 * known, (terms, got)
 
