@@ -1,0 +1,221 @@
+"""BSVRB: many inner problems that share x, a few of them sampled in every step.
+
+`F(x) = mean_i outer(x, y_i(x), data_i)` with `y_i = argmin inner(x, ., data_i)`. Estimates of
+every block's quantities are kept and corrected only when the block is drawn (MSVR).
+
+Source: Hu, Qiu, Guo, Zhang and Yang, "Blockwise stochastic variance-reduced methods with parallel
+speedup for multi-block bilevel optimization", 2023.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.bilevel.methods import (
+    Batches,
+    Method,
+    add_counts,
+    check_positive,
+    no_counts,
+    product_pair,
+    rows_of,
+    storm,
+)
+
+PyTree = Any
+
+
+class BsvrbState(NamedTuple):
+    """x; y stacked by block; what gives the adjoints; estimates; the point and adjoints before.
+
+    adjoint: v_i for `bsvrb_v2`, the Hessians H_i for `bsvrb_v1`. estimates: of the inner
+    gradients and, for `bsvrb_v2`, of the residuals H_i v_i - grad_y outer.
+    """
+
+    x: PyTree
+    y: PyTree
+    adjoint: PyTree
+    estimates: tuple
+    before: tuple
+    slope: PyTree
+    counts: OracleCount
+
+
+def bsvrb_v2(
+    outer: Callable, inner: Callable, *, blocks: int, rate: Any, inner_rate: Any,
+    linear_rate: Any = None, smoothing: float = 0.9, correction: float = 1.0,
+    momentum: float = 0.9, radius: float = 10.0,
+) -> Method:
+    """Version 2: steps on `H_i v_i = grad_y outer`; its cost does not depend on the block count.
+
+    Data have leading axes (block, row); `batch_size` rows of every sampled block are drawn, and
+    y is given stacked: leaves `[m, ...]`.
+
+    Args:
+      outer, inner: `(x, y_i, batch) -> scalar` of one block; inner strongly convex in y_i.
+      blocks: sampled per step. rate: of x. inner_rate: of y. linear_rate: of v; default the same.
+      smoothing, correction: a and gamma of MSVR. With few blocks per step the theory's gamma
+        amplifies noise: prefer 1. momentum: weight of a new slope in STORM.
+      radius: of the ball that holds every v_i.
+
+    Raises:
+      ValueError: smoothing or momentum outside (0, 1], rates not positive, more blocks than y has.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxiter.bilevel import run
+    >>> centres = jnp.arange(4.0)[:, None]
+    >>> method = bsvrb_v2(lambda x, y, c: jnp.sum((y - 1) ** 2) / 2,
+    ...                   lambda x, y, c: jnp.sum((y - x - c) ** 2) / 2,
+    ...                   blocks=4, rate=0.1, inner_rate=0.5)
+    >>> state, _ = run(method, method.init(jnp.zeros(1), jnp.zeros((4, 1))), centres, centres,
+    ...                num_steps=300, key=jax.random.key(0))
+    >>> round(float(state.x[0]), 2)
+    -0.5
+    """
+    linear_rate = inner_rate if linear_rate is None else linear_rate
+    check_positive(linear_rate=linear_rate, radius=radius)
+    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+
+    def follow(v: PyTree, u: PyTree, now: _Block, last: _Block) -> tuple:
+        u = _msvr(now.rest, last.rest, u, options)
+        v = trees.axpy(-linear_rate, u, v)
+        length = trees.norm(v)
+        return trees.scale(jnp.where(length > radius, radius / length, 1.0), v), u
+
+    return _bsvrb(outer, inner, options, trees.zeros_like, lambda v, pull: v, follow, lazy=True)
+
+
+def bsvrb_v1(
+    outer: Callable, inner: Callable, *, blocks: int, rate: Any, inner_rate: Any,
+    curvature: float, smoothing: float = 0.9, correction: float = 1.0, momentum: float = 0.9,
+) -> Method:
+    """Version 1: an estimate of every Hessian (`p^2` floats per block), inverted exactly.
+
+    All blocks move at every step, by estimates up to m / blocks steps old: keep
+    `inner_rate * L * m / blocks` below about 1.
+
+    Args:
+      curvature: strong convexity of inner; eigenvalues of the H_i are lifted to it.
+      The rest as in `bsvrb_v2`.
+
+    Raises:
+      ValueError: as `bsvrb_v2`.
+    """
+    check_positive(curvature=curvature)
+    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+
+    def identity(y: PyTree) -> jax.Array:
+        size = sum(leaf[0].size for leaf in jax.tree.leaves(y))
+        return jnp.broadcast_to(jnp.eye(size, dtype=jax.tree.leaves(y)[0].dtype),
+                                (rows_of(y), size, size))
+
+    def follow(matrix: jax.Array, u: PyTree, now: _Block, last: _Block) -> tuple:
+        return _msvr(now.hessian(), last.hessian(), matrix, options), u
+
+    def invert(matrix: jax.Array, pull: PyTree) -> PyTree:
+        values, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        flat, unravel = ravel_pytree(pull)
+        return unravel(basis @ ((basis.T @ flat) / jnp.maximum(values, curvature)))
+
+    return _bsvrb(outer, inner, options, identity, invert, follow, lazy=False)
+
+
+class _Options(NamedTuple):
+    blocks: int
+    rate: Any
+    inner_rate: Any
+    smoothing: Any
+    correction: Any
+    momentum: Any
+
+
+class _Block(NamedTuple):
+    """What one block says at one point; `hessian` is computed on demand."""
+
+    down: PyTree
+    rest: PyTree
+    slope: PyTree
+    hessian: Callable
+
+
+def _msvr(now: PyTree, last: PyTree, kept: PyTree, options: _Options) -> PyTree:
+    """The smoothed value plus the change along the path."""
+    return trees.axpy(options.smoothing, trees.subtract(now, kept),
+                      trees.axpy(options.correction, trees.subtract(now, last), kept))
+
+
+def _bsvrb(
+    outer: Callable, inner: Callable, options: _Options, start: Callable, vector: Callable,
+    follow: Callable, lazy: bool,
+) -> Method:
+    check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
+    for name, value in (("smoothing", options.smoothing), ("momentum", options.momentum)):
+        if isinstance(value, int | float) and not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value}.")
+
+    def init(x: PyTree, y: PyTree) -> BsvrbState:
+        if rows_of(y) < options.blocks:
+            raise ValueError(f"blocks={options.blocks} is more than the {rows_of(y)} blocks of y.")
+        adjoint, zero = start(y), trees.zeros_like(y)
+        return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x),
+                          no_counts())
+
+    def at(x: PyTree, y: PyTree, adjoint: PyTree, a: PyTree, b: PyTree) -> _Block:
+        direct, pull = jax.grad(outer, (0, 1))(x, y, b)
+        down, cross, image = product_pair(inner, x, y, vector(adjoint, pull), a)
+
+        def hessian() -> jax.Array:
+            flat, unravel = ravel_pytree(y)
+            return jax.hessian(lambda flat: inner(x, unravel(flat), a))(flat)
+
+        return _Block(down, trees.subtract(image, pull), trees.subtract(direct, cross), hessian)
+
+    def one(point: tuple, before: tuple, s: PyTree, u: PyTree, a: PyTree, b: PyTree) -> tuple:
+        """New estimates and adjoint of a sampled block, and its slopes at the two points."""
+        now, last = at(*point, a, b), at(*before, a, b)
+        adjoint, u = follow(point[2], u, now, last)
+        return adjoint, _msvr(now.down, last.down, s, options), u, now.slope, last.slope
+
+    def step(state: BsvrbState, batches: Batches, key: jax.Array) -> BsvrbState:
+        x, y, adjoint, (s, u), before, slope, counts = state
+        first, second, third = jax.random.split(key, 3)
+        index = jax.random.choice(first, rows_of(y), (options.blocks,), replace=False)
+        a, b = (_rows(data, index, batches.size, key) for data, key in (
+            (batches.inner_data, second), (batches.outer_data, third)))
+        blocks = [jax.tree.map(lambda leaf: leaf[index], part)
+                  for part in (y, adjoint, *before[1:], s, u)]
+        new_adjoint, new_s, new_u, now, last = jax.vmap(
+            one, in_axes=((None, 0, 0), (None, 0, 0), 0, 0, 0, 0))(
+                (x, *blocks[:2]), (before[0], *blocks[2:4]), *blocks[4:], a, b)
+
+        def put(kept: PyTree, rows: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf, row: leaf.at[index].set(row), kept, rows)
+
+        s, u = put(s, new_s), put(u, new_u)
+        now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
+        slope = storm(options.momentum, now, last, slope)
+        if lazy:
+            new_y = put(y, trees.axpy(-options.inner_rate, new_s, blocks[0]))
+        else:
+            new_y = trees.axpy(-options.inner_rate, s, y)
+        count = options.blocks
+        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, put(adjoint, new_adjoint),
+                          (s, u), (x, y, adjoint), slope,
+                          add_counts(counts, 2 * count, 2 * count, 2 * count))
+
+    return Method(init, step)
+
+
+def _rows(data: PyTree, index: jax.Array, size: int | None, key: jax.Array) -> PyTree:
+    """The sampled blocks, and `size` random rows of each."""
+    chosen = jax.tree.map(lambda leaf: leaf[index], data)
+    if size is None or not jax.tree.leaves(data):
+        return chosen
+    count = jax.tree.leaves(data)[0].shape[1]
+    rows = jax.random.randint(key, (index.shape[0], size), 0, count)
+    return jax.tree.map(lambda leaf: jax.vmap(lambda block, at: block[at])(leaf, rows), chosen)

@@ -1,0 +1,179 @@
+"""Proximal penalty: inner problems that are not convex or have many solutions, gradients only.
+
+`psi_sigma(x) = (min_y (sigma outer + inner) - min_y inner) / sigma` nears the optimistic
+objective as sigma falls; both minima are followed by proximal gradient steps around centres.
+
+Source: Kwon, Kwon, Wright and Nowak, "On penalty methods for nonconvex bilevel optimization and
+first-order stochastic approximation", 2024. Step sizes are ours.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.bilevel.methods import (
+    Batches,
+    Method,
+    add_counts,
+    check_positive,
+    no_counts,
+    storm,
+)
+
+PyTree = Any
+
+
+class PenaltyState(NamedTuple):
+    """x; y near argmin sigma outer + inner and z near argmin inner: the proximal centres."""
+
+    x: PyTree
+    y: PyTree
+    z: PyTree
+    counts: OracleCount
+
+
+def _unchanged(point: PyTree) -> PyTree:
+    return point
+
+
+def proximal_penalty(
+    outer: Callable, inner: Callable, *, sigma: float = 0.1, rate: float, inner_rate: float,
+    prox: float = 1.0, mixing: float = 0.5, inner_steps: int = 10, samples: int = 1,
+    project_x: Callable = _unchanged, project_y: Callable = _unchanged,
+) -> Method:
+    """The double loop: T proximal steps around each centre, then the centres and x move.
+
+    Args:
+      outer, inner: `(x, y, batch) -> scalar`; inner may have many minimisers.
+      sigma: the penalty's inverse: the bias is O(sigma), the noise of x is O(1 / sigma).
+      rate: of x, well below `mixing`. inner_rate: about 1 / (2 (L + 1 / prox)).
+      prox: at most 1 / (4 L) where inner is not convex. mixing: of the centres, in (0, 1].
+      samples: batches averaged for a step of x.
+      project_x, project_y: onto their domains; default none.
+
+    Raises:
+      ValueError: numbers that are not positive, mixing above 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxiter.bilevel import run
+    >>> method = proximal_penalty(
+    ...     lambda x, y, _: ((x - y[1]) ** 2 + (y[0] - 1) ** 2) / 2,
+    ...     lambda x, y, _: (y[0] - x) ** 2 / 2, rate=0.05, inner_rate=0.3)
+    >>> state, _ = run(method, method.init(jnp.float32(3), jnp.zeros(2)), None, None,
+    ...                num_steps=1000, key=jax.random.key(0))
+    >>> round(float(state.x), 3)
+    1.0
+    """
+    _check(sigma, rate, inner_rate, prox, mixing)
+    check_positive(inner_steps=inner_steps, samples=samples)
+
+    def init(x: PyTree, y: PyTree) -> PenaltyState:
+        return PenaltyState(x, y, y, no_counts())
+
+    def step(state: PenaltyState, batches: Batches, key: jax.Array) -> PenaltyState:
+        x, y, z, counts = state
+        first, second = jax.random.split(key)
+
+        def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+            near_y, near_z = carry
+            a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+            dy = trees.axpy(sigma, jax.grad(outer, 1)(x, near_y, b), jax.grad(inner, 1)(
+                x, near_y, a))
+            dz = jax.grad(inner, 1)(x, near_z, a)
+            dy = trees.axpy(1 / prox, trees.subtract(near_y, y), dy)
+            dz = trees.axpy(1 / prox, trees.subtract(near_z, z), dz)
+            return (project_y(trees.axpy(-inner_rate, dy, near_y)),
+                    project_y(trees.axpy(-inner_rate, dz, near_z))), None
+
+        (near_y, near_z), _ = lax.scan(follow, (y, z), jax.random.split(first, inner_steps))
+
+        def slope(key: jax.Array) -> PyTree:
+            a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+            # One batch for both: the noise of the difference cancels.
+            gap = jax.grad(lambda x: inner(x, near_y, a) - inner(x, near_z, a))(x)
+            return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
+
+        slopes = jax.vmap(slope)(jax.random.split(second, samples))
+        mean = jax.tree.map(lambda leaf: leaf.mean(0), slopes)
+        y = trees.axpy(mixing, trees.subtract(near_y, y), y)
+        z = trees.axpy(mixing, trees.subtract(near_z, z), z)
+        counts = add_counts(counts, 2 * (inner_steps + samples), inner_steps + samples, 0)
+        return PenaltyState(project_x(trees.axpy(-rate, mean, x)), y, z, counts)
+
+    return Method(init, step)
+
+
+class SinglePenaltyState(NamedTuple):
+    """x, the centres y and z, the inner iterates near them, and the STORM estimates."""
+
+    x: PyTree
+    y: PyTree
+    z: PyTree
+    near: tuple
+    before: tuple
+    estimates: tuple
+    k: jax.Array
+    counts: OracleCount
+
+
+def proximal_penalty_single(
+    outer: Callable, inner: Callable, *, sigma: float = 0.1, rate: float, inner_rate: float,
+    prox: float = 1.0, mixing: float = 0.5, momentum: float = 0.05,
+    project_x: Callable = _unchanged, project_y: Callable = _unchanged,
+) -> Method:
+    """The single loop: one proximal step per step of x, every gradient a STORM estimate.
+
+    Args:
+      momentum: weight of a new gradient in its estimate, in (0, 1].
+      The rest as in `proximal_penalty`; `rate` smaller.
+
+    Raises:
+      ValueError: numbers that are not positive, mixing or momentum above 1.
+    """
+    _check(sigma, rate, inner_rate, prox, mixing)
+    if not 0 < momentum <= 1:
+        raise ValueError(f"momentum must be in (0, 1], got {momentum}.")
+
+    def init(x: PyTree, y: PyTree) -> SinglePenaltyState:
+        zero, flat = trees.zeros_like(y), trees.zeros_like(x)
+        return SinglePenaltyState(x, y, y, (y, y), (x, y, y), (zero, zero, flat), jnp.int32(0),
+                                  no_counts())
+
+    def step(state: SinglePenaltyState, batches: Batches, key: jax.Array) -> SinglePenaltyState:
+        x, y, z, (near_y, near_z), before, (hy, hz, hx), k, counts = state
+        a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+        weight = jnp.where(k == 0, 1.0, momentum)
+
+        def slopes(x: PyTree, near_y: PyTree, near_z: PyTree) -> tuple:
+            dy = trees.axpy(sigma, jax.grad(outer, 1)(x, near_y, b),
+                            jax.grad(inner, 1)(x, near_y, a))
+            return dy, jax.grad(inner, 1)(x, near_z, a)
+
+        def slope(x: PyTree, near_y: PyTree, near_z: PyTree) -> PyTree:
+            gap = jax.grad(lambda x: inner(x, near_y, a) - inner(x, near_z, a))(x)
+            return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
+
+        hy, hz = storm(weight, slopes(x, near_y, near_z), slopes(*before), (hy, hz))
+        dy = trees.axpy(1 / prox, trees.subtract(near_y, y), hy)
+        dz = trees.axpy(1 / prox, trees.subtract(near_z, z), hz)
+        new_y = project_y(trees.axpy(-inner_rate, dy, near_y))
+        new_z = project_y(trees.axpy(-inner_rate, dz, near_z))
+        hx = storm(weight, slope(x, new_y, new_z), slope(before[0], near_y, near_z), hx)
+        y = trees.axpy(mixing, trees.subtract(new_y, y), y)
+        z = trees.axpy(mixing, trees.subtract(new_z, z), z)
+        return SinglePenaltyState(
+            project_x(trees.axpy(-rate, hx, x)), y, z, (new_y, new_z), (x, near_y, near_z),
+            (hy, hz, hx), k + 1, add_counts(counts, 8, 4, 0))
+
+    return Method(init, step)
+
+
+def _check(sigma: float, rate: float, inner_rate: float, prox: float, mixing: float) -> None:
+    check_positive(sigma=sigma, rate=rate, inner_rate=inner_rate, prox=prox)
+    if not 0 < mixing <= 1:
+        raise ValueError(f"mixing must be in (0, 1], got {mixing}.")

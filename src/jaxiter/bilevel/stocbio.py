@@ -1,0 +1,233 @@
+"""Hypergradients by a truncated Neumann series: stocBiO, TTSA, MRBO, and IFT with Neumann.
+
+The series `v = s (sum_i (I - s H)^i) grad_y outer` needs no warm adjoint: y alone is carried.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.bilevel.methods import (
+    Batches,
+    Method,
+    add_counts,
+    check_positive,
+    move,
+    no_counts,
+    product_pair,
+    storm,
+)
+from jaxiter.numerics import safe_divide
+
+PyTree = Any
+
+
+class StocbioState(NamedTuple):
+    """x, y, their optimisers, and growth: the last Neumann term's norm over the first's.
+
+    A growth above 1 says that the series diverges: `neumann_rate` is above 2 / L.
+    """
+
+    x: PyTree
+    y: PyTree
+    optimisers: tuple
+    growth: jax.Array
+    counts: OracleCount
+
+
+def stocbio(
+    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 10,
+    terms: int = 11, fresh: bool = True,
+) -> Method:
+    """stocBiO: T steps of y, a Neumann series with fresh batches, one step of x.
+
+    Args:
+      outer, inner: `(x, y, batch) -> scalar`.
+      inner_optimizer, outer_optimizer: of y and x, any optax transformation; the state of y's is
+        kept over outer steps.
+      neumann_rate: s in (0, 2 / L).
+      terms: of the series; 1 is T1-T2, which uses no product in it. Bias (1 - mu s)^terms.
+      fresh: a new batch for every product; False: one batch for all of them (`ift_neumann`).
+
+    Raises:
+      ValueError: neumann_rate, inner_steps or terms not positive.
+
+    Source: Ji, Yang and Liang, "Bilevel optimization: convergence analysis and enhanced design",
+    2021.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxiter.bilevel import run
+    >>> method = stocbio(lambda x, y, _: (y - 1) ** 2, lambda x, y, _: (y - x) ** 2,
+    ...                  inner_optimizer=optax.sgd(0.4), outer_optimizer=optax.sgd(0.1),
+    ...                  neumann_rate=0.4)
+    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
+    ...                num_steps=100, key=jax.random.key(0))
+    >>> round(float(state.x), 3)
+    1.0
+    """
+    check_positive(neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms)
+
+    def init(x: PyTree, y: PyTree) -> StocbioState:
+        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return StocbioState(x, y, optimisers, jnp.float32(0), no_counts())
+
+    def step(state: StocbioState, batches: Batches, key: jax.Array) -> StocbioState:
+        x, y, (of_x, of_y), _, counts = state
+        first, second, third = jax.random.split(key, 3)
+
+        def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+            y, of_y = carry
+            return move(inner_optimizer, jax.grad(inner, 1)(x, y, batches.inner(key)), of_y,
+                        y), None
+
+        (y, of_y), _ = lax.scan(descend, (y, of_y), jax.random.split(first, inner_steps))
+        keys = jax.random.split(second, terms)
+        keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
+        slope, growth = _series(outer, inner, x, y, batches, third, keys, neumann_rate)
+        x, of_x = move(outer_optimizer, slope, of_x, x)
+        return StocbioState(x, y, (of_x, of_y), growth,
+                            add_counts(counts, inner_steps, 1, terms))
+
+    return Method(init, step)
+
+
+def _series(
+    outer: Callable, inner: Callable, x: PyTree, y: PyTree, batches: Batches, key: jax.Array,
+    keys: jax.Array, rate: Any,
+) -> tuple[PyTree, jax.Array]:
+    """The hypergradient by len(keys) Neumann terms, and the last term's norm over the first's."""
+    direct, pull = jax.grad(outer, (0, 1))(x, y, batches.outer(key))
+
+    def more(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        term, total = carry
+        image = product_pair(inner, x, y, term, batches.inner(key))[2]
+        term = trees.axpy(-rate, image, term)
+        return (term, trees.add(total, term)), None
+
+    (term, total), _ = lax.scan(more, (pull, pull), keys[1:])
+    cross = product_pair(inner, x, y, trees.scale(rate, total), batches.inner(keys[0]))[1]
+    growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
+    return trees.subtract(direct, cross), growth
+
+
+def ift_neumann(
+    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 1,
+    terms: int = 20,
+) -> Method:
+    """As many hyperparameters as weights: training that goes on, and a Neumann step now and then.
+
+    `stocbio` with one batch for all products of a series; y is never reset. Clip the
+    hypergradient with `optax.chain(optax.clip_by_global_norm(1.0), ...)`.
+
+    Args:
+      neumann_rate: the inner learning rate is the usual choice. The rest as in `stocbio`.
+
+    Source: Lorraine, Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit
+    differentiation", 2020.
+    """
+    return stocbio(outer, inner, inner_optimizer=inner_optimizer, outer_optimizer=outer_optimizer,
+                   neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms, fresh=False)
+
+
+def ttsa(
+    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 10,
+) -> Method:
+    """TTSA: one step of y and one of x at two time scales, a single random Neumann term.
+
+    `v = terms s (product of r factors I - s H) grad_y outer`, r uniform below terms: unbiased for
+    the series, with more noise and half its products.
+
+    Args:
+      inner_optimizer, outer_optimizer: rates that fall as (k+1)^-0.4 and (k+1)^-0.6 in the source.
+      The rest as in `stocbio`.
+
+    Source: Hong, Wai, Wang and Yang, "A two-timescale stochastic algorithm framework for bilevel
+    optimization", 2023.
+    """
+    check_positive(neumann_rate=neumann_rate, terms=terms)
+
+    def init(x: PyTree, y: PyTree) -> StocbioState:
+        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return StocbioState(x, y, optimisers, jnp.float32(0), no_counts())
+
+    def step(state: StocbioState, batches: Batches, key: jax.Array) -> StocbioState:
+        x, y, (of_x, of_y), _, counts = state
+        first, second, third, fourth = jax.random.split(key, 4)
+        y, of_y = move(inner_optimizer, jax.grad(inner, 1)(x, y, batches.inner(first)), of_y, y)
+        direct, pull = jax.grad(outer, (0, 1))(x, y, batches.outer(second))
+        number = jax.random.randint(third, (), 0, terms)
+
+        def shrink(i: jax.Array, term: PyTree) -> PyTree:
+            batch = batches.inner(jax.random.fold_in(fourth, i + 1))
+            return trees.axpy(-neumann_rate, product_pair(inner, x, y, term, batch)[2], term)
+
+        term = lax.fori_loop(0, number, shrink, pull)
+        v = trees.scale(terms * neumann_rate, term)
+        cross = product_pair(inner, x, y, v, batches.inner(jax.random.fold_in(fourth, 0)))[1]
+        x, of_x = move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
+        growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
+        return StocbioState(x, y, (of_x, of_y), growth, add_counts(counts, 1, 1, number + 1))
+
+    return Method(init, step)
+
+
+class MrboState(NamedTuple):
+    """x, y, their optimisers, the point before, the STORM estimates there, and k steps made."""
+
+    x: PyTree
+    y: PyTree
+    optimisers: tuple
+    before: tuple
+    estimates: tuple
+    k: jax.Array
+    counts: OracleCount
+
+
+def mrbo(
+    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 11,
+    momentum: float = 1.0,
+) -> Method:
+    """MRBO: STORM estimates of the inner gradient and of the Neumann hypergradient.
+
+    Args:
+      inner_optimizer, outer_optimizer: rates that fall as (k+1)^(-1/3) in the source.
+      momentum: `min(1, momentum (k+1)^(-2/3))` is the weight of the new gradient.
+      The rest as in `stocbio`.
+
+    Source: Yang, Ji and Liang, "Provably faster algorithms for bilevel optimization", 2021.
+    """
+    check_positive(neumann_rate=neumann_rate, terms=terms, momentum=momentum)
+
+    def init(x: PyTree, y: PyTree) -> MrboState:
+        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return MrboState(x, y, optimisers, (x, y), (trees.zeros_like(x), trees.zeros_like(y)),
+                         jnp.int32(0), no_counts())
+
+    def step(state: MrboState, batches: Batches, key: jax.Array) -> MrboState:
+        x, y, (of_x, of_y), before, (hx, hy), k, counts = state
+        first, second, third = jax.random.split(key, 3)
+        keys, batch = jax.random.split(second, terms), batches.inner(first)
+
+        def at(x: PyTree, y: PyTree) -> tuple:
+            slope, _ = _series(outer, inner, x, y, batches, third, keys, neumann_rate)
+            return slope, jax.grad(inner, 1)(x, y, batch)
+
+        weight = jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
+        weight = jnp.where(k == 0, 1.0, weight)
+        hx, hy = storm(weight, at(x, y), at(*before), (hx, hy))
+        new_x, of_x = move(outer_optimizer, hx, of_x, x)
+        new_y, of_y = move(inner_optimizer, hy, of_y, y)
+        return MrboState(new_x, new_y, (of_x, of_y), (x, y), (hx, hy), k + 1,
+                         add_counts(counts, 2, 2, 2 * terms))
+
+    return Method(init, step)
