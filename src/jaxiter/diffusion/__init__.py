@@ -9,6 +9,7 @@ from jaxiter.diffusion.adjoint_matching import (
 from jaxiter.diffusion.denoiser import Denoiser, guided
 from jaxiter.diffusion.exponential import SolverSearch, exponential_multistep, search_orders
 from jaxiter.diffusion.feynman_kac import Particles, feynman_kac_sample
+from jaxiter.diffusion.implicit_diffusion import implicit_denoising, implicit_diffusion
 from jaxiter.diffusion.inversion import invert_flow, largest_step_size, uniinv
 from jaxiter.diffusion.momentum import ghvb, heavy_ball, nesterov
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
@@ -62,6 +63,7 @@ __all__ = [
     "adjoint_matching_loss", "cosine_schedule", "ddim", "ddpm", "dpm_solver_1", "dpm_solver_2",
     "dpm_solver_pp_2m", "edm_stochastic", "euler", "euler_solver", "exponential_multistep",
     "feynman_kac_sample", "flow_matching_schedule", "ghvb", "guided", "heavy_ball", "heun",
+    "implicit_denoising", "implicit_diffusion",
     "integrate", "invert_flow", "ipndm", "karras_schedule", "largest_step_size", "lean_adjoint",
     "linear_beta_schedule", "log_snr_schedule", "make_schedule", "memoryless_path", "nesterov",
     "optimal_steps", "picard_consistency_loss", "picard_iterates", "picard_map",
