@@ -1,0 +1,73 @@
+"""Implicit MAML: meta-learning of a start, without unrolling the adaptation.
+
+Source: Rajeswaran, Finn, Kakade and Levine, "Meta-learning with implicit gradients", 2019.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import hypergradient
+from jaxiter.bilevel.inner import solve_inner
+from jaxiter.linear import LinearSolver
+from jaxiter.solution import most_severe
+
+PyTree = Any
+
+
+class MamlResult(NamedTuple):
+    """Means over tasks and the adapted parameters, stacked by task.
+
+    status: the most severe `jaxiter.Status` of every task's adaptation and linear solve, `[tasks]`.
+    """
+
+    value: jax.Array
+    grad: PyTree
+    adapted: PyTree
+    status: jax.Array
+
+
+def implicit_maml(
+    train: Callable, validation: Callable, theta: PyTree, tasks: PyTree, *, strength: Any = 1.0,
+    solve: str | LinearSolver = "cg", damping: Any = 0.0, max_steps: int = 500, **keywords: Any,
+) -> MamlResult:
+    """The meta-gradient at theta: `mean_i (I + H_i / strength)^-1 grad validation(phi_i)`.
+
+    `phi_i = argmin train(phi, task_i) + strength / 2 |phi - theta|^2`. The proximal term is what
+    makes the adapted phi depend on theta: the start of a solve never does.
+
+    Args:
+      train, validation: `(parameters, task) -> scalar`.
+      theta: the start to learn. tasks: a pytree, leading axis tasks.
+      strength: above minus the curvature of train, so that every adaptation has one answer.
+      solve, damping: of the linear solve, as in `hypergradient`.
+      max_steps, **keywords: of `solve_inner`.
+
+    Raises:
+      ValueError: strength not positive.
+
+    >>> import jax, jax.numpy as jnp
+    >>> loss = lambda phi, centre: jnp.sum((phi - centre) ** 2) / 2
+    >>> out = jax.jit(lambda t: implicit_maml(loss, loss, t, jnp.ones((3, 2))))(jnp.zeros(2))
+    >>> [round(float(g), 3) for g in out.grad]  # phi = 1/2, (1 + 1)^-1 (phi - 1)
+    [-0.25, -0.25]
+    """
+    if isinstance(strength, int | float) and not strength > 0:
+        raise ValueError(f"strength must be positive, got {strength}.")
+
+    def one(task: PyTree) -> tuple:
+        def inner(theta: PyTree, phi: PyTree) -> jax.Array:
+            away = trees.squared_norm(trees.subtract(phi, theta))
+            return train(phi, task) + strength / 2 * away
+
+        adapted = solve_inner(inner, theta, theta, max_steps=max_steps, **keywords)
+        out = hypergradient(lambda theta, phi: validation(phi, task), inner, theta, adapted.value,
+                            solve=solve, damping=damping)
+        return out.value, out.grad, adapted.value, most_severe(adapted.status, out.status)
+
+    value, grad, adapted, status = jax.vmap(one)(tasks)
+    return MamlResult(jnp.mean(value), jax.tree.map(lambda leaf: leaf.mean(0), grad), adapted,
+                      status)

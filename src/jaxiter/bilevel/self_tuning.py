@@ -1,0 +1,106 @@
+"""Best responses by a hypernetwork: learn `y = response(phi, x)` near x, differentiate that.
+
+Source: Lorraine and Duvenaud, "Stochastic hyperparameter optimization through hypernetworks",
+2018; MacKay et al., "Self-tuning networks", 2019.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.bilevel.methods import Batches, Method, add_counts, check_positive, move, no_counts
+
+PyTree = Any
+
+
+class SelfTuningState(NamedTuple):
+    """x, y = response(phi, x), phi, the log of the width of the noise around x, optimisers."""
+
+    x: PyTree
+    y: PyTree
+    phi: PyTree
+    log_width: PyTree
+    optimisers: tuple
+    counts: OracleCount
+
+
+def self_tuning(
+    outer: Callable, inner: Callable, response: Callable, phi: PyTree, *,
+    inner_optimizer: optax.GradientTransformation, outer_optimizer: optax.GradientTransformation,
+    width: float = 0.1, entropy: float | None = None, inner_steps: int = 2,
+) -> Method:
+    """Trains phi on inner objectives at noisy x, then x on the outer one through the response.
+
+    Args:
+      outer, inner: `(x, y, batch) -> scalar`. response: `(phi, x) -> y`; phi: its parameters.
+      inner_optimizer, outer_optimizer: of phi and of (x, log width).
+      width: standard deviation of the noise added to x.
+      entropy: weight of the width's entropy in the outer objective, which then learns the width
+        (self-tuning networks: 1e-5 to 1e-2); None keeps it.
+      inner_steps: of phi per step of x.
+
+    Returns:
+      A `Method`; `init(x, y)` ignores y: it is the response.
+
+    Raises:
+      ValueError: width or inner_steps not positive.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxiter.bilevel import run
+    >>> method = self_tuning(
+    ...     lambda x, y, _: (y - 1) ** 2 / 2, lambda x, y, _: (y - 2 * x) ** 2 / 2,
+    ...     lambda phi, x: phi[0] * x + phi[1], jnp.zeros(2), width=0.5,
+    ...     inner_optimizer=optax.sgd(0.2), outer_optimizer=optax.sgd(0.02))
+    >>> state, _ = run(method, method.init(jnp.float32(0), None), None, None, num_steps=3000,
+    ...                key=jax.random.key(0))
+    >>> round(float(state.x), 2)
+    0.5
+    """
+    check_positive(width=width, inner_steps=inner_steps)
+
+    def init(x: PyTree, y: PyTree) -> SelfTuningState:
+        del y
+        log_width = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.log(width)), x)
+        optimisers = outer_optimizer.init((x, log_width)), inner_optimizer.init(phi)
+        return SelfTuningState(x, response(phi, x), phi, log_width, optimisers, no_counts())
+
+    def perturbed(x: PyTree, log_width: PyTree, key: jax.Array) -> PyTree:
+        noise = optax.tree.random_like(key, x)
+        return jax.tree.map(lambda x, s, z: x + jnp.exp(s) * z, x, log_width, noise)
+
+    def step(state: SelfTuningState, batches: Batches, key: jax.Array) -> SelfTuningState:
+        x, _, phi, log_width, (of_x, of_phi), counts = state
+        first, second = jax.random.split(key)
+
+        def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+            phi, of_phi = carry
+            near = perturbed(x, log_width, key)
+            batch = batches.inner(jax.random.fold_in(key, 1))
+            slope = jax.grad(lambda phi: inner(near, response(phi, near), batch))(phi)
+            return move(inner_optimizer, slope, of_phi, phi), None
+
+        (phi, of_phi), _ = lax.scan(descend, (phi, of_phi), jax.random.split(first, inner_steps))
+        batch = batches.outer(second)
+
+        def objective(at: tuple) -> jax.Array:
+            x, log_width = at
+            if entropy is None:
+                return outer(x, response(phi, x), batch)
+            near = perturbed(x, log_width, jax.random.fold_in(second, 1))
+            spread = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(log_width))
+            return outer(near, response(phi, near), batch) - entropy * spread
+
+        slope = jax.grad(objective)((x, log_width))
+        if entropy is None:
+            slope = (slope[0], trees.zeros_like(log_width))
+        (x, log_width), of_x = move(outer_optimizer, slope, of_x, (x, log_width))
+        return SelfTuningState(x, response(phi, x), phi, log_width, (of_x, of_phi),
+                               add_counts(counts, inner_steps, 1, 0))
+
+    return Method(init, step)

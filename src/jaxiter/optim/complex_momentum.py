@@ -1,0 +1,59 @@
+"""Complex momentum: one momentum between descent and rotation, for games.
+
+Source: Lorraine, Acuna, Vicol and Duvenaud, "Complex momentum for optimization in games", 2022.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+class ComplexMomentumState(NamedTuple):
+    """Real and imaginary parts of the momentum buffer."""
+
+    real: PyTree
+    imaginary: PyTree
+
+
+def trace_complex(
+    decay: float = 0.8, angle: float = math.pi / 8
+) -> optax.GradientTransformation:
+    """`m <- b m + g` with `b = decay exp(i angle)`; the update is the real part of m.
+
+    Chain with `optax.scale(-learning_rate)`. Two real buffers, no complex numbers: it runs where
+    there are none. Angle 0 is `optax.trace`; bilinear games, where that diverges, converge from
+    about pi / 16.
+
+    Raises:
+      ValueError: decay outside [0, 1).
+
+    >>> import jax.numpy as jnp
+    >>> momentum = trace_complex(0.5, math.pi / 2)  # b = i / 2
+    >>> state = momentum.init(jnp.float32(0))
+    >>> for _ in range(3):
+    ...     update, state = momentum.update(jnp.float32(1), state)
+    >>> round(float(update), 4)  # 1 + b + b^2
+    0.75
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}.")
+    real, imaginary = decay * math.cos(angle), decay * math.sin(angle)
+
+    def init(params: PyTree) -> ComplexMomentumState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return ComplexMomentumState(zeros, zeros)
+
+    def update(
+        updates: PyTree, state: ComplexMomentumState, params: PyTree = None
+    ) -> tuple[PyTree, ComplexMomentumState]:
+        del params
+        new_real = jax.tree.map(lambda g, r, i: g + real * r - imaginary * i, updates, *state)
+        new_imaginary = jax.tree.map(lambda r, i: real * i + imaginary * r, *state)
+        return new_real, ComplexMomentumState(new_real, new_imaginary)
+
+    return optax.GradientTransformation(init, update)
