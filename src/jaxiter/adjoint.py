@@ -225,10 +225,11 @@ class _OneStep(Adjoint):
 
         def tangent(residual: Callable, x: PyTree, operands: tuple, dots: tuple) -> PyTree:
             def steps(ops: tuple) -> PyTree:
-                y = x
-                for _ in range(self.k):
-                    y = trees.add(y, residual(y, ops))
-                return y
+                def step(y: PyTree, _: None) -> tuple[PyTree, None]:
+                    return trees.add(y, residual(y, ops)), None
+
+                # The first step outside: its result varies over a mesh as the rest do.
+                return lax.scan(step, step(x, None)[0], length=self.k - 1)[0]
 
             return jax.jvp(steps, (operands,), (dots,))[1]
 

@@ -56,30 +56,33 @@ def test_divergence_reproduces_the_table(epsilon, value, x64):
 
 def test_divergence_properties_and_derivatives(x64):
     x, y = shifted_clouds()
-    x, y = x[:9], y[:7]
-    a = np.random.default_rng(1).dirichlet(np.ones(9))
+    x, y = x[:8], y[:8]  # one shape, one compilation
+    a = np.random.default_rng(1).dirichlet(np.ones(8))
     keywords = {"epsilon": 0.3, "stop": ji.tolerance(rtol=0, atol=1e-12)}
-    uniform = np.full(7, 1 / 7)
+    uniform = np.full(8, 1 / 8)
 
-    def value(x, y, a, b=uniform):
+    def value(x, y, a, b):
         return sinkhorn_divergence(x, y, a, b, **keywords).value
 
     direction = np.random.default_rng(2).normal(size=x.shape)
     gradient = jax.jit(jax.grad(value))
     solve = jax.jit(value)
     np.testing.assert_allclose(solve(x, x, a, a), 0, atol=1e-10)
-    np.testing.assert_allclose(solve(x, y, a), solve(y, x, uniform, a), rtol=1e-9)
+    np.testing.assert_allclose(solve(x, y, a, uniform), solve(y, x, uniform, a), rtol=1e-9)
     h = 1e-5
-    slope = (solve(x + h * direction, y, a) - solve(x - h * direction, y, a)) / (2 * h)
-    np.testing.assert_allclose(np.sum(gradient(x, y, a) * direction), slope, rtol=1e-6)
-    _, second = jax.jit(lambda x: jax.jvp(lambda x: jax.grad(value)(x, y, a), (x,), (direction,)))(
+    slope = (solve(x + h * direction, y, a, uniform)
+             - solve(x - h * direction, y, a, uniform)) / (2 * h)
+    np.testing.assert_allclose(np.sum(gradient(x, y, a, uniform) * direction), slope, rtol=1e-6)
+    _, second = jax.jit(lambda x: jax.jvp(
+        lambda x: jax.grad(value)(x, y, a, uniform), (x,), (direction,)))(
         jnp.asarray(x))
-    finite = (gradient(x + h * direction, y, a) - gradient(x - h * direction, y, a)) / (2 * h)
+    finite = (gradient(x + h * direction, y, a, uniform)
+              - gradient(x - h * direction, y, a, uniform)) / (2 * h)
     np.testing.assert_allclose(second, finite, rtol=1e-4, atol=1e-7)
     unbalanced = jax.jit(lambda x, a: sinkhorn_divergence(x, x, a, 2 * a, epsilon=0.3, rho=1.0))
     assert unbalanced(x, a).value > 1e-3
     static = jax.jit(lambda x, a: sinkhorn_divergence(x, y, a, epsilon=0.3, static_b=True))(x, a)
-    assert static.self_y is None and static.value > solve(x, y, a)
+    assert static.self_y is None and static.value > solve(x, y, a, uniform)
 
 
 # Mirror Sinkhorn and rounding -----------------------------------------------------------------
@@ -184,21 +187,21 @@ def test_quadratic_transport_against_a_quadratic_program(x64):
     def solve(cost, k=None):
         return sparse_transport(cost, a, b, gamma=gamma, k=k, stop=stop)
 
-    out = jax.jit(solve)(cost)
+    solved = jax.jit(solve)
+    out = solved(cost)
     np.testing.assert_allclose(out.dual_value, exact.fun, rtol=1e-6)
     np.testing.assert_allclose(out.plan, exact.x.reshape(6, 5), atol=1e-4)
     assert out.row_violation < 1e-8
     w = rng.normal(size=cost.shape)
     direction = rng.normal(size=cost.shape)
     h = 1e-6
-    for loss in (lambda c: jnp.sum(w * solve(c).plan), lambda c: solve(c).dual_value):
-        loss = jax.jit(loss)
-        finite = (loss(cost + h * direction) - loss(cost - h * direction)) / (2 * h)
-        gradient = jax.jit(jax.grad(loss))(jnp.asarray(cost))
+    ahead, behind = solved(cost + h * direction), solved(cost - h * direction)
+    for loss in (lambda out: jnp.sum(w * out.plan), lambda out: out.dual_value):
+        finite = (loss(ahead) - loss(behind)) / (2 * h)
+        gradient = jax.jit(jax.grad(lambda c, loss=loss: loss(solve(c))))(jnp.asarray(cost))
         np.testing.assert_allclose(np.sum(gradient * direction), finite, rtol=1e-4)
-    values = [float(jax.jit(lambda c, k=k: solve(c, k))(cost).dual_value) for k in (2, 3, 6)]
-    assert values == sorted(values, reverse=True)
-    sparse = jax.jit(lambda c: solve(c, 2))(cost)
+    sparse, wider = (jax.jit(lambda c, k=k: solve(c, k))(cost) for k in (2, 3))
+    assert sparse.dual_value >= wider.dual_value >= out.dual_value - 1e-9
     assert np.all(np.count_nonzero(sparse.plan, axis=0) <= 2)
     np.testing.assert_allclose(sparse.plan.sum(0), b, atol=1e-12)
     np.testing.assert_allclose(sparse.rounded(jnp.asarray(a), jnp.asarray(b)).sum(1), a, atol=1e-12)
