@@ -6,12 +6,16 @@ import numpy as np
 import optax
 import pytest
 
+import jaxiter as ji
+from jaxiter import trees
 from jaxiter.bilevel import (
     Batches,
     bome,
     bsvrb_v1,
     bsvrb_v2,
+    f2sa,
     f3sa,
+    hypergradient,
     ift_neumann,
     lv_hba,
     mrbo,
@@ -21,10 +25,13 @@ from jaxiter.bilevel import (
     run,
     saba,
     soba,
+    solve_inner,
     srba,
     stocbio,
     ttsa,
+    unrolled_hypergradient,
 )
+from jaxiter.linear import cg
 from jaxiter.testing.bilevel import (
     Selection,
     coupled,
@@ -32,6 +39,7 @@ from jaxiter.testing.bilevel import (
     penalty_path,
     quadratic,
     regularisation,
+    ridge,
     wavy,
 )
 
@@ -107,6 +115,91 @@ def test_regularisation_selection(make, per_step, published):
     assert np.sum(slope**2) < 2 * published, np.sum(slope**2)
 
 
+def test_warm_adjoints_need_a_third_of_the_products():
+    """B3, 100 steps of size 0.1: at rtol 1e-2 at most a third, at 1e-5 0.45 to 0.77, published."""
+    def outer(x, y):
+        return Selection.outer(x, y, B3.validation)
+
+    def inner(x, y):
+        return Selection.inner(x, y, B3.train)
+
+    def total(rtol, warm):
+        def step(carry, _):
+            x, y, v = carry
+            y = solve_inner(inner, y, x, step_size=0.3, stop=ji.tolerance(rtol=0, atol=1e-5)).value
+            out = hypergradient(outer, inner, x, y, v_init=trees.scale(warm, v),
+                                solve=cg(rtol=rtol, max_steps=100))
+            return (x - 0.1 * out.grad, y, out.v), out.counts.products
+
+        start = jnp.full(30, -2.0), jnp.zeros(30), jnp.zeros(30)
+        return jnp.sum(jax.lax.scan(step, start, None, length=100)[1])
+
+    solve = jax.jit(total)
+    for rtol, low, high in ((1e-2, 0.0, 1 / 3), (1e-5, 0.3, 0.77)):
+        ratio = int(solve(rtol, 1.0)) / int(solve(rtol, 0.0))
+        assert low <= ratio <= high, (rtol, ratio)
+
+
+def test_a_batch_of_problems_by_vmap_and_lanes_is_the_loop():
+    """256 starts x, F(x) and its gradient: lanes, vmap, one by one."""
+    xs = 0.5 * jax.random.normal(jax.random.key(0), (256, 30)) - 1
+    shrink = 0.3
+
+    def descent(y, x):
+        return y - shrink * jax.grad(Selection.inner, 1)(x, y, B3.train)
+
+    stop = ji.tolerance(rtol=0, atol=1e-5)
+    options = {"stop": stop, "solver": ji.anderson(5), "adjoint": ji.implicit(cg())}
+
+    def lanes(xs):
+        ys = ji.solve_many(descent, jnp.zeros((256, 30)), xs, lanes=64, **options).value
+        return jnp.sum(jax.vmap(lambda x, y: Selection.outer(x, y, B3.validation))(xs, ys))
+
+    def single(x):
+        y = ji.fixed_point(descent, jnp.zeros(30), x, **options).value
+        return Selection.outer(x, y, B3.validation)
+
+    by_lanes = jax.jit(jax.grad(lanes))(xs)
+    by_vmap = jax.jit(jax.vmap(jax.grad(single)))(xs)
+    one = jax.jit(jax.grad(single))
+    scale = float(jnp.abs(by_vmap).max())
+    np.testing.assert_allclose(by_lanes, by_vmap, atol=1e-4 * scale)
+    for i in (0, 100, 255):
+        np.testing.assert_allclose(one(xs[i]), by_vmap[i], atol=1e-4 * scale)
+        np.testing.assert_allclose(one(xs[i]), B3.solve(xs[i])[1], atol=2e-3 * scale)
+
+
+def test_memory_does_not_grow_with_inner_steps():
+    """Compiled temporaries of implicit and first-order methods; unrolling grows, as it must."""
+    problem = ridge()
+    x0, y0 = jnp.full(20, -3.0), jnp.zeros(20)
+
+    def bytes_of(function):
+        return jax.jit(function).lower(x0).compile().memory_analysis().temp_size_in_bytes
+
+    def implicit(x, steps):
+        y = solve_inner(problem.inner, y0, x, step_size=0.3, max_steps=steps,
+                        solver=ji.picard()).value
+        return hypergradient(problem.outer, problem.inner, x, y).grad
+
+    def first_order(x, steps):
+        method = f2sa(plain(problem.outer), plain(problem.inner), inner_rate=0.3,
+                      penalty_rate=0.1, inner_steps=steps)
+        return run(method, method.init(x, y0), None, None, num_steps=1,
+                   key=jax.random.key(0))[0].x
+
+    def unrolled(x, steps):
+        def descent(x, y):
+            return y - 0.5 * jax.grad(problem.inner, 1)(x, y)
+        return unrolled_hypergradient(problem.outer, descent, x, y0, steps=steps).grad
+
+    for function in (implicit, first_order):
+        few, many = (bytes_of(lambda x, n=n, f=function: f(x, n)) for n in (10, 1000))
+        assert many <= few + 64 * 1000, (few, many)  # at most the keys of the steps
+    few, many = (bytes_of(lambda x, n=n: unrolled(x, n)) for n in (10, 1000))
+    assert many > 20 * few
+
+
 def test_variance_reduction_converges_where_soba_keeps_its_noise():
     """A finite sum with unequal blocks and constant rates: tables and recursions lose the noise."""
     rows = jax.random.normal(jax.random.key(1), (21, 10))
@@ -126,8 +219,8 @@ def test_variance_reduction_converges_where_soba_keeps_its_noise():
 
 def test_growth_reports_a_diverging_series():
     method = stocbio(OUTER, INNER, neumann_rate=1.2, **RATES)  # L = 2
-    state = method.step(method.init(*START), Batches(None, None, None),
-                        jax.random.key(0))
+    state = jax.jit(lambda key: method.step(method.init(*START), Batches(None, None, None), key))(
+        jax.random.key(0))
     assert float(state.growth) > 1
 
 

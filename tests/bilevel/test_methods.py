@@ -143,3 +143,15 @@ def test_bad_input():
             batch_size=4)
     with pytest.raises(ValueError, match="positive multiple"):
         run(method, state, None, None, num_steps=3, key=jax.random.key(0), every=2)
+
+
+def test_a_hundred_thousand_steps_stay_bounded():
+    """F2SA on B1 in float32 with its default schedules: no drift, no overflow."""
+    method = f2sa(deterministic(B1.outer), deterministic(B1.inner), inner_rate=0.1,
+                  penalty_rate=0.1, inner_steps=2)
+    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
+    state, errors = jax.jit(lambda state, key: run(
+        method, state, None, None, num_steps=100_000, key=key, every=1000,
+        trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
+            start, jax.random.key(0))
+    assert np.all(np.isfinite(errors)) and errors.max() < 6 and errors[-1] < 0.05
