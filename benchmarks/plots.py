@@ -189,6 +189,25 @@ def few_steps() -> None:
     finish(figure, "few_steps")
 
 
+def bilevel() -> None:
+    data = load("bilevel")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
+    curves = data["selection"]["breast_cancer"]["curves"]
+    for i, (name, curve) in enumerate(curves.items()):
+        left.loglog(curve["calls"], curve["squares"], label=name, color=f"C{i % 10}",
+                    ls="-" if i < 10 else "--")
+    left.set(title="penalties on breast_cancer", xlabel="calls",
+             ylabel="squared hypergradient")
+    for i, (name, curve) in enumerate(data["cleaning_curves"].items()):
+        right.semilogx(curve["calls"], curve["area"], label=name, color=f"C{i}")
+    right.axhline(0.95, color=GREY, ls=":")
+    right.set(title="hyper-cleaning of digits, half the labels random", xlabel="calls",
+              ylabel="AUC of sigmoid(x)", ylim=(0.8, 1))
+    for axis in (left, right):
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+    finish(figure, "bilevel")
+
+
 if __name__ == "__main__":
     fixed_point()
     lanes()
@@ -197,3 +216,4 @@ if __name__ == "__main__":
     diffusion()
     recurrence()
     few_steps()
+    bilevel()
