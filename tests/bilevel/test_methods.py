@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxiter import callback
 from jaxiter.bilevel import f2sa, lv_hba, run, sl_bamm, soba
 from jaxiter.testing.bilevel import Cleaning, hyper_cleaning, quadratic
 
@@ -155,3 +156,17 @@ def test_a_hundred_thousand_steps_stay_bounded():
         trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
             start, jax.random.key(0))
     assert np.all(np.isfinite(errors)) and errors.max() < 6 and errors[-1] < 0.05
+
+
+def test_a_monitor_watches_and_changes_nothing():
+    seen = []
+    method = soba(deterministic(B1.outer), deterministic(B1.inner), inner_optimizer=optax.sgd(0.3),
+                  outer_optimizer=optax.sgd(0.05))
+    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
+    ends = [run(method, start, None, None, num_steps=40, every=10, key=jax.random.key(0),
+                monitor=monitor)[0].x
+            for monitor in (None, callback(lambda e: seen.append((e["step"], e["merit"]))))]
+    jax.effects_barrier()
+    np.testing.assert_array_equal(*ends)
+    assert sorted(step for step, _ in seen) == [1, 2, 3, 4]
+    assert all(merit > 0 for _, merit in seen)

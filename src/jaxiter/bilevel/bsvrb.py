@@ -165,7 +165,8 @@ def _bsvrb(
         return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x),
                           no_counts())
 
-    def at(x: PyTree, y: PyTree, adjoint: PyTree, a: PyTree, b: PyTree) -> _Block:
+    def at(point: tuple, a: PyTree, b: PyTree) -> _Block:
+        x, y, adjoint = point
         direct, pull = jax.grad(outer, (0, 1))(x, y, b)
         down, cross, image = product_pair(inner, x, y, vector(adjoint, pull), a)
 
@@ -177,7 +178,7 @@ def _bsvrb(
 
     def one(point: tuple, before: tuple, s: PyTree, u: PyTree, a: PyTree, b: PyTree) -> tuple:
         """New estimates and adjoint of a sampled block, and its slopes at the two points."""
-        now, last = at(*point, a, b), at(*before, a, b)
+        now, last = at(point, a, b), at(before, a, b)
         adjoint, u = follow(point[2], u, now, last)
         return adjoint, _msvr(now.down, last.down, s, options), u, now.slope, last.slope
 
@@ -187,11 +188,11 @@ def _bsvrb(
         index = jax.random.choice(first, rows_of(y), (options.blocks,), replace=False)
         a, b = (_rows(data, index, batches.size, key) for data, key in (
             (batches.inner_data, second), (batches.outer_data, third)))
-        blocks = [jax.tree.map(lambda leaf: leaf[index], part)
-                  for part in (y, adjoint, *before[1:], s, u)]
+        y_at, adjoint_at, y_was, adjoint_was, s_at, u_at = jax.tree.map(
+            lambda leaf: leaf[index], (y, adjoint, *before[1:], s, u))
         new_adjoint, new_s, new_u, now, last = jax.vmap(
             one, in_axes=((None, 0, 0), (None, 0, 0), 0, 0, 0, 0))(
-                (x, *blocks[:2]), (before[0], *blocks[2:4]), *blocks[4:], a, b)
+                (x, y_at, adjoint_at), (before[0], y_was, adjoint_was), s_at, u_at, a, b)
 
         def put(kept: PyTree, rows: PyTree) -> PyTree:
             return jax.tree.map(lambda leaf, row: leaf.at[index].set(row), kept, rows)
@@ -200,7 +201,7 @@ def _bsvrb(
         now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
         slope = storm(options.momentum, now, last, slope)
         if lazy:
-            new_y = put(y, trees.axpy(-options.inner_rate, new_s, blocks[0]))
+            new_y = put(y, trees.axpy(-options.inner_rate, new_s, y_at))
         else:
             new_y = trees.axpy(-options.inner_rate, s, y)
         count = options.blocks

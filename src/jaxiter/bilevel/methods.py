@@ -14,6 +14,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
+from jaxiter.monitor import Monitor
+from jaxiter.stop import StepInfo
 
 PyTree = Any
 
@@ -65,7 +67,7 @@ def no_counts() -> OracleCount:
     return OracleCount(jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
-def add_counts(counts: OracleCount, *more: int) -> OracleCount:
+def add_counts(counts: OracleCount, *more: int | jax.Array) -> OracleCount:
     """More calls of inner, outer and products."""
     return OracleCount(*(old + new for old, new in zip(counts, more, strict=True)))
 
@@ -105,6 +107,7 @@ def storm(momentum: Any, now: PyTree, before: PyTree, last: PyTree) -> PyTree:
 def run(
     method: Method, state: PyTree, inner_data: PyTree, outer_data: PyTree, *, num_steps: int,
     key: jax.Array, batch_size: int | None = None, trace: Callable | None = None, every: int = 1,
+    monitor: Monitor | None = None,
 ) -> tuple[PyTree, PyTree]:
     """`num_steps` steps of a method in one scan.
 
@@ -112,6 +115,8 @@ def run(
       inner_data, outer_data: pytrees with one leading axis each; None without data.
       batch_size: rows of a batch, drawn with replacement; default all rows.
       trace: `trace(state) -> pytree`, recorded after every so many steps.
+      monitor: `progress(num_steps // every)`, `printer()` or `callback(f)`, told after every so
+        many steps; its merit is how far x moved in them.
 
     Returns:
       The last state and the stacked records (None without trace).
@@ -131,9 +136,21 @@ def run(
     def once(state: PyTree, key: jax.Array) -> tuple[PyTree, None]:
         return method.step(state, batches, key), None
 
-    def block(state: PyTree, keys: jax.Array) -> tuple[PyTree, PyTree]:
-        state, _ = lax.scan(once, state, keys)
-        return state, None if trace is None else trace(state)
+    def block(carry: tuple, keys: jax.Array) -> tuple[tuple, PyTree]:
+        old, count, watched = carry
+        state, _ = lax.scan(once, old, keys)
+        if monitor is not None:
+            moved = trees.subtract(state.x, old.x)
+            info = _progress(state.x, moved, count + 1)
+            watched = monitor.update(info, watched, jnp.bool_(True))
+        return (state, count + 1, watched), None if trace is None else trace(state)
 
-    keys = jax.random.split(key, num_steps)
-    return lax.scan(block, state, keys.reshape(num_steps // every, every))
+    keys = jax.random.split(key, num_steps).reshape(num_steps // every, every)
+    watched = () if monitor is None else monitor.init(_progress(state.x, state.x, jnp.int32(0)))
+    (state, _, _), records = lax.scan(block, (state, jnp.int32(0), watched), keys)
+    return state, records
+
+
+def _progress(x: PyTree, moved: PyTree, count: jax.Array) -> StepInfo:
+    merit = trees.norm(moved)
+    return StepInfo(count, x, moved, merit, trees.norm(x), jnp.zeros_like(merit), jnp.bool_(True))

@@ -92,8 +92,9 @@ def srba(
 
         def recursive() -> tuple:
             a, b = batches.inner(first), batches.outer(second)
+            x_old, y_old, v_old = before
             change = trees.subtract(directions(outer, inner, x, y, v, a, b),
-                                    directions(outer, inner, *before, a, b))
+                                    directions(outer, inner, x_old, y_old, v_old, a, b))
             return trees.add(estimates, change)
 
         dx, dy, dv = estimates = lax.cond(refresh, everything, recursive)

@@ -49,7 +49,7 @@ def trace_complex(
         return ComplexMomentumState(zeros, zeros)
 
     def update(
-        updates: PyTree, state: ComplexMomentumState, params: PyTree = None
+        updates: PyTree, state: Any, params: PyTree = None
     ) -> tuple[PyTree, ComplexMomentumState]:
         del params
         new_real = jax.tree.map(lambda g, r, i: g + real * r - imaginary * i, updates, *state)
