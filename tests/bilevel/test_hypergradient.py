@@ -272,7 +272,7 @@ def test_bad_input():
 
 
 def test_as_many_hyperparameters_as_weights():
-    """Per-weight decay of a digits classifier: more Neumann terms, better aligned hypergradients."""
+    """Per-weight decay of a digits classifier: hypergradients align as terms are added."""
     pixels, labels = load_digits(return_X_y=True)
     pixels = jnp.asarray(np.c_[np.asarray(pixels) / 16, np.ones(len(pixels))], jnp.float32)
     labels = jnp.asarray(labels)
