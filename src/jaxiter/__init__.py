@@ -1,6 +1,6 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import bilevel, diffusion, linear, operators, recurrence, transport
+from jaxiter import bilevel, diffusion, linear, operators, optim, recurrence, transport
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point, root
@@ -25,8 +25,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
     "attach_implicit", "bilevel", "callback", "damped", "diagnose", "diffusion", "divergence",
-    "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear",
-    "neumann", "no_fixed_point", "one_step", "operators", "over_mesh", "overrelaxed", "picard",
-    "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many", "stagnation",
-    "tolerance", "transport", "unrolled",
+    "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear", "neumann",
+    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
+    "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
+    "stagnation", "tolerance", "transport", "unrolled",
 ]

@@ -149,3 +149,17 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
     # A weight of 0 stays in the sum: its own gradient need not be 0.
     terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)
+
+
+def check_positive(**numbers: Any) -> None:
+    """Refuses numbers that are known and not positive; traced ones pass."""
+    for name, number in numbers.items():
+        if isinstance(number, int | float) and not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}.")
+
+
+def check_fraction(**numbers: Any) -> None:
+    """Refuses numbers that are known and outside [0, 1)."""
+    for name, number in numbers.items():
+        if isinstance(number, int | float) and not 0 <= number < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {number}.")

@@ -13,8 +13,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, check_positive, no_counts
-from jaxiter.numerics import safe_divide
+from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+from jaxiter.numerics import check_positive, safe_divide
 
 PyTree = Any
 

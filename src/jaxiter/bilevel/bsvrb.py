@@ -20,12 +20,12 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
-    check_positive,
     no_counts,
     product_pair,
     rows_of,
     storm,
 )
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 

@@ -13,8 +13,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.methods import check_positive
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import check_positive, stop_gradient
 
 PyTree = Any
 

@@ -55,13 +55,6 @@ class Method(NamedTuple):
     step: Callable
 
 
-def check_positive(**numbers: Any) -> None:
-    """Refuses numbers that are known and not positive; traced ones pass."""
-    for name, number in numbers.items():
-        if isinstance(number, int | float) and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}.")
-
-
 def no_counts() -> OracleCount:
     """No call yet."""
     return OracleCount(jnp.int32(0), jnp.int32(0), jnp.int32(0))

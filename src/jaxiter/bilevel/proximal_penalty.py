@@ -20,10 +20,10 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
-    check_positive,
     no_counts,
     storm,
 )
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 

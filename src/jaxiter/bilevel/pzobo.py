@@ -13,7 +13,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, check_positive, move, no_counts
+from jaxiter.bilevel.methods import Batches, Method, add_counts, move, no_counts
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 

@@ -18,12 +18,12 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
-    check_positive,
     directions,
     move,
     no_counts,
     rows_of,
 )
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 

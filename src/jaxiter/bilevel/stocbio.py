@@ -17,13 +17,12 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
-    check_positive,
     move,
     no_counts,
     product_pair,
     storm,
 )
-from jaxiter.numerics import safe_divide
+from jaxiter.numerics import check_positive, safe_divide
 
 PyTree = Any
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxiter.bilevel.methods import check_positive, move
+from jaxiter.bilevel.methods import move
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxiter.optim.transform import transformation
+
 PyTree = Any
 
 
@@ -22,7 +24,7 @@ class ComplexMomentumState(NamedTuple):
 
 def trace_complex(
     decay: float = 0.8, angle: float = math.pi / 8
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`m <- b m + g` with `b = decay exp(i angle)`; the update is the real part of m.
 
     Chain with `optax.scale(-learning_rate)`. Two real buffers, no complex numbers: it runs where
@@ -49,11 +51,11 @@ def trace_complex(
         return ComplexMomentumState(zeros, zeros)
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None
+        updates: PyTree, state: ComplexMomentumState, params: PyTree, **_: Any
     ) -> tuple[PyTree, ComplexMomentumState]:
         del params
         new_real = jax.tree.map(lambda g, r, i: g + real * r - imaginary * i, updates, *state)
         new_imaginary = jax.tree.map(lambda r, i: real * i + imaginary * r, *state)
         return new_real, ComplexMomentumState(new_real, new_imaginary)
 
-    return optax.GradientTransformation(init, update)
+    return transformation("trace_complex", init, update)

@@ -1,0 +1,122 @@
+"""OPT-AMSGrad: AMSGrad that steps ahead by a prediction of the next gradient.
+
+Source: Wang, Li, Karimi and Li, "An optimistic acceleration of AMSGrad for nonconvex
+optimization", 2021. Which first moment enters the look-ahead is reconstructed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxiter import trees
+from jaxiter.numerics import check_fraction, check_positive, machine_epsilon, safe_divide
+from jaxiter.optim.transform import next_count, rate_at, transformation
+
+PyTree = Any
+
+
+class OptAmsgradState(NamedTuple):
+    """ahead: last look-ahead, what params are beyond the base point. history: last gradients."""
+
+    count: jax.Array
+    ahead: PyTree
+    first: PyTree
+    second: PyTree
+    largest: PyTree
+    prediction: PyTree
+    history: PyTree
+
+
+def opt_amsgrad(
+    learning_rate: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+    predictor: str | Callable = "last", history: int = 5,
+) -> optax.GradientTransformationExtraArgs:
+    """Second moments of the prediction error; for games and gradients that can be predicted.
+
+    No bias correction: the first steps are large, warm the rate up.
+
+    Args:
+      predictor: "last", the gradient itself; "rmpe", regularised minimal polynomial extrapolation
+        of the last `history` differences, which estimates the limit of the gradients; or
+        `predictor(gradients [r+1, ...], count) -> gradient`, the newest last.
+
+    Raises:
+      ValueError: an unknown predictor, history < 1, b1 or b2 outside [0, 1).
+
+    >>> import jax.numpy as jnp
+    >>> optimizer = opt_amsgrad(0.1)
+    >>> params = jnp.ones(1)
+    >>> update, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> round(float(update[0]), 4)
+    -0.9171
+    """
+    if not callable(predictor) and predictor not in ("last", "rmpe"):
+        raise ValueError(f"predictor must be 'last', 'rmpe' or a function, got {predictor!r}.")
+    if history < 1:
+        raise ValueError(f"history must be at least 1, got {history}.")
+    check_fraction(b1=b1, b2=b2)
+    check_positive(eps=eps)
+    rows = 1 if predictor == "last" else history + 1
+
+    def init(params: PyTree) -> OptAmsgradState:
+        zero = trees.zeros_like(params)
+        return OptAmsgradState(jnp.int32(0), zero, zero, zero, zero, zero,
+                               trees.columns(params, rows))
+
+    def predict(gradients: PyTree, count: jax.Array, g: PyTree) -> PyTree:
+        if predictor == "last":
+            return g
+        stacked = jax.tree.map(lambda rows, leaf: rows.reshape(rows.shape[0], *leaf.shape),
+                               gradients, g)
+        if predictor == "rmpe":
+            return _extrapolate(stacked, count, g)
+        return predictor(stacked, count)  # pyright: ignore[reportCallIssue]
+
+    def update(
+        g: PyTree, state: OptAmsgradState, params: PyTree, **_: Any
+    ) -> tuple[PyTree, OptAmsgradState]:
+        rate = rate_at(learning_rate, state.count)
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, g)
+        second = jax.tree.map(lambda v, g, m: b2 * v + (1 - b2) * jnp.square(g - m),
+                              state.second, g, state.prediction)
+        largest = jax.tree.map(jnp.maximum, state.largest, second)
+        gradients = jax.tree.map(
+            lambda rows, leaf: jnp.concatenate([rows[1:], leaf.reshape(1, -1)]),
+            state.history, g)
+        prediction = predict(gradients, state.count, g)
+
+        def length(step: jax.Array, most: jax.Array) -> jax.Array:
+            return -jnp.asarray(rate, step.dtype) * step / (jnp.sqrt(most) + eps)
+
+        base = jax.tree.map(length, first, largest)
+        ahead = jax.tree.map(lambda m, p, most: length(b1 * m + (1 - b1) * p, most), first,
+                             prediction, largest)
+        updates = trees.subtract(trees.add(base, ahead), state.ahead)
+        return updates, OptAmsgradState(next_count(state.count), ahead, first, second,
+                                        largest, prediction, gradients)
+
+    return transformation("opt_amsgrad", init, update)
+
+
+def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
+    """RMPE: weights that make the differences cancel, applied to the gradients themselves."""
+    size = jax.tree.leaves(rows)[0].shape[0] - 1
+    differences = jax.tree.map(lambda leaf: (leaf[1:] - leaf[:-1]).reshape(size, -1), rows)
+    kind = trees.norm_dtype(g)
+    gram = sum(jnp.matmul(leaf, leaf.T, precision="highest").astype(kind)
+               for leaf in jax.tree.leaves(differences))
+    # Rows from before the start are empty.
+    known = jnp.arange(size, dtype=jnp.int32) >= size - count
+    gram = jnp.where(known[:, None] & known, gram, 0)
+    gram = safe_divide(gram, jnp.linalg.norm(gram, 2))
+    ridge = 1e-8 if machine_epsilon(g) < 1e-12 else 1e-5
+    system = gram + jnp.diag(jnp.where(known, ridge, 1.0).astype(kind))
+    weights = jnp.where(known, jnp.linalg.solve(system, known.astype(kind)), 0)
+    weights = safe_divide(weights, jnp.sum(weights))
+    guess = jax.tree.map(
+        lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf[1:], 1, precision="highest"),
+        rows)
+    return trees.where(count > 0, guess, g)
