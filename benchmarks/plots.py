@@ -208,6 +208,31 @@ def bilevel() -> None:
     finish(figure, "bilevel")
 
 
+def optim() -> None:
+    data = load("optim")
+    figure, axes = plt.subplots(2, 2, figsize=(13, 8.5), constrained_layout=True)
+    rows = sorted(data["digits"], key=lambda r: -r["loss"])
+    colours = [GREY if r["optimiser"].startswith("optax") else ACCENT for r in rows]
+    axes[0, 0].barh([r["optimiser"] for r in rows], [r["loss"] for r in rows], color=colours)
+    axes[0, 0].set(title="digits, 200 steps: full training loss (grey: optax's own)", xscale="log")
+    axes[0, 0].tick_params(labelsize=8)
+    for axis, key, title in (
+            (axes[0, 1], "condition 1000", "quadratic, condition 1,000: f / f0"),
+            (axes[1, 0], "parameter-free", "no L, no distance: f, condition 1e5")):
+        for name, curve in data["controlled"][key].items():
+            axis.semilogy(np.maximum(curve, 1e-12), label=name)
+        axis.set(title=title, xlabel="steps")
+        axis.legend(frameon=False, fontsize=8)
+    sent = data["compression"]
+    right = axes[1, 1]
+    for r in sent:
+        right.semilogx(r["bytes per step"], r["loss"], "o", ms=9, label=r["method"])
+    right.set(title="bytes sent per step and device, 300 steps on digits", xlabel="bytes",
+              ylabel="full training loss", ylim=(0, None))
+    right.legend(frameon=False, fontsize=8)
+    finish(figure, "optim")
+
+
 if __name__ == "__main__":
     fixed_point()
     lanes()
@@ -217,3 +242,4 @@ if __name__ == "__main__":
     recurrence()
     few_steps()
     bilevel()
+    optim()

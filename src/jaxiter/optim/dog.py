@@ -74,7 +74,7 @@ def a_dog(
         y = trees.axpy(-eta, g, x)
         w = trees.axpy(-alpha * eta, g, w)
         average = trees.axpy(alpha * radius / weight, trees.subtract(y, average), average)
-        radius = jnp.maximum(radius, trees.norm(trees.subtract(w, start)))
+        radius = jnp.maximum(radius, trees.quick_norm(trees.subtract(w, start)))
         radii = radii + radius
         alpha = jnp.maximum(1, alpha_constant * radii / radius)
         weight = weight + alpha * radius

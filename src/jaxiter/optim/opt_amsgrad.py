@@ -59,16 +59,13 @@ def opt_amsgrad(
         raise ValueError(f"history must be at least 1, got {history}.")
     check_fraction(b1=b1, b2=b2)
     check_positive(eps=eps)
-    rows = 1 if predictor == "last" else history + 1
 
     def init(params: PyTree) -> OptAmsgradState:
         zero = trees.zeros_like(params)
         return OptAmsgradState(jnp.int32(0), zero, zero, zero, zero, zero,
-                               trees.columns(params, rows))
+                               None if predictor == "last" else trees.columns(params, history + 1))
 
     def predict(gradients: PyTree, count: jax.Array, g: PyTree) -> PyTree:
-        if predictor == "last":
-            return g
         stacked = jax.tree.map(lambda rows, leaf: rows.reshape(rows.shape[0], *leaf.shape),
                                gradients, g)
         if predictor == "rmpe":
@@ -83,18 +80,21 @@ def opt_amsgrad(
         second = jax.tree.map(lambda v, g, m: b2 * v + (1 - b2) * jnp.square(g - m),
                               state.second, g, state.prediction)
         largest = jax.tree.map(jnp.maximum, state.largest, second)
-        gradients = jax.tree.map(
-            lambda rows, leaf: jnp.concatenate([rows[1:], leaf.reshape(1, -1)]),
-            state.history, g)
-        prediction = predict(gradients, state.count, g)
+        gradients, prediction = None, g
+        if predictor != "last":
+            gradients = jax.tree.map(
+                lambda rows, leaf: jnp.concatenate([rows[1:], leaf.reshape(1, -1)]),
+                state.history, g)
+            prediction = predict(gradients, state.count, g)
 
-        def length(step: jax.Array, most: jax.Array) -> jax.Array:
-            return -jnp.asarray(rate, step.dtype) * step / (jnp.sqrt(most) + eps)
+        def inverse(most: jax.Array) -> jax.Array:
+            return jnp.asarray(rate, most.dtype) / (jnp.sqrt(most) + eps)
 
-        base = jax.tree.map(length, first, largest)
-        ahead = jax.tree.map(lambda m, p, most: length(b1 * m + (1 - b1) * p, most), first,
-                             prediction, largest)
-        updates = trees.subtract(trees.add(base, ahead), state.ahead)
+        # One division per entry serves the base point and the look-ahead.
+        scale = jax.tree.map(inverse, largest)
+        ahead = jax.tree.map(lambda s, m, p: -s * (b1 * m + (1 - b1) * p), scale, first, prediction)
+        updates = jax.tree.map(lambda s, m, new, old: new - s * m - old, scale, first, ahead,
+                               state.ahead)
         return updates, OptAmsgradState(next_count(state.count), ahead, first, second,
                                         largest, prediction, gradients)
 
