@@ -1,0 +1,35 @@
+"""Every call that the migration page recommends is valid as it stands."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+PAGE = (Path(__file__).parent.parent / "docs" / "coming_from.md").read_text()
+NAMES = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
+SECTIONS = PAGE.split("\n## ")
+ROWS = [(section.splitlines()[0], row.split("|")[2].strip().strip("`"))
+        for section in SECTIONS if section.startswith(("jaxopt", "optimistix", "OTT"))
+        for row in section.splitlines() if row.startswith("| `")]
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    names = {}
+    exec(NAMES, names)
+    return names
+
+
+@pytest.mark.parametrize("call", dict.fromkeys(call for _, call in ROWS))
+def test_call(call, namespace):
+    """Traced, not run: names, arguments and shapes; the suites of the families run them."""
+    def run():
+        return [leaf for leaf in jax.tree.leaves(eval(call, namespace))
+                if isinstance(leaf, jax.Array)]
+
+    assert jax.eval_shape(run) or "optax.chain" in call
+
+
+def test_every_section_has_rows():
+    assert {section for section, _ in ROWS} == {"jaxopt", "optimistix", "OTT-JAX"}
