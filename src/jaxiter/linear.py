@@ -73,9 +73,11 @@ def _report(system: _System, x: PyTree, norm: Any, steps: Any, max_steps: Any) -
     status = jnp.where(
         norm <= system.tol, Status.CONVERGED,
         jnp.where(steps >= max_steps, Status.MAX_STEPS, Status.LINEAR_FAILURE))
-    status = jnp.where(jnp.isfinite(norm), status, Status.NONFINITE).astype(jnp.int32)
+    value = trees.scale(system.unit, x)  # may overflow, where the answer is beyond the dtype
+    finite = jnp.isfinite(norm) & trees.finite(value)
+    status = jnp.where(finite, status, Status.NONFINITE).astype(jnp.int32)
     residual = jnp.where(system.norm <= 0.1, 0, norm / system.norm)
-    return LinearSolution(trees.scale(system.unit, x), status, steps, residual)
+    return LinearSolution(value, status, steps, residual)
 
 
 class _Outer(NamedTuple):

@@ -133,9 +133,13 @@ def quick_norm(a: PyTree) -> jax.Array:
 
 
 def magnitude(a: PyTree) -> jax.Array:
-    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
+
+    Capped so that its reciprocal is a normal number: processors flush the others to zero.
+    """
     peak = max_norm(a)
-    return jnp.where((peak > 0) & (peak < jnp.inf), peak, 1)
+    cap = 0.25 / jnp.finfo(peak.dtype).tiny
+    return jnp.where((peak > 0) & (peak < jnp.inf), jnp.minimum(peak, cap), 1)
 
 
 def norm(a: PyTree) -> jax.Array:

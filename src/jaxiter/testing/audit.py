@@ -1,0 +1,210 @@
+"""A truth audit: random and degenerate problems, each answer judged in float64 by numpy.
+
+A false CONVERGED is a status that the answer itself contradicts: the residual, computed in numpy
+from the returned value, exceeds the tolerance that the status claims, with room for rounding and
+for numbers below the smallest normal one, which processors treat as zero.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxiter import linear
+from jaxiter.bilevel import hypergradient
+from jaxiter.driver import fixed_point
+from jaxiter.recurrence import solve_recurrence
+from jaxiter.solution import Status
+from jaxiter.stop import default_tolerances
+from jaxiter.transport import sinkhorn
+
+SPECIAL = (0.0, 1e-44, 1e-30, 1e30, 3e38, np.inf, np.nan)
+
+
+class Verdict(NamedTuple):
+    """Counts over a batch: solves, those that say CONVERGED, and the two kinds of lies.
+
+    false: CONVERGED against the residual. silent: a gradient that is wrong, or not a number, where
+    the solve says CONVERGED and the problem is well conditioned; in 16 bits, where a backward
+    solve often cannot reach its tolerance, NaN is the honest answer and only numbers count.
+    """
+
+    family: str
+    solves: int
+    converged: int
+    false: int
+    silent: int
+
+
+def random_maps(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Linear maps `[count, n, n]` and offsets: contractions, isometries, expansions, degenerate."""
+    radius = rng.choice([0.0, 0.3, 0.9, 0.99, 1.0, 1.1], count)
+    a = rng.normal(size=(count, size, size))
+    a = np.where(rng.random((count, 1, 1)) < 0.3, np.triu(a) * 3, a)  # far from normal
+    length = np.maximum(np.abs(np.linalg.eigvals(a)).max(1), 1e-6)
+    a = a * (radius / length)[:, None, None]
+    b = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-20, 20, (count, 1))
+    odd = rng.random(count) < 0.3
+    b[odd, 0] = rng.choice(SPECIAL, odd.sum())
+    b[rng.random(count) < 0.05] = 0.0
+    return a, b
+
+
+def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any, name: str
+                      ) -> Verdict:
+    """Linear maps with one solver and dtype; gradients by the offset against a dense solve."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(all="ignore"):
+        a, b = (jnp.asarray(part).astype(dtype) for part in random_maps(rng, count, size))
+
+    def solve(a: jax.Array, b: jax.Array) -> Any:
+        return fixed_point(lambda x, a, b: a @ x + b, jnp.zeros(size, dtype), a, b, solver=solver,
+                           max_steps=200)
+
+    def total(a: jax.Array, b: jax.Array) -> tuple:
+        out = solve(a, b)
+        return jnp.sum(out.value), out
+
+    (_, out), slope = jax.jit(jax.vmap(jax.value_and_grad(total, 1, has_aux=True)))(a, b)
+    a, b, x, slope = (np.asarray(part, float) for part in (a, b, out.value, slope))
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        image = np.einsum("kij,kj->ki", a, x) + b
+        residual = np.linalg.norm(image - x, axis=1)
+        scale = np.maximum(np.linalg.norm(x, axis=1), np.linalg.norm(image, axis=1))
+        relative, absolute = default_tolerances(jnp.zeros(1, dtype))
+        rounding = float(jnp.finfo(dtype).eps) * np.linalg.norm(
+            np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
+        lies = good & ~(residual <= 1.05 * (absolute + relative * scale) + 8 * size * rounding)
+        system = np.eye(size) - a
+        # A backward solve to 1e-2, as in 16 bits, is right to about that times the condition.
+        regular = np.linalg.cond(system) < (10 if jnp.finfo(dtype).bits == 16 else 1e3)
+    exact = np.full_like(slope, np.nan)
+    exact[regular] = np.linalg.solve(np.swapaxes(system[regular], 1, 2),
+                                     np.ones((regular.sum(), size, 1)))[..., 0]
+    wrong = np.linalg.norm(slope - exact, axis=1) > 2e-2 * np.linalg.norm(exact, axis=1) + (
+        0.2 * np.linalg.norm(exact, axis=1) if jnp.finfo(dtype).bits == 16 else 0)
+    number = np.isfinite(slope).all(1)
+    silent = good & regular & (wrong if jnp.finfo(dtype).bits == 16 else wrong | ~number)
+    return Verdict(f"fixed_point, {name}, {jnp.dtype(dtype).name}, n = {size}", count,
+                   int(good.sum()), int(lies.sum()), int(silent.sum()))
+
+
+def audit_linear(seed: int, count: int, size: int, solver: Any, name: str, symmetric: bool
+                 ) -> Verdict:
+    """Systems of every condition, singular ones, zero, huge and non-finite right-hand sides."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(count, size, size))
+    basis = np.linalg.qr(a)[0]
+    values = 10.0 ** (-rng.choice([0, 2, 6, 12], (count, 1)) * rng.random((count, size)))
+    values[rng.random(count) < 0.15, 0] = 0.0
+    right = basis if symmetric else np.linalg.qr(rng.normal(size=a.shape))[0]
+    a = (basis * values[:, None]) @ np.swapaxes(right, 1, 2)
+    b = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-20, 20, (count, 1))
+    odd = rng.random(count) < 0.3
+    b[odd, 0] = rng.choice(SPECIAL, odd.sum())
+    with np.errstate(all="ignore"):
+        a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    out = jax.jit(jax.vmap(lambda a, b: solver(lambda v: a @ v, b)))(a, b)
+    a, b, x = (np.asarray(part, float) for part in (a, b, out.value))
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        residual = np.linalg.norm(np.einsum("kij,kj->ki", a, x) - b, axis=1)
+        rounding = 1.2e-7 * np.linalg.norm(
+            np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
+        limit = 1.05 * linear.default_rtol(jnp.zeros(1)) * np.linalg.norm(b, axis=1)
+        lies = good & ~(residual <= limit + 8 * size * rounding + 1.2e-38 * size)
+    return Verdict(f"linear.{name}, n = {size}", count, int(good.sum()), int(lies.sum()), 0)
+
+
+def audit_sinkhorn(seed: int, count: int, method: str) -> Verdict:
+    """Costs of every scale, forbidden pairs, zero weights, epsilons from huge to tiny."""
+    rng = np.random.default_rng(seed)
+    n, m = 6, 5
+    cost = rng.uniform(size=(count, n, m)) * 10.0 ** rng.integers(-3, 4, (count, 1, 1))
+    cost[rng.random(cost.shape) < 0.02] = np.inf
+    odd = rng.random(count) < 0.1
+    cost[odd, 0, 0] = rng.choice([0.0, np.inf, np.nan, 1e30], odd.sum())
+    epsilon = 10.0 ** rng.uniform(-3, 1, count) * np.where(
+        np.isfinite(cost), cost, 0).mean((1, 2)).clip(1e-6, 1e6)
+    a, b = rng.dirichlet(np.ones(n), count), rng.dirichlet(np.ones(m), count)
+    a[rng.random(count) < 0.2, 1] = 0.0
+    a /= a.sum(1, keepdims=True)
+    arrays = [jnp.asarray(part, jnp.float32) for part in (cost, a, b, epsilon)]
+
+    def total(cost: jax.Array, a: jax.Array, b: jax.Array, e: jax.Array) -> tuple:
+        out = sinkhorn(cost, a, b, epsilon=e, method=method, max_steps=400)
+        return out.dual_value, (out.f, out.g, out.solve.status)
+
+    (_, (f, g, status)), slope = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True)))(*arrays)
+    cost, a, b, epsilon, f, g = (np.asarray(part, float) for part in (*arrays, f, g))
+    good = np.asarray(status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        plan = np.exp((f[:, :, None] + g[:, None] - cost) / epsilon[:, None, None])
+        plan = np.where(np.isneginf(f)[:, :, None] | np.isneginf(g)[:, None], 0, plan)
+        error = np.abs(plan.sum(2) - a).sum(1) + np.abs(plan.sum(1) - b).sum(1)
+        reach = np.where(np.isfinite(cost), cost, 0).max((1, 2)) / epsilon
+        relative, absolute = default_tolerances(jnp.zeros(1))
+        lies = good & ~(error <= 2 * (absolute + relative) + 2e-6 + 1e-6 * reach)
+    silent = good & ~np.isfinite(np.asarray(slope)).all((1, 2))
+    return Verdict(f"sinkhorn, {method}", count, int(good.sum()), int(lies.sum()),
+                   int(silent.sum()))
+
+
+def audit_recurrence(seed: int, count: int, method: str) -> Verdict:
+    """tanh recurrences from forgetful to chaotic, with odd inputs; rows judged one by one."""
+    rng = np.random.default_rng(seed)
+    d, length = 3, 24
+    w = rng.normal(size=(count, d, d)) * rng.choice([0.1, 0.5, 1.0, 3.0], (count, 1, 1))
+    xs = rng.normal(size=(count, length, d))
+    odd = rng.random(count) < 0.15
+    xs[odd, length // 2, 0] = rng.choice([1e30, np.inf, np.nan], odd.sum())
+    w, xs = jnp.asarray(w, jnp.float32), jnp.asarray(xs, jnp.float32)
+    out = jax.jit(jax.vmap(lambda w, xs: solve_recurrence(
+        lambda s, x: jnp.tanh(w @ s + x), jnp.zeros(d), xs, method=method, max_steps=12)))(w, xs)
+    w, xs, s = (np.asarray(part, float) for part in (w, xs, out.value))
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        before = np.concatenate([np.zeros((count, 1, d)), s[:, :-1]], 1)
+        gap = np.abs(s - np.tanh(np.einsum("kij,ktj->kti", w, before) + xs)).max((1, 2))
+        lies = good & ~(gap <= 1e-3)
+    return Verdict(f"solve_recurrence, {method}", count, int(good.sum()), int(lies.sum()), 0)
+
+
+def audit_hypergradient(seed: int, count: int, solve: str) -> Verdict:
+    """Quadratic inner problems, some singular or indefinite; the adjoint's residual and grad."""
+    rng = np.random.default_rng(seed)
+    size = 4
+    basis = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
+    values = 10.0 ** -rng.uniform(0, 4, (count, size))
+    values[rng.random(count) < 0.15, 0] = 0.0
+    values[rng.random(count) < 0.15, 0] *= -1
+    h = (basis * values[:, None]) @ np.swapaxes(basis, 1, 2)
+    c = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-10, 10, (count, 1))
+    c[rng.random(count) < 0.1, 0] = np.nan
+    arrays = [jnp.asarray(part, jnp.float32) for part in (h, c)]
+
+    def one(h: jax.Array, c: jax.Array) -> Any:
+        return hypergradient(lambda x, y: c @ y, lambda x, y: y @ (h @ y) / 2 - x @ y,
+                             jnp.ones(size), jnp.ones(size), solve=solve)
+
+    out = jax.jit(jax.vmap(one))(*arrays)
+    h, c, v, grad = (np.asarray(part, float) for part in (*arrays, out.v, out.grad))
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        residual = np.linalg.norm(np.einsum("kij,kj->ki", h, v) - c, axis=1)
+        rounding = 1.2e-7 * np.linalg.norm(
+            np.einsum("kij,kj->ki", np.abs(h), np.abs(v)) + np.abs(c), axis=1)
+        lies = good & ~(residual <= 2e-5 * np.linalg.norm(c, axis=1) + 64 * rounding)
+    silent = good & ~np.isfinite(grad).all(1)
+    return Verdict(f"hypergradient, {solve}", count, int(good.sum()), int(lies.sum()),
+                   int(silent.sum()))
+
+
+def audit(cases: dict[str, Callable], count: int, seeds: int = 1) -> Iterator[Verdict]:
+    """The named cases, `case(seed, count) -> Verdict`, over several seeds."""
+    for case in cases.values():
+        found = [case(seed, count) for seed in range(seeds)]
+        yield Verdict(found[0].family, *(sum(v[i] for v in found) for i in range(1, 5)))
