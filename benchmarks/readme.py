@@ -231,11 +231,19 @@ def optim() -> str:
         + table(["", "bytes per step and device", "loss"], sent))
 
 
+def audit() -> str:
+    total = load("audit")["total"]
+    return (f"**Truth audit** (`benchmarks/audit.py`): {total['solves']:,} random and degenerate "
+            f"problems, each answer judged in float64 by numpy; {total['converged']:,} say "
+            f"CONVERGED, {total['false']} of them against their own residual; {total['silent']} "
+            "gradients of converged, well-conditioned problems are wrong or not a number.\n")
+
+
 def main() -> None:
     text = README.read_text()
     start, end = text.index("<!-- measured -->"), text.index("<!-- end -->")
     block = "\n".join([fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps(),
-                       bilevel(), optim()])
+                       bilevel(), optim(), audit()])
     README.write_text(f"{text[:start]}<!-- measured -->\n{block}{text[end:]}")
 
 
