@@ -198,6 +198,20 @@ def cleaners() -> dict[str, tuple]:
                        inner_steps=5, linear_steps=5), 12),
         "stocBiO": (stocbio(outer, inner, inner_optimizer=sgd(0.5), outer_optimizer=sgd(100.0),
                             neumann_rate=0.5, inner_steps=5, terms=6), 12),
+        "IFT + Neumann": (ift_neumann(outer, inner, inner_optimizer=sgd(0.5), neumann_rate=0.5,
+                                      outer_optimizer=sgd(100.0), inner_steps=5, terms=20), 26),
+        "SABA": (saba(outer, inner, inner_optimizer=sgd(0.2), outer_optimizer=sgd(30.0),
+                      blocks=(16, 4)), 3),
+        "SRBA": (srba(outer, inner, inner_optimizer=sgd(0.5), outer_optimizer=sgd(100.0)), 9),
+        "TTSA": (ttsa(outer, inner, inner_optimizer=sgd(falling(1.0, 0.4)), neumann_rate=0.5,
+                      outer_optimizer=sgd(falling(300.0, 0.6))), 7.5),
+        "MRBO": (mrbo(outer, inner, inner_optimizer=sgd(falling(1.0, 1 / 3)), neumann_rate=0.5,
+                      outer_optimizer=sgd(falling(300.0, 1 / 3)), terms=6), 16),
+        "F3SA": (f3sa(outer, inner, inner_rate=0.5, penalty_rate=0.25, outer_factor=1e3,
+                      exponents=(1 / 3, 0.0)), 12),
+        "BOME": (bome(outer, inner, rate=1.0, inner_rate=0.5, inner_steps=5), 8),
+        "PZOBO": (pzobo(outer, inner, inner_rate=0.5, outer_optimizer=sgd(30.0), inner_steps=5),
+                  56),
     }
 
 
