@@ -40,18 +40,15 @@ def shifted_clouds():
     return rng.normal(size=(60, 2)), rng.normal(size=(60, 2)) + 1
 
 
-@pytest.mark.parametrize(
-    "epsilon, value", [
-        (0.1, 0.73565), pytest.param(10.0, 0.63567, marks=pytest.mark.slow),
-        pytest.param(1.0, 0.66650, marks=pytest.mark.slow),
-        pytest.param(0.01, 0.76180, marks=pytest.mark.slow)])
-def test_divergence_reproduces_the_table(epsilon, value, x64):
+def test_divergence_reproduces_the_table(x64):
     x, y = shifted_clouds()
-    out = jax.jit(lambda x, y: sinkhorn_divergence(
-        x, y, epsilon=epsilon, stop=ji.tolerance(rtol=0, atol=1e-9), max_steps=20_000))(x, y)
-    assert abs(float(out.value) - value) < 6e-6
-    assert out.status == ji.Status.CONVERGED
-    assert max(int(out.self_x.steps), int(out.self_y.steps)) <= 40
+    solve = jax.jit(lambda epsilon: sinkhorn_divergence(
+        x, y, epsilon=epsilon, stop=ji.tolerance(rtol=0, atol=1e-9), max_steps=20_000))
+    for epsilon, value in ((0.01, 0.76180), (0.1, 0.73565), (1.0, 0.66650), (10.0, 0.63567)):
+        out = solve(epsilon)
+        assert abs(float(out.value) - value) < 6e-6
+        assert out.status == ji.Status.CONVERGED
+        assert max(int(out.self_x.steps), int(out.self_y.steps)) <= 40
 
 
 def test_divergence_properties_and_derivatives(x64):
