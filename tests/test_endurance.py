@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "examples" / "endurance.py"
 
 
+@pytest.mark.slow  # test_driver.py resumes bitwise within one process
 def test_killed_and_resumed():
     out = subprocess.run([sys.executable, str(SCRIPT), "1"], capture_output=True, text=True,
                          timeout=240)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom: one by default, the others with the slow tests."""
 
 import os
 import subprocess
@@ -15,7 +15,9 @@ NotebookClient(nbformat.read(sys.argv[1], 4), timeout=120, kernel_name="python3"
 """
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [
+    path if path.stem == "hyper_cleaning" else pytest.param(path, marks=pytest.mark.slow)
+    for path in NOTEBOOKS], ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path):
     environment = {**os.environ, "JAXITER_QUICK": "1",
                    "XLA_FLAGS": "--xla_backend_optimization_level=1"}

@@ -61,6 +61,7 @@ def test_implicit_maml_is_the_derivative_of_the_closed_form():
         implicit_maml(train, validation, jnp.zeros(8), tasks, strength=0.0)
 
 
+@pytest.mark.slow
 def test_implicit_maml_learns_the_task_mean():
     """Published: 300 steps of 8 tasks bring the adapted loss near that of the true mean."""
     mean, tasks = regression_tasks()
