@@ -163,3 +163,10 @@ def check_fraction(**numbers: Any) -> None:
     for name, number in numbers.items():
         if isinstance(number, int | float) and not 0 <= number < 1:
             raise ValueError(f"{name} must be in [0, 1), got {number}.")
+
+
+def check_share(**numbers: Any) -> None:
+    """Refuses numbers that are known and outside (0, 1]."""
+    for name, number in numbers.items():
+        if isinstance(number, int | float) and not 0 < number <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {number}.")

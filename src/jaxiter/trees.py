@@ -157,6 +157,12 @@ def norm(a: PyTree) -> jax.Array:
     return jnp.sqrt(squared_norm(jax.tree.map(shrink, a))) * unit
 
 
+def into_ball(radius: Any, a: PyTree) -> PyTree:
+    """`a`, shortened to length `radius` where it is longer."""
+    length = norm(a)
+    return scale(jnp.where(length > radius, radius / length, 1.0), a)
+
+
 def _row(leaf: jax.Array) -> jax.Array:
     """The leaf as one row of a history: flat, unless a trailing axis is explicitly sharded.
 

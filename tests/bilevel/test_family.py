@@ -87,6 +87,18 @@ def test_closed_form(make, steps, accuracy, calls):
         assert [int(c) for c in state.counts] == [steps * c for c in calls]
 
 
+def test_bias_of_bome_is_proportional_to_its_rate():
+    """B1: at rates 0.05 and 0.02 it settles 0.136 and 0.062 from the optimum."""
+    def settle(rate):
+        method = bome(OUTER, INNER, rate=rate, inner_rate=0.4, inner_steps=20)
+        return run(method, method.init(*START), None, None, num_steps=6000,
+                   key=jax.random.key(0))[0].x
+
+    ends = jax.jit(jax.vmap(settle))(jnp.array([0.05, 0.02]))
+    np.testing.assert_allclose(np.linalg.norm(ends - B1.optimum, axis=1), [0.136, 0.062],
+                               rtol=0.02)
+
+
 B3 = regularisation()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxiter import callback
 from jaxiter.bilevel import f2sa, lv_hba, run, sl_bamm, soba
-from jaxiter.testing.bilevel import Cleaning, hyper_cleaning, quadratic
+from jaxiter.testing.bilevel import Cleaning, coupled, hyper_cleaning, quadratic
 
 B1 = quadratic()
 
@@ -17,16 +17,21 @@ def deterministic(function):
     return lambda x, y, batch: function(x, y)
 
 
+def distances(method, steps, every):
+    """The last state, and |x - optimum| after every so many steps from B1's start."""
+    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
+    return jax.jit(lambda state, key: run(
+        method, state, None, None, num_steps=steps, key=key, every=every,
+        trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
+            start, jax.random.key(0))
+
+
 @pytest.mark.parametrize("inner_steps, linear_steps", [(1, 1), (5, 3)])
 def test_soba_finds_the_closed_form(inner_steps, linear_steps):
     method = soba(deterministic(B1.outer), deterministic(B1.inner), inner_optimizer=optax.sgd(0.3),
                   outer_optimizer=optax.sgd(0.05), inner_steps=inner_steps,
                   linear_steps=linear_steps)
-    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
-    state, errors = jax.jit(lambda state, key: run(
-        method, state, None, None, num_steps=4000, key=key, every=1000,
-        trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
-            start, jax.random.key(0))
+    state, errors = distances(method, 4000, 1000)
     assert float(errors[-1]) < 1e-3 and np.all(np.diff(errors) <= 1e-5)
     np.testing.assert_allclose(state.y, B1.argmin(B1.optimum), atol=2e-3)
     expected = (1, 1, 1) if inner_steps == 1 else (inner_steps, 1, linear_steps + 1)
@@ -37,11 +42,7 @@ def test_f2sa_finds_the_closed_form_up_to_its_bias():
     """No noise: x nears the optimum as the penalty grows; float32, 20,000 steps, bounded."""
     method = f2sa(deterministic(B1.outer), deterministic(B1.inner), inner_rate=0.4,
                   penalty_rate=0.1, inner_steps=5)
-    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
-    state, errors = jax.jit(lambda state, key: run(
-        method, state, None, None, num_steps=20_000, key=key, every=2000,
-        trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
-            start, jax.random.key(0))
+    state, errors = distances(method, 20_000, 2000)
     assert float(errors[-1]) < 0.05 and errors[-1] < errors[2] < errors[0]
     assert int(state.counts.products) == 0 and int(state.counts.inner) == 20_000 * 12
 
@@ -111,24 +112,19 @@ def test_sl_bamm_without_strong_convexity():
 
 def test_lv_hba_on_a_coupled_constraint():
     """B7: x = -0.3, y = (0.7, -0.4), multiplier -sqrt(300): errors 0.0165, 0.0105 as published."""
-    def project(x, y):
-        shift = (jnp.sum(x) + jnp.sum(y)) / 300
-        return x - shift, y - shift
-
-    method = lv_hba(
-        lambda x, y, _: jnp.sum((x - y[1]) ** 2) / 2 + jnp.sum((y[0] - 1) ** 2) / 2,
-        lambda x, y, _: jnp.sum(y[0] ** 2) / 2 - x @ y[0] + jnp.sum(y[1]),
-        lambda x, y: (jnp.sum(x) + jnp.sum(y))[None] / np.sqrt(300), project, equality=True)
-    exact = np.repeat([-0.3, 0.7, -0.4], 100)
+    problem = coupled()
+    method = lv_hba(deterministic(problem.outer), deterministic(problem.inner),
+                    problem.constraint, problem.project, equality=True)
+    exact = np.concatenate([problem.x, problem.y.ravel()])
     start = method.init(jnp.zeros(100), jnp.zeros((2, 100)))
     end, error = jax.jit(lambda s: run(
         method, s, None, None, num_steps=20_000, key=jax.random.key(0), every=1000,
         trace=lambda s: jnp.linalg.norm(jnp.concatenate([s.x, s.y.ravel()]) - exact)
         / np.linalg.norm(exact)))(start)
     assert 0.0165 / 1.5 < error[2] < 0.0165 * 1.5 and 0.0105 / 1.5 < error[-1] < 0.0105 * 1.5
-    np.testing.assert_allclose(end.lam, -np.sqrt(300), rtol=5e-3)
+    np.testing.assert_allclose(end.lam, problem.multiplier, rtol=5e-3)
     with pytest.raises(ValueError, match="growth must be in"):
-        lv_hba(B1.outer, B1.inner, lambda x, y: x, project, growth=0.6)
+        lv_hba(B1.outer, B1.inner, lambda x, y: x, problem.project, growth=0.6)
 
 
 def test_bad_input():
@@ -150,11 +146,7 @@ def test_a_hundred_thousand_steps_stay_bounded():
     """F2SA on B1 in float32 with its default schedules: no drift, no overflow."""
     method = f2sa(deterministic(B1.outer), deterministic(B1.inner), inner_rate=0.1,
                   penalty_rate=0.1, inner_steps=2)
-    start = method.init(jnp.asarray(B1.x, jnp.float32), jnp.zeros(10))
-    state, errors = jax.jit(lambda state, key: run(
-        method, state, None, None, num_steps=100_000, key=key, every=1000,
-        trace=lambda s: jnp.linalg.norm(s.x - jnp.asarray(B1.optimum, jnp.float32))))(
-            start, jax.random.key(0))
+    state, errors = distances(method, 100_000, 1000)
     assert np.all(np.isfinite(errors)) and errors.max() < 6 and errors[-1] < 0.05
 
 

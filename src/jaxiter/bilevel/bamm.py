@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+from jaxiter.bilevel.methods import Batches, Method, add_counts, directions, no_counts
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 
@@ -58,8 +59,7 @@ def sl_bamm(
     """
     if not 0 < average < 1:
         raise ValueError(f"average must be in (0, 1), got {average}.")
-    if not (rate > 0 and decay > 0):
-        raise ValueError(f"rate and decay must be positive, got {rate} and {decay}.")
+    check_positive(rate=rate, decay=decay)
 
     def init(x: PyTree, y: PyTree) -> BammState:
         return BammState(x, y, trees.zeros_like(y), jnp.int32(0), no_counts())
@@ -71,16 +71,13 @@ def sl_bamm(
         age = (k + 1).astype(jnp.float32)
         mu = average * age**-decay
 
-        def mixed(y: PyTree) -> PyTree:
-            up = jax.grad(outer, (0, 1))(x, y, b)
-            down = jax.grad(inner, (0, 1))(x, y, a)
-            return trees.axpy(mu, up, trees.scale(1 - mu, down))
+        def average_of_both(x: PyTree, y: PyTree, batch: tuple) -> jax.Array:
+            return trees.axpy(mu, outer(x, y, b), trees.scale(1 - mu, inner(x, y, a)))
 
-        (_, slope), (cross, image) = jax.jvp(mixed, (y,), (v,))
-        direct, pull = jax.grad(outer, (0, 1))(x, y, b)
-        new_y = trees.axpy(-rate, slope, y)
-        new_v = trees.axpy(-rate * age ** (-tau / 2), trees.subtract(image, pull), v)
-        new_x = trees.axpy(-rate * age ** (-1.5 * tau) * mu**3, trees.subtract(direct, cross), x)
+        dx, dy, dv = directions(outer, average_of_both, x, y, v, (), b)
+        new_y = trees.axpy(-rate, dy, y)
+        new_v = trees.axpy(-rate * age ** (-tau / 2), dv, v)
+        new_x = trees.axpy(-rate * age ** (-1.5 * tau) * mu**3, dx, x)
         new_x = new_x if project is None else project(new_x)
         return BammState(new_x, new_y, new_v, k + 1, add_counts(counts, 1, 1, 2))
 

@@ -25,7 +25,7 @@ from jaxiter.bilevel.methods import (
     rows_of,
     storm,
 )
-from jaxiter.numerics import check_positive
+from jaxiter.numerics import check_positive, check_share
 
 PyTree = Any
 
@@ -84,8 +84,7 @@ def bsvrb_v2(
     def follow(v: PyTree, u: PyTree, now: _Block, last: _Block) -> tuple:
         u = _msvr(now.rest, last.rest, u, options)
         v = trees.axpy(-linear_rate, u, v)
-        length = trees.norm(v)
-        return trees.scale(jnp.where(length > radius, radius / length, 1.0), v), u
+        return trees.into_ball(radius, v), u
 
     return _bsvrb(outer, inner, options, trees.zeros_like, lambda v, pull: v, follow, lazy=True)
 
@@ -154,9 +153,7 @@ def _bsvrb(
     follow: Callable, lazy: bool,
 ) -> Method:
     check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
-    for name, value in (("smoothing", options.smoothing), ("momentum", options.momentum)):
-        if isinstance(value, int | float) and not 0 < value <= 1:
-            raise ValueError(f"{name} must be in (0, 1], got {value}.")
+    check_share(smoothing=options.smoothing, momentum=options.momentum)
 
     def init(x: PyTree, y: PyTree) -> BsvrbState:
         if rows_of(y) < options.blocks:

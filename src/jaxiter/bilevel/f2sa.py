@@ -14,6 +14,7 @@ from jaxiter.bilevel.methods import (
     Method,
     add_counts,
     no_counts,
+    penalty_slope,
     storm,
 )
 from jaxiter.numerics import check_positive
@@ -105,8 +106,7 @@ def f2sa(
         keys = jax.random.split(key, inner_steps + 1)
         (y, z), _ = lax.scan(follow, (y, z), keys[1:])
         a, b = jax.random.split(keys[0])
-        batch = batches.inner(a)  # one batch for both: the noise of the difference cancels
-        gap = jax.grad(lambda x: inner(x, y, batch) - inner(x, z, batch))(x)
+        gap = penalty_slope(inner, x, y, z, batches.inner(a))
         direct = jax.grad(outer, 0)(x, y, batches.outer(b))
         x = trees.axpy(-outer_factor * alpha, trees.axpy(lam, gap, direct), x)
         counts = add_counts(counts, 2 * inner_steps + 2, inner_steps + 1, 0)

@@ -13,6 +13,7 @@ from jaxiter import trees
 from jaxiter.bilevel.hypergradient import hypergradient
 from jaxiter.bilevel.inner import solve_inner
 from jaxiter.linear import LinearSolver
+from jaxiter.numerics import check_positive
 from jaxiter.solution import most_severe
 
 PyTree = Any
@@ -55,8 +56,7 @@ def implicit_maml(
     >>> [round(float(g), 3) for g in out.grad]  # phi = 1/2, (1 + 1)^-1 (phi - 1)
     [-0.25, -0.25]
     """
-    if isinstance(strength, int | float) and not strength > 0:
-        raise ValueError(f"strength must be positive, got {strength}.")
+    check_positive(strength=strength)
 
     def one(task: PyTree) -> tuple:
         def inner(theta: PyTree, phi: PyTree) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
 from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 
@@ -57,8 +58,8 @@ def lv_hba(
     """
     if not 0 < growth < 0.5:
         raise ValueError(f"growth must be in (0, 1/2), got {growth}.")
-    if min(rate, value_rate, centre_rate, prox, penalty) <= 0:
-        raise ValueError("rates, prox and penalty must be positive.")
+    check_positive(rate=rate, value_rate=value_rate, centre_rate=centre_rate, prox=prox,
+                   penalty=penalty)
     low = -largest if equality else 0.0
 
     def init(x: PyTree, y: PyTree) -> LvHbaState:

@@ -73,6 +73,43 @@ def move(
     return optax.apply_updates(point, updates), state
 
 
+def descend(
+    inner: Callable, optimizer: optax.GradientTransformation, x: PyTree, y: PyTree, state: PyTree,
+    batches: "Batches", key: jax.Array, steps: int,
+) -> tuple[PyTree, PyTree]:
+    """y and its optimiser's state after `steps` steps on inner, a new batch for each."""
+    def once(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        y, state = carry
+        return move(optimizer, jax.grad(inner, 1)(x, y, batches.inner(key)), state, y), None
+
+    return lax.scan(once, (y, state), jax.random.split(key, steps))[0]
+
+
+def coupled(
+    outer_optimizer: optax.GradientTransformation, inner_optimizer: optax.GradientTransformation,
+    linear_optimizer: optax.GradientTransformation | None,
+) -> optax.GradientTransformation:
+    """One optimiser of (x, y, v) from one for each; that of v is that of y where none is given."""
+    each = (outer_optimizer, inner_optimizer, linear_optimizer or inner_optimizer)
+
+    def init(point: tuple) -> tuple:
+        return tuple(one.init(part) for one, part in zip(each, point, strict=True))
+
+    def update(slopes: tuple, state: tuple, point: tuple) -> tuple[tuple, tuple]:
+        moved = [one.update(*parts) for one, *parts in zip(each, slopes, state, point, strict=True)]
+        updates, states = zip(*moved, strict=True)
+        return updates, states
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def penalty_slope(
+    inner: Callable, x: PyTree, y: PyTree, z: PyTree, batch: PyTree
+) -> PyTree:
+    """grad_x of `inner(x, y) - inner(x, z)`: on one batch the noise of the difference cancels."""
+    return jax.grad(lambda x: inner(x, y, batch) - inner(x, z, batch))(x)
+
+
 def product_pair(inner: Callable, x: PyTree, y: PyTree, v: PyTree, batch: PyTree) -> tuple:
     """grad_y inner, cross(v) = d/de grad_x inner(x, y + e v), and H v, from one pass."""
     (_, slope), (cross, image) = jax.jvp(

@@ -21,9 +21,10 @@ from jaxiter.bilevel.methods import (
     Method,
     add_counts,
     no_counts,
+    penalty_slope,
     storm,
 )
-from jaxiter.numerics import check_positive
+from jaxiter.numerics import check_positive, check_share
 
 PyTree = Any
 
@@ -94,8 +95,7 @@ def proximal_penalty(
 
         def slope(key: jax.Array) -> PyTree:
             a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
-            # One batch for both: the noise of the difference cancels.
-            gap = jax.grad(lambda x: inner(x, near_y, a) - inner(x, near_z, a))(x)
+            gap = penalty_slope(inner, x, near_y, near_z, a)
             return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
 
         slopes = jax.vmap(slope)(jax.random.split(second, samples))
@@ -136,8 +136,7 @@ def proximal_penalty_single(
       ValueError: numbers that are not positive, mixing or momentum above 1.
     """
     _check(sigma, rate, inner_rate, prox, mixing)
-    if not 0 < momentum <= 1:
-        raise ValueError(f"momentum must be in (0, 1], got {momentum}.")
+    check_share(momentum=momentum)
 
     def init(x: PyTree, y: PyTree) -> SinglePenaltyState:
         zero, flat = trees.zeros_like(y), trees.zeros_like(x)
@@ -155,7 +154,7 @@ def proximal_penalty_single(
             return dy, jax.grad(inner, 1)(x, near_z, a)
 
         def slope(x: PyTree, near_y: PyTree, near_z: PyTree) -> PyTree:
-            gap = jax.grad(lambda x: inner(x, near_y, a) - inner(x, near_z, a))(x)
+            gap = penalty_slope(inner, x, near_y, near_z, a)
             return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
 
         hy, hz = storm(weight, slopes(x, near_y, near_z), slopes(*before), (hy, hz))
@@ -175,5 +174,4 @@ def proximal_penalty_single(
 
 def _check(sigma: float, rate: float, inner_rate: float, prox: float, mixing: float) -> None:
     check_positive(sigma=sigma, rate=rate, inner_rate=inner_rate, prox=prox)
-    if not 0 < mixing <= 1:
-        raise ValueError(f"mixing must be in (0, 1], got {mixing}.")
+    check_share(mixing=mixing)

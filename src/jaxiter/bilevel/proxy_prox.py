@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.bilevel.inner import solve_inner
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 
@@ -54,8 +55,7 @@ def proxy_prox(
     >>> [round(float(v), 3) for v in state.x]
     [1.0, 1.0]
     """
-    if not rate > 0:
-        raise ValueError(f"rate must be positive, got {rate}.")
+    check_positive(rate=rate)
 
     def init(x: PyTree) -> ProxyState:
         return ProxyState(x, jnp.float32(rate), jnp.int32(0), jnp.int32(0))

@@ -17,6 +17,7 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
+    coupled,
     move,
     no_counts,
     product_pair,
@@ -39,7 +40,7 @@ class SabaState(NamedTuple):
     x: PyTree
     y: PyTree
     v: PyTree
-    optimisers: tuple
+    optimisers: PyTree
     inner: Table
     outer: Table
     counts: OracleCount
@@ -75,16 +76,15 @@ def saba(
     >>> abs(float(state.x)) < 1e-3
     True
     """
-    linear_optimizer = inner_optimizer if linear_optimizer is None else linear_optimizer
+    optimizer = coupled(outer_optimizer, inner_optimizer, linear_optimizer)
 
     def init(x: PyTree, y: PyTree) -> SabaState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y), linear_optimizer.init(y))
         zero, flat = trees.zeros_like(y), trees.zeros_like(x)
-        return SabaState(x, y, zero, optimisers, _table((zero, flat, zero), blocks[0]),
-                         _table((flat, zero), blocks[1]), no_counts())
+        tables = (_table((zero, flat, zero), blocks[0]), _table((flat, zero), blocks[1]))
+        return SabaState(x, y, zero, optimizer.init((x, y, zero)), *tables, no_counts())
 
     def step(state: SabaState, batches: Batches, key: jax.Array) -> SabaState:
-        x, y, v, (of_x, of_y, of_v), inner_table, outer_table, counts = state
+        x, y, v, optimisers, inner_table, outer_table, counts = state
         first, second = jax.random.split(key)
         (slope, cross, image), inner_table = _draw(
             inner_table, batches.inner_data, batches.size, blocks[0], first,
@@ -92,10 +92,9 @@ def saba(
         (direct, pull), outer_table = _draw(
             outer_table, batches.outer_data, batches.size, blocks[1], second,
             lambda batch: jax.grad(outer, (0, 1))(x, y, batch))
-        y, of_y = move(inner_optimizer, slope, of_y, y)
-        v, of_v = move(linear_optimizer, trees.subtract(image, pull), of_v, v)
-        x, of_x = move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
-        return SabaState(x, y, v, (of_x, of_y, of_v), inner_table, outer_table,
+        slopes = trees.subtract(direct, cross), slope, trees.subtract(image, pull)
+        (x, y, v), optimisers = move(optimizer, slopes, optimisers, (x, y, v))
+        return SabaState(x, y, v, optimisers, inner_table, outer_table,
                          add_counts(counts, 1, 1, 1))
 
     return Method(init, step)

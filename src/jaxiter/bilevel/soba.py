@@ -13,6 +13,8 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
+    coupled,
+    descend,
     directions,
     move,
     no_counts,
@@ -28,7 +30,7 @@ class SobaState(NamedTuple):
     x: PyTree
     y: PyTree
     v: PyTree
-    optimisers: tuple
+    optimisers: PyTree
     counts: OracleCount
 
 
@@ -63,29 +65,23 @@ def soba(
     1.0
     """
     linear_optimizer = inner_optimizer if linear_optimizer is None else linear_optimizer
-    together = inner_steps == linear_steps == 1
+    together = coupled(outer_optimizer, inner_optimizer, linear_optimizer)
 
     def init(x: PyTree, y: PyTree) -> SobaState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y), linear_optimizer.init(y))
-        return SobaState(x, y, trees.zeros_like(y), optimisers, no_counts())
+        v = trees.zeros_like(y)
+        return SobaState(x, y, v, together.init((x, y, v)), no_counts())
 
     def step(state: SobaState, batches: Batches, key: jax.Array) -> SobaState:
-        x, y, v, (of_x, of_y, of_v), counts = state
+        x, y, v, optimisers, counts = state
         first, second, third = jax.random.split(key, 3)
         batch = batches.outer(second)
-        if together:
-            dx, dy, dv = directions(outer, inner, x, y, v, batches.inner(first), batch)
-            y, of_y = move(inner_optimizer, dy, of_y, y)
-            v, of_v = move(linear_optimizer, dv, of_v, v)
-            x, of_x = move(outer_optimizer, dx, of_x, x)
-            return SobaState(x, y, v, (of_x, of_y, of_v), add_counts(counts, 1, 1, 1))
+        if inner_steps == linear_steps == 1:
+            slopes = directions(outer, inner, x, y, v, batches.inner(first), batch)
+            (x, y, v), optimisers = move(together, slopes, optimisers, (x, y, v))
+            return SobaState(x, y, v, optimisers, add_counts(counts, 1, 1, 1))
 
-        def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-            y, inner_state = carry
-            slope = jax.grad(inner, 1)(x, y, batches.inner(key))
-            return move(inner_optimizer, slope, inner_state, y), None
-
-        (y, of_y), _ = lax.scan(descend, (y, of_y), jax.random.split(first, inner_steps))
+        of_x, of_y, of_v = optimisers
+        y, of_y = descend(inner, inner_optimizer, x, y, of_y, batches, first, inner_steps)
         direct, pull = jax.grad(outer, (0, 1))(x, y, batch)
 
         def refine(carry: tuple, key: jax.Array) -> tuple[tuple, None]:

@@ -18,6 +18,7 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
+    coupled,
     directions,
     move,
     no_counts,
@@ -34,7 +35,7 @@ class SrbaState(NamedTuple):
     x: PyTree
     y: PyTree
     v: PyTree
-    optimisers: tuple
+    optimisers: PyTree
     before: tuple
     estimates: tuple
     k: jax.Array
@@ -72,16 +73,16 @@ def srba(
     True
     """
     check_positive(period=period, radius=radius)
-    linear_optimizer = inner_optimizer if linear_optimizer is None else linear_optimizer
+    optimizer = coupled(outer_optimizer, inner_optimizer, linear_optimizer)
 
     def init(x: PyTree, y: PyTree) -> SrbaState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y), linear_optimizer.init(y))
         v = trees.zeros_like(y)
-        return SrbaState(x, y, v, optimisers, (x, y, v), (trees.zeros_like(x), v, v), jnp.int32(0),
-                         no_counts())
+        point = (x, y, v)
+        return SrbaState(*point, optimizer.init(point), point, trees.zeros_like(point),
+                         jnp.int32(0), no_counts())
 
     def step(state: SrbaState, batches: Batches, key: jax.Array) -> SrbaState:
-        x, y, v, (of_x, of_y, of_v), before, estimates, k, counts = state
+        x, y, v, optimisers, before, estimates, k, counts = state
         n, m = rows_of(batches.inner_data), rows_of(batches.outer_data)
         size = max(n, m) if batches.size is None else batches.size
         refresh = k % max(1, int(period * (n + m) / size)) == 0
@@ -97,15 +98,12 @@ def srba(
                                     directions(outer, inner, x_old, y_old, v_old, a, b))
             return trees.add(estimates, change)
 
-        dx, dy, dv = estimates = lax.cond(refresh, everything, recursive)
+        estimates = lax.cond(refresh, everything, recursive)
         point = (x, y, v)
-        y, of_y = move(inner_optimizer, dy, of_y, y)
-        v, of_v = move(linear_optimizer, dv, of_v, v)
-        x, of_x = move(outer_optimizer, dx, of_x, x)
-        length = trees.norm(v)
-        v = trees.scale(jnp.where(length > radius, radius / length, 1.0), v)
+        (x, y, v), optimisers = move(optimizer, estimates, optimisers, point)
+        v = trees.into_ball(radius, v)
         whole = (-(-n // size), -(-m // size), -(-n // size))
         counts = add_counts(counts, *(jnp.where(refresh, part, 2) for part in whole))
-        return SrbaState(x, y, v, (of_x, of_y, of_v), point, estimates, k + 1, counts)
+        return SrbaState(x, y, v, optimisers, point, estimates, k + 1, counts)
 
     return Method(init, step)

@@ -17,6 +17,7 @@ from jaxiter.bilevel.methods import (
     Batches,
     Method,
     add_counts,
+    descend,
     move,
     no_counts,
     product_pair,
@@ -80,13 +81,7 @@ def stocbio(
     def step(state: StocbioState, batches: Batches, key: jax.Array) -> StocbioState:
         x, y, (of_x, of_y), _, counts = state
         first, second, third = jax.random.split(key, 3)
-
-        def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-            y, of_y = carry
-            return move(inner_optimizer, jax.grad(inner, 1)(x, y, batches.inner(key)), of_y,
-                        y), None
-
-        (y, of_y), _ = lax.scan(descend, (y, of_y), jax.random.split(first, inner_steps))
+        y, of_y = descend(inner, inner_optimizer, x, y, of_y, batches, first, inner_steps)
         keys = jax.random.split(second, terms)
         keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
         slope, growth = _series(outer, inner, x, y, batches, third, keys, neumann_rate)

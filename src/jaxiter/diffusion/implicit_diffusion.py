@@ -19,6 +19,7 @@ from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import Table, combine, evaluate, tabulate
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.numerics import check_positive
 
 PyTree = Any
 
@@ -62,8 +63,7 @@ def implicit_diffusion(
     >>> bool(jnp.linalg.norm(state.theta - 1.0) < 0.3)
     True
     """
-    if not step_size > 0:
-        raise ValueError(f"step_size must be positive, got {step_size}.")
+    check_positive(step_size=step_size)
     if weight and reference is None:
         raise ValueError(f"weight={weight} needs reference samples.")
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxiter.numerics import check_fraction
 from jaxiter.optim.transform import transformation
 
 PyTree = Any
@@ -42,8 +43,7 @@ def trace_complex(
     >>> round(float(update), 4)  # 1 + b + b^2
     0.75
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}.")
+    check_fraction(decay=decay)
     real, imaginary = decay * math.cos(angle), decay * math.sin(angle)
 
     def init(params: PyTree) -> ComplexMomentumState:

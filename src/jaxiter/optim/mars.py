@@ -64,10 +64,7 @@ def mars_correction(
         factor = jnp.where(state.count > 0, gamma * beta / (1 - beta), 0.0)
         corrected = trees.axpy(factor, change, g)
         if clip is not None:
-            most = float(clip)
-            corrected = jax.tree.map(
-                lambda leaf: trees.scale(1 / jnp.maximum(1, trees.norm(leaf) / most), leaf),
-                corrected)
+            corrected = jax.tree.map(lambda leaf: trees.into_ball(clip, leaf), corrected)
         return corrected, MarsState(next_count(state.count), None if exact else g)
 
     return transformation("mars_correction", init, update,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive
+from jaxiter.numerics import check_positive, check_share
 from jaxiter.optim.transform import next_count, rate_at, transformation
 
 PyTree = Any
@@ -105,6 +105,5 @@ def nag_gs_optimal_alpha(mu: float, smoothness: float, safety: float = 0.95) -> 
     """
     if not 0 < mu < smoothness:
         raise ValueError(f"need 0 < mu < smoothness, got {mu} and {smoothness}.")
-    if not 0 < safety <= 1:
-        raise ValueError(f"safety must be in (0, 1], got {safety}.")
+    check_share(safety=safety)
     return safety * (2 * mu + 2 * math.sqrt(mu * smoothness)) / (smoothness - mu)

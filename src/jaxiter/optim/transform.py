@@ -92,9 +92,6 @@ def evaluation_params(state: Any, params: PyTree) -> PyTree:
     if len(found) != 1:
         raise ValueError(f"the state holds {len(found)} averages; evaluation_params needs one "
                          "two-point method such as a_dog or u_dog.")
-    average = found[0]
-    leaves = iter(jax.tree.leaves(average))
-    return jax.tree.map(
-        lambda leaf: (jnp.asarray(next(leaves)).astype(leaf.dtype)
-                      if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf),
-        jax.tree.map(jnp.asarray, params))
+    # Leaves that the method does not see have nothing in the average.
+    return jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype) if jax.tree.leaves(mean)
+                        else leaf, jax.tree.map(jnp.asarray, params), found[0])

@@ -5,7 +5,6 @@ from the returned value, exceeds the tolerance that the status claims, with room
 for numbers below the smallest normal one, which processors treat as zero.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -45,11 +44,23 @@ def random_maps(rng: np.random.Generator, count: int, size: int) -> tuple[np.nda
     a = np.where(rng.random((count, 1, 1)) < 0.3, np.triu(a) * 3, a)  # far from normal
     length = np.maximum(np.abs(np.linalg.eigvals(a)).max(1), 1e-6)
     a = a * (radius / length)[:, None, None]
+    b = _offsets(rng, count, size)
+    b[rng.random(count) < 0.05] = 0.0
+    return a, b
+
+
+def _offsets(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Vectors `[count, n]` of every scale, a third of them with an odd first entry."""
     b = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-20, 20, (count, 1))
     odd = rng.random(count) < 0.3
     b[odd, 0] = rng.choice(SPECIAL, odd.sum())
-    b[rng.random(count) < 0.05] = 0.0
-    return a, b
+    return b
+
+
+def _rounding(a: np.ndarray, x: np.ndarray, b: np.ndarray, epsilon: float) -> np.ndarray:
+    """Norms `[count]` of what rounding may do to `a x + b`."""
+    return epsilon * np.linalg.norm(
+        np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
 
 
 def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any, name: str
@@ -75,8 +86,7 @@ def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any,
         residual = np.linalg.norm(image - x, axis=1)
         scale = np.maximum(np.linalg.norm(x, axis=1), np.linalg.norm(image, axis=1))
         relative, absolute = default_tolerances(jnp.zeros(1, dtype))
-        rounding = float(jnp.finfo(dtype).eps) * np.linalg.norm(
-            np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
+        rounding = _rounding(a, x, b, float(jnp.finfo(dtype).eps))
         lies = good & ~(residual <= 1.05 * (absolute + relative * scale) + 8 * size * rounding)
         system = np.eye(size) - a
         # A backward solve to 1e-2, as in 16 bits, is right to about that times the condition.
@@ -102,9 +112,7 @@ def audit_linear(seed: int, count: int, size: int, solver: Any, name: str, symme
     values[rng.random(count) < 0.15, 0] = 0.0
     right = basis if symmetric else np.linalg.qr(rng.normal(size=a.shape))[0]
     a = (basis * values[:, None]) @ np.swapaxes(right, 1, 2)
-    b = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-20, 20, (count, 1))
-    odd = rng.random(count) < 0.3
-    b[odd, 0] = rng.choice(SPECIAL, odd.sum())
+    b = _offsets(rng, count, size)
     with np.errstate(all="ignore"):
         a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
     out = jax.jit(jax.vmap(lambda a, b: solver(lambda v: a @ v, b)))(a, b)
@@ -112,8 +120,7 @@ def audit_linear(seed: int, count: int, size: int, solver: Any, name: str, symme
     good = np.asarray(out.status) == Status.CONVERGED
     with np.errstate(all="ignore"):
         residual = np.linalg.norm(np.einsum("kij,kj->ki", a, x) - b, axis=1)
-        rounding = 1.2e-7 * np.linalg.norm(
-            np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
+        rounding = _rounding(a, x, b, 1.2e-7)
         limit = 1.05 * linear.default_rtol(jnp.zeros(1)) * np.linalg.norm(b, axis=1)
         lies = good & ~(residual <= limit + 8 * size * rounding + 1.2e-38 * size)
     return Verdict(f"linear.{name}, n = {size}", count, int(good.sum()), int(lies.sum()), 0)
@@ -195,16 +202,9 @@ def audit_hypergradient(seed: int, count: int, solve: str) -> Verdict:
     good = np.asarray(out.status) == Status.CONVERGED
     with np.errstate(all="ignore"):
         residual = np.linalg.norm(np.einsum("kij,kj->ki", h, v) - c, axis=1)
-        rounding = 1.2e-7 * np.linalg.norm(
-            np.einsum("kij,kj->ki", np.abs(h), np.abs(v)) + np.abs(c), axis=1)
+        rounding = _rounding(h, v, c, 1.2e-7)
         lies = good & ~(residual <= 2e-5 * np.linalg.norm(c, axis=1) + 64 * rounding)
     silent = good & ~np.isfinite(grad).all(1)
     return Verdict(f"hypergradient, {solve}", count, int(good.sum()), int(lies.sum()),
                    int(silent.sum()))
 
-
-def audit(cases: dict[str, Callable], count: int, seeds: int = 1) -> Iterator[Verdict]:
-    """The named cases, `case(seed, count) -> Verdict`, over several seeds."""
-    for case in cases.values():
-        found = [case(seed, count) for seed in range(seeds)]
-        yield Verdict(found[0].family, *(sum(v[i] for v in found) for i in range(1, 5)))
