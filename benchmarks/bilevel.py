@@ -4,7 +4,6 @@ A call is one sample's share of a gradient of inner or outer or of a Hessian pro
 hypergradient is computed apart, by Newton's method and a dense solve in numpy.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import optax
 import optimistix
 
 import jaxiter as ji
-from harness import RESULTS, load, save
+from harness import run_parts
 from jaxiter.bilevel import (
     bome,
     f2sa,
@@ -182,7 +181,7 @@ def selection() -> dict:
                          "seconds": at, "seconds per step": curve["seconds"][-1] / 60})
             out[name][f"implicit, {library}"] = curve
             print(rows[-1], flush=True)
-    return {"selection": out, "selection_rows": rows}
+    return {"problems": out, "rows": rows}
 
 
 def cleaners() -> dict[str, tuple]:
@@ -248,10 +247,10 @@ def cleaning() -> dict:
                 np.mean([f[3] for f in found]) * (first + 1) / points),
             "products": found[0][4][2]})
         print(rows[-1], flush=True)
-    return {"cleaning": rows, "cleaning_curves": curves}
+    return {"rows": rows, "curves": curves}
 
 
-def warm() -> dict:
+def warm() -> list[dict]:
     """Products of CG over 100 steps of size 0.1 on B3, from the last v and from zero."""
     problem, rows = regularisation(), []
 
@@ -277,10 +276,10 @@ def warm() -> dict:
         warmed, cold = total(True), total(False)
         rows.append({"rtol": rtol, "warm": warmed, "cold": cold, "ratio": warmed / cold})
         print(rows[-1], flush=True)
-    return {"warm": rows}
+    return rows
 
 
-def memory() -> dict:
+def memory() -> list[dict]:
     """Bytes of temporaries of one hypergradient after 10, 100 and 1,000 inner steps."""
     rows = []
     y0 = jnp.zeros((65, 10))
@@ -315,21 +314,11 @@ def memory() -> dict:
             analysis = jax.jit(function).lower(jnp.zeros(1000)).compile().memory_analysis()
             rows.append({"method": name, "steps": steps, "bytes": analysis.temp_size_in_bytes})
             print(rows[-1], flush=True)
-    return {"memory": rows}
+    return rows
 
 
 PARTS = {"selection": selection, "cleaning": cleaning, "warm": warm, "memory": memory}
 
 
-def main() -> None:
-    chosen = sys.argv[1:] or list(PARTS)
-    content = {}
-    if (RESULTS / "bilevel.json").exists():
-        content = {k: v for k, v in load("bilevel").items() if k != "environment"}
-    for part in chosen:
-        content |= PARTS[part]()
-    save("bilevel", content)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("bilevel", PARTS)

@@ -4,7 +4,6 @@ Errors are root mean squares to 2,000 Euler steps, on starts that no search has 
 is a ratio of errors or of model calls, so the machine does not matter.
 """
 
-import sys
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from harness import load, save, show
+from harness import run_parts, show
 from jaxiter.diffusion import (
     Denoiser,
     accelerated_ddim,
@@ -309,7 +308,4 @@ def picard_consistency(steps: int = 50, rounds: int = 12) -> list[dict]:
 if __name__ == "__main__":
     parts = (steps_of_digits, searched_orders, searched_solver, accelerated, strong_guidance,
              inversion, policies, picard_consistency)
-    chosen = [part for part in parts if part.__name__ in sys.argv[1:]] or parts
-    known = load("few_steps") if sys.argv[1:] else {}
-    known.pop("environment", None)
-    save("few_steps", known | {part.__name__: part() for part in chosen})
+    run_parts("few_steps", {part.__name__: part for part in parts})

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -60,6 +61,17 @@ def save(name: str, content: dict) -> None:
 def load(name: str) -> dict:
     """Read results/NAME.json."""
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def run_parts(name: str, parts: dict[str, Callable], default: list[str] | None = None) -> None:
+    """Run the parts named on the command line, else the default ones, and save each by its name.
+
+    Parts named leave the others' results as they were.
+    """
+    named = sys.argv[1:]
+    known = load(name) if named and (RESULTS / f"{name}.json").exists() else {}
+    known.pop("environment", None)
+    save(name, known | {part: parts[part]() for part in named or default or parts})
 
 
 def show(rows: list[dict]) -> None:

@@ -4,7 +4,6 @@ Digits: an MLP 64-64-64-10, batches of 64, 200 steps, mean full training loss ov
 rate of a grid; differences below a third are noise. Controlled problems are deterministic.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 from sklearn.datasets import load_digits
 
 import jaxiter as ji
-from harness import RESULTS, compile_all, load, save, time_all
+from harness import compile_all, run_parts, time_all
 from jaxiter.optim import (
     TURBO_NS_COEFFS,
     a_dog,
@@ -123,7 +122,7 @@ def training(make: Callable, rate: Any, seed: Any) -> Any:
     return evaluation_params(state, p) if make is OPTIMISERS["a_dog, average"][0] else p
 
 
-def digits() -> dict:
+def digits() -> list[dict]:
     rows = []
     for name, (make, grid) in OPTIMISERS.items():
         def score(rate: Any, seed: Any, make: Callable = make) -> tuple:
@@ -139,10 +138,10 @@ def digits() -> dict:
                      "accuracy": float(right[best].mean()), "rate": grid[best],
                      "edge": best in (0, len(grid) - 1)})
         print(rows[-1], flush=True)
-    return {"digits": rows}
+    return rows
 
 
-def cost() -> dict:
+def cost() -> list[dict]:
     """200 training steps over Adam's, compiled and interleaved."""
     functions = {}
     for name, (make, grid) in OPTIMISERS.items():
@@ -157,7 +156,7 @@ def cost() -> dict:
              "compile / adam": seconds[name] / seconds["optax.adam"]} for name, t in times.items()]
     for row in rows:
         print(row)
-    return {"cost": rows}
+    return rows
 
 
 def path(optimizer: Any, gradient: Callable, start: Any, steps: int, measure: Callable) -> Any:
@@ -240,7 +239,7 @@ def controlled() -> dict:
     out["schedules"] = schedules()
     for row in (out["nag_gs"], out["schedules"]):
         print(row)
-    return {"controlled": out}
+    return out
 
 
 def schedules() -> list[dict]:
@@ -292,7 +291,7 @@ def schedules() -> list[dict]:
     return rows
 
 
-def compression() -> dict:
+def compression() -> list[dict]:
     """The digits network on 8 devices, 300 steps: bytes of a step against the loss."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec
@@ -348,20 +347,11 @@ def compression() -> dict:
         value, sent = train(optimizer, feedback)
         rows.append({"method": name, "bytes per step": sent, "loss": value})
         print(rows[-1], flush=True)
-    return {"compression": rows}
+    return rows
 
 
 PARTS = {"digits": digits, "cost": cost, "controlled": controlled, "compression": compression}
 
 
-def main() -> None:
-    content = {}
-    if (RESULTS / "optim.json").exists():
-        content = {k: v for k, v in load("optim").items() if k != "environment"}
-    for part in sys.argv[1:] or list(PARTS):
-        content |= PARTS[part]()
-    save("optim", content)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("optim", PARTS)

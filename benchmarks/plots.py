@@ -192,13 +192,13 @@ def few_steps() -> None:
 def bilevel() -> None:
     data = load("bilevel")
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), constrained_layout=True)
-    curves = data["selection"]["breast_cancer"]["curves"]
+    curves = data["selection"]["problems"]["breast_cancer"]["curves"]
     for i, (name, curve) in enumerate(curves.items()):
         left.loglog(curve["calls"], curve["squares"], label=name, color=f"C{i % 10}",
                     ls="-" if i < 10 else "--")
     left.set(title="penalties on breast_cancer", xlabel="calls",
              ylabel="squared hypergradient")
-    for i, (name, curve) in enumerate(data["cleaning_curves"].items()):
+    for i, (name, curve) in enumerate(data["cleaning"]["curves"].items()):
         right.semilogx(curve["calls"], curve["area"], label=name, color=f"C{i}")
     right.axhline(0.95, color=GREY, ls=":")
     right.set(title="hyper-cleaning of digits, half the labels random", xlabel="calls",

@@ -170,16 +170,17 @@ def few_steps() -> str:
 
 def bilevel() -> str:
     data = load("bilevel")
-    names = list(data["selection"])
-    rows = {(r["problem"], r["method"]): r for r in data["selection_rows"]}
-    methods = list(dict.fromkeys(r["method"] for r in data["selection_rows"] if r["calls"]))
+    problems, selected = data["selection"]["problems"], data["selection"]["rows"]
+    names = list(problems)
+    rows = {(r["problem"], r["method"]): r for r in selected}
+    methods = list(dict.fromkeys(r["method"] for r in selected if r["calls"]))
 
     def cell(problem: str, method: str) -> list[str]:
         row = rows[problem, method]
         calls = row["calls to level"]
         return [f"{row['final']:.1e}", "-" if calls is None else f"{calls:,.0f}"]
 
-    levels = [f"{data['selection'][n]['level']:.0e}" for n in names]
+    levels = [f"{problems[n]['level']:.0e}" for n in names]
     head = [h for n, level in zip(names, levels, strict=True) for h in (n, f"calls to {level}")]
     peers = "; ".join(
         f"{n}: " + ", ".join(
@@ -187,7 +188,7 @@ def bilevel() -> str:
             for library in ("jaxiter", "jaxopt", "optimistix")) for n in names)
     cleaned = [[r["method"], f"{r['best AUC']:.3f}", f"{r['accuracy']:.3f}",
                 "-" if r["calls to 0.95"] is None else f"{r['calls to 0.95']:,.0f}",
-                f"{r['products']:,.0f}"] for r in data["cleaning"]]
+                f"{r['products']:,.0f}"] for r in data["cleaning"]["rows"]]
     warm = "; ".join(f"rtol {r['rtol']:.0e}: {r['warm']} products for {r['cold']}"
                      for r in data["warm"])
     memory = {(r["method"], r["steps"]): r["bytes"] for r in data["memory"]}

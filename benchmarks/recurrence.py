@@ -5,7 +5,6 @@ guess of zeros; a counter, the honest worst case; optimisers of a small network.
 evaluates every row once. The part `adjoints` adds seconds of gradients, for a quiet machine.
 """
 
-import sys
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jax import lax
 from sklearn.datasets import load_digits
 
 import jaxiter as ji
-from harness import load, save, show, time_all
+from harness import run_parts, show, time_all
 from jaxiter.recurrence import parallel_optimize, solve_recurrence
 
 
@@ -152,7 +151,4 @@ def counter() -> list[dict]:
 
 if __name__ == "__main__":
     parts = {part.__name__: part for part in (networks, counter, optimisers, adjoints)}
-    chosen = sys.argv[1:] or ["networks", "counter", "optimisers"]
-    known = load("recurrence") if sys.argv[1:] else {}
-    known.pop("environment", None)
-    save("recurrence", known | {name: parts[name]() for name in chosen})
+    run_parts("recurrence", parts, ["networks", "counter", "optimisers"])

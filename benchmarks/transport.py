@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import jaxiter as ji
-from harness import compile_all, load, save, show, time_all
+from harness import compile_all, run_parts, save, show, time_all
 from jaxiter.transport import Dense, PointCloud, sinkhorn, sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.iteration import Marginals, kernel_problem
 from jaxiter.transport.newton import newton_problem
@@ -334,10 +334,7 @@ def main() -> None:
     if sys.argv[1:] == ["memory"]:
         save("transport_memory", {"memory": memory()})
         return
-    chosen = sys.argv[1:] or list(PARTS)
-    known = load("transport") if len(chosen) < len(PARTS) else {}
-    known.pop("environment", None)
-    save("transport", known | {name: PARTS[name]() for name in chosen})
+    run_parts("transport", PARTS)
 
 
 if __name__ == "__main__":
