@@ -65,6 +65,10 @@ CASES = {
     "resume many": (lambda: ji.solve_many(identity, ONE[:, None], resume=1), ValueError, "resume"),
     "mesh axis": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "e"), ValueError,
                   "'e'"),
+    "difficulty": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "d")(
+        ONE, difficulty=jnp.ones(3)), ValueError, "has 2.*has 3"),
+    "difficulty rank": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "d")(
+        ONE, difficulty=jnp.ones((2, 2))), ValueError, r"\(2, 2\)"),
     "recurrence method": (lambda: ji.recurrence.solve_recurrence(
         lambda s, x: s, ONE, length=3, method="newtn"), ValueError, "'newtn'"),
     "cost shape": (lambda: ji.transport.sinkhorn(ONE, epsilon=1.0), ValueError, "matrix"),

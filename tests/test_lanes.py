@@ -1,12 +1,17 @@
 """Refilled lanes give what vmap gives, for every solver, structure and width."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxiter as ji
 from jaxiter import Status
+from jaxiter.testing import collectives
 
 RATES = jnp.asarray(1 - 10 ** np.random.default_rng(0).uniform(-2, -0.2, 23), jnp.float32)
 STARTS = jnp.zeros((23, 3))
@@ -76,25 +81,50 @@ def test_cache_and_uneven_starts_with_stop_rules():
     np.testing.assert_allclose(out.value[:, 0], 1 / (1 - 0.5 * RATES[:5]), rtol=1e-4)
 
 
-def test_over_mesh_pads_and_replicates():
-    mesh = jax.make_mesh((8,), ("d",))
+def lanes_of_two(x, q, s):
+    return ji.solve_many(step, x, q, s, in_axes=(0, None), lanes=2, max_steps=300)
 
-    def solve(x, q, s):
-        return ji.solve_many(step, x, q, s, in_axes=(0, None), lanes=2, max_steps=300)
 
-    spread = ji.over_mesh(solve, mesh, "d", in_axes=(0, 0, None))
-    ours = jax.jit(spread)(STARTS, RATES, SHIFT)
-    plain = jax.jit(solve)(STARTS, RATES, SHIFT)
-    np.testing.assert_array_equal(ours.steps, plain.steps)
-    np.testing.assert_allclose(ours.value, plain.value, rtol=1e-5)
-    gradients = [jax.jit(jax.grad(lambda s, f=f: jnp.sum(f(STARTS, RATES, s).value)))(SHIFT)
-                 for f in (spread, solve)]
-    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-3)
-    auto = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    text = jax.jit(ji.over_mesh(solve, auto, "d", in_axes=(0, 0, None))).lower(
-        STARTS[:16], RATES[:16], SHIFT).compile().as_text()
-    loops = text.split("ENTRY")[0]
-    assert "while" in text and "all-reduce" not in loops
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_over_mesh_pads_deals_and_replicates(kind):
+    spread = ji.over_mesh(lanes_of_two, jax.make_mesh((8,), ("d",), axis_types=(kind,)), "d",
+                          in_axes=(0, 0, None))
+    plain = jax.jit(lanes_of_two)(STARTS, RATES, SHIFT)
+    for difficulty in (None, plain.steps):
+        ours = jax.jit(spread)(STARTS, RATES, SHIFT, difficulty=difficulty)
+        np.testing.assert_array_equal(ours.steps, plain.steps)
+        np.testing.assert_allclose(ours.value, plain.value, rtol=1e-5)
+    gradients = [jax.jit(jax.grad(lambda q, s, f=f: jnp.sum(f(STARTS, q, s).value), (0, 1)))(
+        RATES, SHIFT) for f in (functools.partial(spread, difficulty=RATES), lanes_of_two)]
+    for ours, reference in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-3)
+
+
+def test_devices_do_not_talk_while_they_solve():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    spread = ji.over_mesh(lanes_of_two, mesh, "d", in_axes=(0, 0, None))
+    rows = NamedSharding(mesh, P("d"))
+    args = (*jax.device_put((STARTS[:16], RATES[:16]), rows), SHIFT)
+    quiet = collectives(jax.jit(spread).lower(*args).compile())
+    assert quiet.looped == quiet.total == {}
+    dealt = collectives(jax.jit(spread).lower(*args, difficulty=args[1]).compile())
+    assert dealt.looped == {} and dealt.total  # rows travel before and after the solve
+    batch = jax.vmap(lambda x, q: ji.fixed_point(step, x, q, SHIFT).value)
+    assert collectives(jax.jit(batch).lower(*args[:2]).compile()).looped == {"all-reduce": 1}
+
+
+def test_dealing_balances_sorted_work():
+    """Sorted problems in blocks leave the last device far more than its share; dealt, none."""
+    steps = jnp.round(jnp.logspace(1, 3, 64))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+
+    def work(key):
+        return jnp.broadcast_to(jnp.sum(key), key.shape)
+
+    spread = jax.jit(ji.over_mesh(work, mesh, "d"))
+    share = jnp.sum(steps) / 8
+    assert jnp.max(spread(steps)) > 3 * share
+    assert jnp.max(spread(steps, difficulty=steps)) < 1.15 * share
 
 
 def test_lanes_measure_when_vmap_does():

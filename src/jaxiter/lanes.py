@@ -207,11 +207,30 @@ def _forward(
     return pure(stop_gradient(constants), *operands)
 
 
+def deal(difficulty: jax.Array, devices: int, padded: int) -> jax.Array:
+    """Rows `[padded]` dealt to the devices like cards: hardest first, back and forth.
+
+    Every device gets its share of hard problems and meets them first, so that its lanes end
+    together; rows of padding repeat the easiest problem.
+    """
+    if difficulty.ndim != 1:
+        raise ValueError(f"difficulty must be one number per problem, got {difficulty.shape}.")
+    order = jnp.argsort(-difficulty)[jnp.minimum(jnp.arange(padded), difficulty.size - 1)]
+    rounds = order.reshape(-1, devices)
+    odd = jnp.arange(rounds.shape[0])[:, None] % 2
+    return jnp.where(odd, rounds[:, ::-1], rounds).T.reshape(-1)
+
+
 def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Callable:
     """Spread a batched solve over the devices of a mesh axis; no communication in its loops.
 
     Every device solves its share with its own stopping, through `jax.shard_map`.
     A batch that the devices do not divide is padded with copies of its last problem.
+
+    Where the batch is sorted or clustered, one device may draw all the hard problems: give the
+    returned function `difficulty=`, one number per problem (a predicted count of steps, or
+    `steps` of the last solve), and they are dealt hardest first, back and forth. This moves the
+    arguments and results between devices once, before and after the solve.
 
     Args:
       solve: `solve(*args)`, batched: for example
@@ -220,10 +239,12 @@ def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Calla
       in_axes: 0 (batched along axis 0), None (replicated), or one of these per argument.
 
     Returns:
-      A function of the same arguments and results; wrap it in `jax.jit`. Gradients work.
+      `spread(*args, difficulty=None)`, with the results of `solve`; wrap it in `jax.jit`.
+      Gradients work.
 
     Raises:
-      ValueError: an unknown mesh axis, in_axes other than 0 or None, mismatched batch sizes.
+      ValueError: an unknown mesh axis, in_axes other than 0 or None, mismatched batch sizes,
+        among them the size of `difficulty`.
 
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> mesh = jax.make_mesh((1,), ("problems",))
@@ -233,29 +254,45 @@ def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Calla
     """
     if axis not in mesh.axis_names:
         raise ValueError(f"axis {axis!r} is not an axis of the mesh {mesh.axis_names}.")
+    explicit = AxisType.Explicit in mesh.axis_types
+    split_rows, whole = (NamedSharding(mesh, spec) for spec in (P(axis), P()))
 
-    def spread(*args: PyTree) -> PyTree:
+    def take(tree: PyTree, index: Any, sharding: NamedSharding) -> PyTree:
+        """Rows of every leaf, laid out as said."""
+
+        def rows(leaf: jax.Array) -> jax.Array:
+            if explicit:
+                return leaf.at[index].get(out_sharding=sharding)
+            return lax.with_sharding_constraint(leaf[index], sharding)
+
+        return jax.tree.map(lambda leaf: rows(jnp.asarray(leaf)), tree)
+
+    def spread(*args: PyTree, difficulty: Any = None) -> PyTree:
         axes = normalise_axes(in_axes, len(args))
         if any(a not in (0, None) for a in axes):
             raise ValueError(f"over_mesh spreads problems along axis 0; got in_axes={in_axes!r}.")
-        count = batch_size((), args, axes)
+        keys = () if difficulty is None else (lax.stop_gradient(jnp.asarray(difficulty)),)
+        count = batch_size((), (*args, *keys), (*axes, *(0 for _ in keys)))
         devices = mesh.shape[axis]
         padded = -(-count // devices) * devices
-        if padded != count:
-            index = np.minimum(np.arange(padded), count - 1)
-            args = tuple(a if ax is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], a)
+        index = np.minimum(np.arange(padded), count - 1)
+        if keys:
+            key = jax.reshard(keys[0], whole) if explicit else keys[0]
+            index = deal(key, devices, padded)
+        moved = bool(keys) or padded != count
+        if moved:
+            args = tuple(a if ax is None else take(a, index, split_rows)
                          for a, ax in zip(args, axes, strict=True))
         specs = tuple(P() if ax is None else P(axis) for ax in axes)
-        explicit = AxisType.Explicit in mesh.axis_types
         if explicit:
-            # An explicit mesh does not move data by itself.
             args = tuple(jax.reshard(a, NamedSharding(mesh, spec))
                          for a, spec in zip(args, specs, strict=True))
         out = jax.shard_map(solve, mesh=mesh, in_specs=specs, out_specs=P(axis))(*args)
-        if padded == count:
+        if not moved:
             return out
-        if explicit:  # a length that the devices do not divide cannot stay sharded
-            out = jax.reshard(out, NamedSharding(mesh, P()))
-        return jax.tree.map(lambda leaf: leaf[:count], out)
+        # Where row i went; with padding, any copy of it. A length that the devices do not divide
+        # cannot stay sharded.
+        back = jnp.zeros(count, jnp.int32).at[index].set(jnp.arange(padded, dtype=jnp.int32))
+        return take(out, back, split_rows if padded == count else whole)
 
     return spread

@@ -1,5 +1,6 @@
 """The conformance suite and reference problems with known answers; usable on your own solver."""
 
+from jaxiter.testing.compiled import Collectives, collectives
 from jaxiter.testing.conformance import (
     ADJOINT_CHECKS,
     SOLVER_CHECKS,
@@ -9,6 +10,6 @@ from jaxiter.testing.conformance import (
 from jaxiter.testing.problems import ReferenceProblem, reference_problems
 
 __all__ = [
-    "ADJOINT_CHECKS", "SOLVER_CHECKS", "ReferenceProblem", "check_adjoint", "check_solver",
-    "reference_problems",
+    "ADJOINT_CHECKS", "SOLVER_CHECKS", "Collectives", "ReferenceProblem", "check_adjoint",
+    "check_solver", "collectives", "reference_problems",
 ]
