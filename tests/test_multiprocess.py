@@ -1,4 +1,4 @@
-"""Two processes on localhost give the single process's answer, forward and gradient."""
+"""Two and four processes on localhost give the single process's answer, forward and gradient."""
 
 import socket
 import subprocess
@@ -15,9 +15,9 @@ import jaxiter as ji
 SCRIPT = """
 import sys
 import jax
-jax.config.update("jax_num_cpu_devices", 2)
-port, rank = sys.argv[1], int(sys.argv[2])
-jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+port, rank, processes = (int(word) for word in sys.argv[1:4])
+jax.config.update("jax_num_cpu_devices", 4 // processes)
+jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
@@ -26,7 +26,8 @@ import jaxiter as ji
 
 mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
 rates = np.linspace(0.1, 0.9, 8).astype(np.float32)
-local = rates[4 * rank:4 * rank + 4]
+share = 8 // processes
+local = rates[share * rank:share * (rank + 1)]
 q = jax.make_array_from_process_local_data(NamedSharding(mesh, P("d")), local)
 
 def solve(q):
@@ -35,16 +36,18 @@ def solve(q):
 
 spread = ji.over_mesh(solve, mesh, "d")
 value = jax.jit(lambda q: spread(q).value)(q)
+dealt = jax.jit(lambda q: spread(q, difficulty=q).value)(q)
 gradient = jax.jit(jax.grad(lambda q: jnp.sum(spread(q).value ** 2)))(q)
-out = [multihost_utils.process_allgather(leaf, tiled=True) for leaf in (value, gradient)]
+out = [multihost_utils.process_allgather(leaf, tiled=True) for leaf in (value, dealt, gradient)]
 if rank == 0:
-    np.savez(sys.argv[3], value=out[0], gradient=out[1])
+    np.savez(sys.argv[4], value=out[0], dealt=out[1], gradient=out[2])
 multihost_utils.sync_global_devices("done")
 """
 
 
 @pytest.mark.multiprocess
-def test_two_processes_are_one(tmp_path):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_are_one(tmp_path, processes):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -52,8 +55,9 @@ def test_two_processes_are_one(tmp_path):
     script.write_text(textwrap.dedent(SCRIPT))
     # CPU devices come from the script, not from the test session's flags.
     env = {"PATH": "", "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)}
-    workers = [subprocess.Popen([sys.executable, str(script), str(port), str(rank), str(result)],
-                                env=env, stderr=subprocess.PIPE) for rank in (0, 1)]
+    workers = [subprocess.Popen([sys.executable, str(script), str(port), str(rank),
+                                 str(processes), str(result)],
+                                env=env, stderr=subprocess.PIPE) for rank in range(processes)]
     try:
         errors = [worker.communicate(timeout=120)[1].decode() for worker in workers]
     finally:
@@ -67,7 +71,8 @@ def test_two_processes_are_one(tmp_path):
 
     rates = jnp.linspace(0.1, 0.9, 8).astype(jnp.float32)
     both = np.load(result)
-    np.testing.assert_allclose(both["value"], jax.jit(solve)(rates), rtol=1e-5)
+    for name in ("value", "dealt"):
+        np.testing.assert_allclose(both[name], jax.jit(solve)(rates), rtol=1e-5)
     gradient = jax.jit(jax.grad(lambda q: jnp.sum(solve(q) ** 2)))(rates)
     np.testing.assert_allclose(both["gradient"], gradient, rtol=1e-4)
 

@@ -109,35 +109,39 @@ def advance(
     method: Method, state: LoopState, cache: PyTree, *args: PyTree, max_steps: Any = 2**31 - 1
 ) -> LoopState:
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
-    problem = method.problem
+    problem, lazy = method.problem, method.check_every > 1
     x = _next(state)
     image, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
     residual = trees.subtract(image, x)
-    step = state.step + 1
+    step, nan = state.step + 1, jnp.full_like(state.merit, jnp.nan)
+    measured = jnp.bool_(True)
+    if lazy:
+        measured = (step % method.check_every == 0) | (step >= max_steps)
+
+    def when_measured(norms: Callable, blank: PyTree) -> PyTree:
+        """Norms, but only when they are looked at: over devices, each is a reduction."""
+        if not lazy:
+            return norms()
+        return lax.cond(measured, norms, lambda: anchor(blank, state.merit))
 
     def look() -> Measure:
-        held = stop_gradient(
-            (x, state.next_norm, image, residual, cache, state.memory, args))
-        return stop_gradient(measure(problem, *held))
+        held = stop_gradient((image, residual, cache, state.memory, args))
+        point = stop_gradient(x)
+        norm = trees.quick_norm(point) if lazy else stop_gradient(state.next_norm)
+        return stop_gradient(measure(problem, point, norm, *held))
 
-    if method.check_every == 1:
-        measured, norms = jnp.bool_(True), look()
-        merit = norms.merit
-    else:
-        # Skipping the norms saves the reductions over devices that they would cost.
-        measured = (step % method.check_every == 0) | (step >= max_steps)
-        blank = Measure(*(jnp.full_like(state.merit, jnp.nan) for _ in Measure._fields))
-        norms = lax.cond(measured, look, lambda: anchor(blank, state.merit))
-        merit = None
+    norms = when_measured(look, Measure(*(nan for _ in Measure._fields)))
+    merit = None if lazy else norms.merit
     increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
-    if state.next is None:
-        following = None
-        next_norm = norms.image_norm if merit is not None else trees.quick_norm(image)
-    else:
-        following = trees.add(x, increment)
+    following, ahead = None, image
+    if state.next is not None:
+        following = ahead = trees.add(x, increment)
         if problem.retract is not None:
-            following = problem.retract(following)
-        next_norm = trees.quick_norm(stop_gradient(following))
+            following = ahead = problem.retract(following)
+    if following is None and not lazy:
+        next_norm = norms.image_norm
+    else:
+        next_norm = when_measured(lambda: trees.quick_norm(stop_gradient(ahead)), nan)
     # A guarded solver steps back from a residual that is not finite; only a next point
     # that is not finite ends the solve.
     finite = jnp.isfinite(next_norm)
@@ -145,8 +149,8 @@ def advance(
     status, stop = method.stop.update(stop_gradient(info), state.stop)
     keep = finite | (status == Status.BAD_INPUT)  # the only status more severe than NONFINITE
     status = jnp.where(keep, status, jnp.int32(Status.NONFINITE))
-    if method.check_every > 1:
-        status = jnp.where(measured | ~finite, status, jnp.int32(Status.RUNNING))
+    if lazy:
+        status = jnp.where(measured, status, jnp.int32(Status.RUNNING))
         stop = trees.where(measured, stop, state.stop)
     monitor = state.monitor
     if method.monitor is not None:

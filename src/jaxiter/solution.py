@@ -129,7 +129,8 @@ class LoopState(NamedTuple):
     Attributes:
       x: the point evaluated last. image: T(x).
       next: where the next step evaluates T; None when that is `image` itself (picard).
-      next_norm: l2 norm of the next point. merit: what the tolerance is measured on.
+      next_norm: l2 norm of the next point. merit: what the tolerance is measured on. Both are
+        NaN after a step that check_every did not measure.
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.

@@ -1,6 +1,7 @@
 """What a compiled program communicates: collectives in its loops and in all of it."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,13 @@ KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce
 class Collectives(NamedTuple):
     """Counts of collective instructions in a compiled program.
 
-    looped: those that run in every iteration of some loop. total: all of them. Both are
-    dictionaries from the kind, as XLA names it, to the count, without zeros.
+    looped: those that run in every iteration of some loop. branched: those in a branch of a
+    conditional in a loop, such as a stop test that is due every so many steps. total: all of
+    them. Dictionaries from the kind, as XLA names it, to the count, without zeros.
     """
 
     looped: dict[str, int]
+    branched: dict[str, int]
     total: dict[str, int]
 
 
@@ -31,21 +34,32 @@ def collectives(compiled: jax.stages.Compiled) -> Collectives:
     >>> import jax
     >>> from jaxiter.testing import collectives
     >>> collectives(jax.jit(lambda x: x + 1).lower(1.0).compile())
-    Collectives(looped={}, total={})
+    Collectives(looped={}, branched={}, total={})
     """
     text = compiled.as_text() or ""
-    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
-    # body= and condition= belong to loops; calls=, to_apply= and the rest to functions.
-    todo = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text)
-    looped: set[str] = set()
+    functions = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+    loops = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text)
+    everything = _reached(functions, loops, branches=True)
+    always = _reached(functions, loops, branches=False)
+    return Collectives(
+        _count(functions[name] for name in always),
+        _count(functions[name] for name in everything - always), _count([text]))
+
+
+def _reached(functions: dict[str, str], roots: list[str], branches: bool) -> set[str]:
+    """Names of the functions that the roots call, with or without those in conditionals."""
+    todo, found = list(roots), set()
     while todo:
         name = todo.pop()
-        if name in bodies and name not in looped:
-            looped.add(name)
-            todo += re.findall(r"%([\w.\-]+)", bodies[name])
-    return Collectives(_count("\n".join(bodies[name] for name in looped)), _count(text))
+        if name in functions and name not in found:
+            found.add(name)
+            lines = functions[name].splitlines()
+            todo += [called for line in lines if branches or " conditional(" not in line
+                     for called in re.findall(r"%([\w.\-]+)", line)]
+    return found
 
 
-def _count(text: str) -> dict[str, int]:
+def _count(texts: Iterable[str]) -> dict[str, int]:
+    text = "\n".join(texts)
     found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in KINDS}
     return {kind: number for kind, number in found.items() if number}
