@@ -5,6 +5,7 @@ root the implicit function theorem gives dx = -(dF/dx)^{-1} (dF/dtheta) dtheta.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,11 @@ class Adjoint(eqx.Module):
         """x, with derivatives with respect to args and to everything `equations` closes over."""
         raise NotImplementedError
 
+    def with_solver(self, change: Callable) -> "Adjoint":
+        """The same, its linear solver replaced by `change(solver)`; others have none."""
+        del change
+        return self
+
 
 class _Implicit(Adjoint):
     solve: Callable = eqx.field(static=True)
@@ -64,6 +70,9 @@ class _Implicit(Adjoint):
         if self.on_unconverged == "nan":
             value = _nan_derivative_unless(status == Status.CONVERGED, value)
         return value
+
+    def with_solver(self, change: Callable) -> Adjoint:
+        return replace(self, solve=change(self.solve))
 
     def _checked(self, matvec: Callable, b: PyTree) -> PyTree:
         solution = self.solve(matvec, b)

@@ -13,11 +13,11 @@ from jaxiter.numerics import stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.stop import Stop
+from jaxiter.transport.adjoint import attach
 from jaxiter.transport.checks import balance, sound
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, absorb, kernel_problem, start
 from jaxiter.transport.result import TransportResult, assemble
-from jaxiter.transport.sinkhorn import attach
 
 
 def sinkhorn_many(
@@ -73,8 +73,8 @@ def sinkhorn_many(
     def finish(
         g: jax.Array, solve: Solution, geometry: Geometry, marginals: Marginals
     ) -> TransportResult:
-        g = attach(g, geometry, marginals, implicit() if adjoint is None else adjoint)
-        return assemble(g, solve, geometry, marginals)
+        pair = attach(g, geometry, marginals, implicit() if adjoint is None else adjoint)
+        return assemble(pair, solve, geometry, marginals)
 
     return jax.vmap(finish)(solve.value, solve, *operands)
 
@@ -146,8 +146,8 @@ def sinkhorn_histograms(
 
     def finish(solved: tuple[Solution, Marginals]) -> TransportResult:
         solve, marginals = solved
-        g = attach(solve.value, geometry, marginals, implicit() if adjoint is None else adjoint)
-        return assemble(g, solve, geometry, marginals)
+        pair = attach(solve.value, geometry, marginals, implicit() if adjoint is None else adjoint)
+        return assemble(pair, solve, geometry, marginals)
 
     # One after the other: a plan each in memory would be batch times the cost.
     return jax.lax.map(finish, (solve, marginals))

@@ -225,14 +225,3 @@ def start(geometry: Geometry, marginals: Marginals) -> jax.Array:
     """`g_j = min_i C_ij`: no column of the first kernel is empty, and no exponential is spent."""
     smallest = nearest(geometry.T, marginals.a)
     return jnp.where(jnp.isfinite(smallest), smallest, 0)
-
-
-def equations(g: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Array:
-    """Zero at the solution; its linearisation is regular, so that the adjoint can solve it.
-
-    Balanced potentials are defined up to a constant: there g has mean 0.
-    """
-    image = targets(sources(g, geometry, marginals), geometry, marginals)
-    if marginals.balanced:
-        image = image - jnp.mean(image)
-    return image - g

@@ -36,6 +36,9 @@ def sinkhorn_layer(
     Returns:
       `[..., k, k]`, columns sum to 1; rows too, up to the tolerance.
 
+    Where the matrix is close to a permutation, mass between its blocks is lost to rounding, and
+    a loss that asks for it gets a NaN derivative: raise tau, or set `iterations`.
+
     Reference: Adams and Zemel, 2011; Santa Cruz et al., "DeepPermNet", 2017.
 
     >>> import jax.numpy as jnp

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxiter.solution import Solution
 from jaxiter.transport.geometry import Geometry
-from jaxiter.transport.iteration import Marginals, sources
+from jaxiter.transport.iteration import Marginals
 
 
 class TransportResult(NamedTuple):
@@ -67,11 +67,12 @@ class TransportResult(NamedTuple):
 
 
 def assemble(
-    g: jax.Array, solve: Solution, geometry: Geometry, marginals: Marginals
+    potentials: tuple[jax.Array, jax.Array], solve: Solution, geometry: Geometry,
+    marginals: Marginals,
 ) -> TransportResult:
-    """The result for target potentials g ("ab" convention) whose derivatives are attached."""
+    """The result for potentials ("ab" convention) whose derivatives are attached."""
     a, b, epsilon, rho_a, rho_b = marginals
-    f = sources(g, geometry, marginals)
+    f, g = potentials
     shift = 0.0
     if marginals.balanced:
         f_plan = with_weights(f, a, epsilon)

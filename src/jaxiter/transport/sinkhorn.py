@@ -9,20 +9,21 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
+from jaxiter.adjoint import Adjoint, frozen, implicit
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, pin, stop_gradient
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import Stop, tolerance
+from jaxiter.transport.adjoint import attach
 from jaxiter.transport.checks import prepare, sound, warn_below_floor
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import (
     Marginals,
-    equations,
     kernel_problem,
     log_problem,
+    sources,
     start,
 )
 from jaxiter.transport.newton import newton_problem
@@ -112,7 +113,8 @@ def sinkhorn(
     if adjoint.differentiates_loop:
         solve = fixed_point(log_problem(valid), g, geometry, marginals, solver=solver, stop=stop,
                             adjoint=adjoint, max_steps=max_steps, monitor=monitor)
-        return assemble(solve.value, solve, geometry, marginals)
+        pair = sources(solve.value, geometry, marginals), solve.value
+        return assemble(pair, solve, geometry, marginals)
 
     keywords: dict[str, Any] = {
         "stop": stop, "monitor": monitor, "max_steps": max_steps, "adjoint": frozen()}
@@ -122,17 +124,7 @@ def sinkhorn(
         problem = log_problem(valid) if method == "log" else kernel_problem(valid)
         solve = fixed_point(problem, g, *operands, solver=solver, **keywords)
         g = solve.value
-    g = attach(g, geometry, marginals, adjoint)
-    return assemble(g, solve, geometry, marginals)
-
-
-def attach(
-    g: jax.Array, geometry: Geometry, marginals: Marginals, adjoint: Adjoint
-) -> jax.Array:
-    """Target potentials with their implicit derivatives; balanced ones are centred first."""
-    if marginals.balanced:
-        g = g - jnp.mean(g)  # the normalisation that `equations` knows
-    return attach_implicit(equations, g, geometry, marginals, adjoint=adjoint)
+    return assemble(attach(g, geometry, marginals, adjoint), solve, geometry, marginals)
 
 
 def _with_newton(
