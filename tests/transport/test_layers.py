@@ -1,8 +1,7 @@
 """What is built on Sinkhorn, against linear programs, brute force and the measured tables."""
 
-import itertools
-
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +259,8 @@ def test_gradient_where_the_plan_nearly_falls_into_blocks():
     truth = jnp.eye(4)[jnp.array([3, 1, 2, 0])]
 
     def loss(scores, **keywords):
-        return jnp.sum(truth * jnp.log(sinkhorn_layer(scores, 0.5, **keywords) + 1e-8))
+        plan = sinkhorn_layer(scores, 0.5, **keywords)
+        return jnp.sum(truth.astype(plan.dtype) * jnp.log(plan + 1e-8))
 
     slope = jax.jit(jax.grad(loss))(scores)
     with jax.enable_x64(True):
