@@ -38,8 +38,8 @@ def render(path: Path) -> float:
     notebook.metadata.pop("language_info", None)
     nbformat.write(notebook, path)
     (DOCS / "gallery").mkdir(exist_ok=True)
-    picture = base64.b64decode((chosen or found)[-1])
-    (DOCS / "gallery" / f"{path.stem}.png").write_bytes(picture)
+    for picture in (chosen or found)[-1:]:
+        (DOCS / "gallery" / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
     return seconds
 
 

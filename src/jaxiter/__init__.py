@@ -2,6 +2,7 @@
 
 from jaxiter import bilevel, diffusion, linear, operators, optim, recurrence, transport
 from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
+from jaxiter.citation import cite
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point, root
 from jaxiter.lanes import over_mesh, solve_many
@@ -24,9 +25,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
-    "attach_implicit", "bilevel", "callback", "damped", "diagnose", "diffusion", "divergence",
-    "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear", "neumann",
-    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
-    "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
+    "attach_implicit", "bilevel", "callback", "cite", "damped", "diagnose", "diffusion",
+    "divergence", "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear",
+    "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed",
+    "picard", "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
     "stagnation", "tolerance", "transport", "unrolled",
 ]

@@ -227,6 +227,11 @@ def neumann(terms: int = 10) -> Adjoint:
 
 
 class _OneStep(Adjoint):
+    """See `one_step`.
+
+    Source: Bolte, Pauwels and Vaiter, "One-step differentiation of iterative algorithms", 2023.
+    """
+
     k: int = eqx.field(static=True)
 
     def attach(self, equations: Callable, x: PyTree, args: tuple, status: jax.Array) -> PyTree:

@@ -142,7 +142,8 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
       A solver; its status is CONVERGED, MAX_STEPS, NONFINITE, or LINEAR_FAILURE when
       restarts stopped helping.
 
-    Reference: van der Vorst, "Bi-CGSTAB", SIAM J. Sci. Stat. Comput. 13, 1992.
+    Reference: van der Vorst, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the
+    solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 13, 1992.
 
     >>> import jax.numpy as jnp
     >>> A, b = jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([4.0, 3.0])
@@ -232,7 +233,8 @@ def cg(
       rtol, atol, max_steps: as in `bicgstab`, and so are the statuses.
       precondition: an approximate inverse, symmetric positive definite and linear.
 
-    Reference: Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49, 1952.
+    Reference: Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems",
+    J. Res. Natl. Bur. Stand. 49, 1952.
 
     >>> import jax.numpy as jnp
     >>> A, b = jnp.array([[2.0, 1.0], [1.0, 3.0]]), jnp.array([3.0, 4.0])
@@ -267,7 +269,9 @@ def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linea
     Two products per step, one with A and one with its adjoint. The residual that
     stops it is that of A x = b. Arguments and statuses as in `bicgstab`.
 
-    Reference: Hestenes and Stiefel, 1952; Paige and Saunders, ACM TOMS 8, 1982.
+    Reference: Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems",
+    J. Res. Natl. Bur. Stand. 49, 1952; Paige and Saunders, "LSQR: an algorithm for sparse linear
+    equations and sparse least squares", ACM Trans. Math. Softw. 8, 1982.
 
     >>> import jax.numpy as jnp
     >>> A, b = jnp.array([[0.0, 1.0], [-1.0, 0.0]]), jnp.array([1.0, 2.0])
@@ -316,7 +320,8 @@ def gmres(
     residual in each cycle; with a restart shorter than the dimension it may
     stagnate, and says LINEAR_FAILURE then. Arguments as in `bicgstab`.
 
-    Reference: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 1986.
+    Reference: Saad and Schultz, "GMRES: a generalized minimal residual algorithm for solving
+    nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 7, 1986.
 
     >>> import jax.numpy as jnp
     >>> A, b = jnp.array([[0.0, 1.0], [-1.0, 0.0]]), jnp.array([1.0, 2.0])

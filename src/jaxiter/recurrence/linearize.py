@@ -148,7 +148,8 @@ def elk(damping: float) -> Callable:
     The damped linear recurrence is a Kalman filter, by coordinates, as an associative scan.
 
     Reference: Gonzalez, Warrington, Smith and Linderman, "Towards scalable and stable
-    parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez, 2021.
+    parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez,
+    "Temporal parallelization of Bayesian smoothers", 2021.
     """
     def method(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
         slopes = _diagonals(rows)

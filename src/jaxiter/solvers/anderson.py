@@ -75,9 +75,12 @@ def anderson(
     Raises:
       ValueError: memory or period below 1, kind not 1 or 2, mixing outside (0, 1].
 
-    Reference: Anderson 1965; Walker and Ni, SIAM J. Numer. Anal. 49, 2011; Zhang,
-    O'Donoghue and Boyd, SIAM J. Optim. 30, 2020; Banerjee, Suryanarayana and Pask,
-    J. Chem. Phys. 145, 2016 (the period).
+    Reference: Anderson, "Iterative procedures for nonlinear integral equations", J. ACM 12, 1965;
+    Walker and Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49,
+    2011; Zhang, O'Donoghue and Boyd, "Globally convergent type-I Anderson acceleration for
+    nonsmooth fixed-point iterations", SIAM J. Optim. 30, 2020; Banerjee, Suryanarayana and Pask,
+    "Periodic Pulay method for robust and efficient convergence acceleration of self-consistent
+    field iterations", Chem. Phys. Lett. 647, 2016 (the period).
 
     >>> import jax.numpy as jnp, jaxiter
     >>> slow = lambda x: jnp.linspace(0.9, 0.999, 5) * x + 1.0

@@ -52,8 +52,8 @@ def guard(
     Raises:
       ValueError: a concrete factor below 1; params missing.
 
-    Reference: the safeguard of Zhang, O'Donoghue and Boyd, "Globally convergent
-    type-I Anderson acceleration", SIAM J. Optim. 30, 2020, as a local test.
+    Reference: Zhang, O'Donoghue and Boyd, "Globally convergent type-I Anderson acceleration for
+    nonsmooth fixed-point iterations", SIAM J. Optim. 30, 2020; here its safeguard is a local test.
 
     >>> import jax.numpy as jnp, jaxiter, optax
     >>> wild = guard(optax.scale(1.9), factor=1.0)

@@ -60,9 +60,9 @@ def halpern(
     For a firmly nonexpansive T (a projection, a proximal map, Douglas-Rachford)
     `optax.chain(optax.scale(2.0), halpern())` runs it on 2 T - I, halving the bound.
 
-    Reference: Halpern 1967; Lieder, "On the convergence rate of the
-    Halpern-iteration", Optim. Lett. 15, 2021; Park and Ryu, "Exact optimal
-    accelerated complexity for fixed-point iterations", 2022.
+    Reference: Halpern, "Fixed points of nonexpanding maps", Bull. Amer. Math. Soc. 73, 1967;
+    Lieder, "On the convergence rate of the Halpern-iteration", Optim. Lett. 15, 2021; Park and
+    Ryu, "Exact optimal accelerated complexity for fixed-point iterations", 2022.
 
     >>> import jax.numpy as jnp, jaxiter
     >>> turn = lambda x: jnp.array([-x[1], x[0]])

@@ -40,7 +40,8 @@ def damped(alpha: Any) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: a concrete alpha outside (0, 2).
 
-    Reference: Krasnoselskii 1955; Mann 1953.
+    Reference: Krasnoselskii, "Two remarks on the method of successive approximations", Uspekhi
+    Mat. Nauk 10, 1955; Mann, "Mean value methods in iteration", Proc. Amer. Math. Soc. 4, 1953.
 
     >>> import jax.numpy as jnp, jaxiter
     >>> turn = lambda x: jnp.array([-x[1], x[0]])
@@ -72,7 +73,8 @@ def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: a concrete beta outside [0, 1).
 
-    Reference: Nesterov 1983; Mainge, "Convergence theorems for inertial KM-type
+    Reference: Nesterov, "A method of solving a convex programming problem with convergence rate
+    O(1/k^2)", Soviet Math. Dokl. 27, 1983; Mainge, "Convergence theorems for inertial KM-type
     algorithms", J. Comput. Appl. Math. 219, 2008.
 
     >>> import jax.numpy as jnp, jaxiter

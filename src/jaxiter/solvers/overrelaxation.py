@@ -44,8 +44,10 @@ def overrelaxed(every: int = 60) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: every is no positive multiple of 10.
 
-    Reference: Golub and Varga 1961 (equivalence); Lehmann, von Renesse, Sambale and Uschmajew,
-    "A note on overrelaxation in the Sinkhorn algorithm", 2021.
+    Reference: Golub and Varga, "Chebyshev semi-iterative methods, successive overrelaxation
+    iterative methods, and second order Richardson iterative methods", Numer. Math. 3, 1961
+    (equivalence); Lehmann, von Renesse, Sambale and Uschmajew, "A note on overrelaxation in the
+    Sinkhorn algorithm", 2021.
 
     >>> import jax.numpy as jnp, jaxiter
     >>> slow = lambda x: 0.999 * x + 0.001

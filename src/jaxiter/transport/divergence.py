@@ -68,8 +68,9 @@ def sinkhorn_divergence(
     Raises:
       ValueError: as `sinkhorn`.
 
-    Reference: Genevay, Peyre and Cuturi, 2018; Feydy et al., "Interpolating between optimal
-    transport and MMD using Sinkhorn divergences", 2019.
+    Reference: Genevay, Peyre and Cuturi, "Learning generative models with Sinkhorn divergences",
+    2018; Feydy et al., "Interpolating between optimal transport and MMD using Sinkhorn
+    divergences", 2019.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([[0.0], [1.0]])

@@ -39,7 +39,8 @@ def sinkhorn_layer(
     Where the matrix is close to a permutation, mass between its blocks is lost to rounding, and
     a loss that asks for it gets a NaN derivative: raise tau, or set `iterations`.
 
-    Reference: Adams and Zemel, 2011; Santa Cruz et al., "DeepPermNet", 2017.
+    Reference: Adams and Zemel, "Ranking via Sinkhorn propagation", 2011; Santa Cruz et al.,
+    "DeepPermNet: visual permutation learning", 2017.
 
     >>> import jax.numpy as jnp
     >>> sinkhorn_layer(jnp.eye(2), 0.1).round(2).tolist()
