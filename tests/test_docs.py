@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "coming_from.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "coming_from.md").read_text()
 NAMES = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
 SECTIONS = PAGE.split("\n## ")
 ROWS = [(section.splitlines()[0], row.split("|")[2].strip().strip("`"))
@@ -33,3 +34,9 @@ def test_call(call, namespace):
 
 def test_every_section_has_rows():
     assert {section for section, _ in ROWS} == {"jaxopt", "optimistix", "OTT-JAX"}
+
+
+def test_the_scaling_page_runs(capsys):
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "scaling.md").read_text(), re.S):
+        exec(compile(block, "scaling.md", "exec"), {})
+    assert "CONVERGED" in capsys.readouterr().out

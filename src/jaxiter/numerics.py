@@ -116,6 +116,14 @@ def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
     return pure, list(closed.consts), shapes
 
 
+def typed_by(function: Callable, example: tuple, tree: PyTree) -> PyTree:
+    """`tree`, anchored to itself, to the example and to all that the function closes over.
+
+    What `hoist` then traces on it stays valid for every value that a loop makes of it.
+    """
+    return anchor(tree, (tree, example, hoist(function, *example)[1]))
+
+
 def stop_gradient(tree: PyTree) -> PyTree:
     """`lax.stop_gradient` on every array leaf; other leaves pass through."""
     return jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, tree)

@@ -11,7 +11,7 @@ from jaxiter.adjoint import Adjoint, implicit
 from jaxiter.bilevel.inverse import largest_curvature
 from jaxiter.driver import fixed_point
 from jaxiter.linear import cg
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.solvers import anderson
@@ -54,6 +54,7 @@ def solve_inner(
     y0 = jax.tree.map(jnp.asarray, y0)
     if step_size is None:
         at, fixed = stop_gradient((y0, x))
+        at = typed_by(lambda y: gradient(y, fixed), (at,), at)
         _, product = jax.linearize(lambda y: gradient(y, fixed), at)
         # Ten power iterations fall a little short of the largest eigenvalue.
         step_size = 0.9 / largest_curvature(product, at)

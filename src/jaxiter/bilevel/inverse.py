@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.numerics import anchor, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
 from jaxiter.stop import tolerance
@@ -45,7 +45,7 @@ def largest_curvature(matvec: Matvec, like: PyTree, steps: int = 10) -> jax.Arra
         size = jnp.linalg.norm(image)
         return safe_divide(image, size), size
 
-    v = start / jnp.linalg.norm(start)
+    v = anchor(start / jnp.linalg.norm(start), like)
     return lax.scan(step, v, length=steps)[1][-1]
 
 

@@ -19,7 +19,7 @@ from jaxiter.diffusion.sample import (
     widen,
 )
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import hoist, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient, typed_by
 from jaxiter.problem import Problem
 from jaxiter.stop import tolerance
 
@@ -37,10 +37,14 @@ def attach_sampling(
       slopes: `[R]`, first guesses of the model's slopes for the parallel backward pass.
       parallel: solve the transposed system by rounds of batched VJPs, not by a loop.
     """
-    table, slopes = stop_gradient((table, slopes))
-    pure, constants, _ = hoist(model, x_init, jax.tree.map(lambda leaf: leaf[0], table))
+    def row(table: Table) -> Table:
+        return jax.tree.map(lambda leaf: leaf[0], table)
 
-    def outputs(operands: tuple, states: jax.Array) -> jax.Array:
+    x, x_init, table, slopes = typed_by(
+        model, (x_init, row(table)), (x, x_init, *stop_gradient((table, slopes))))
+    pure, constants, _ = hoist(model, x_init, row(table))
+
+    def outputs(operands: tuple, table: Table, states: jax.Array) -> jax.Array:
         """Row t of the system for states X[0..R-1], `[R, ...]`."""
         values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, table)
         return combine_all(table, states, values)
@@ -48,10 +52,12 @@ def attach_sampling(
     def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
         return jnp.concatenate([first[None], rows[:-1]])
 
-    def tangent(rows: jax.Array, operands: tuple, dots: tuple) -> jax.Array:
-        _, rhs = jax.jvp(lambda ops: outputs(ops, inputs(rows, ops[0])), (operands,), (dots,))
+    def tangent(rows: jax.Array, given: tuple, dots: tuple) -> jax.Array:
+        operands, (table, slopes) = given
+        _, rhs = jax.jvp(
+            lambda ops: outputs(ops, table, inputs(rows, ops[0])), (operands,), (dots[0],))
         states = inputs(rows, operands[0])
-        base, linear = jax.linearize(lambda s: outputs(operands, s), states)
+        base, linear = jax.linearize(lambda s: outputs(operands, table, s), states)
         del base
         fixed, at = stop_gradient(operands), stop_gradient(states)
         forward = partial(_forward, lambda s, row: pure(fixed[1], s, row), table, at)
@@ -63,7 +69,8 @@ def attach_sampling(
             lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
             lambda _, b: forward(b), lambda _, b: backward(b))
 
-    rows = with_jvp(x[1:], (x_init, constants), tangent)
+    # The table is an operand too: under remat it is traced, and no rule may close over it.
+    rows = with_jvp(x[1:], ((x_init, constants), (table, slopes)), tangent)
     return jnp.concatenate([x_init[None], rows])
 
 
@@ -78,7 +85,8 @@ def _forward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> 
         new = combine(row, tangents, values) + b
         return (push(tangents, new), values), new
 
-    return lax.scan(step, histories(table, jnp.zeros_like(b[0])), (quiet, states, b))[1]
+    start = anchor(jnp.zeros_like(b[0]), (b, states))
+    return lax.scan(step, histories(table, start), (quiet, states, b))[1]
 
 
 def _reversed(table: Table) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +111,8 @@ def _backward(model: Callable, table: Table, states: jax.Array, b: jax.Array) ->
         g = b + jnp.tensordot(state, later, 1, precision="highest") + pulled
         return push(later, g), g
 
-    first = push(jnp.zeros((state.shape[1], *b.shape[1:]), b.dtype), b[-1])
+    empty = jnp.zeros((state.shape[1], *b.shape[1:]), b.dtype)
+    first = push(anchor(empty, (b, states)), b[-1])
     rows = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
     g = lax.scan(step, first, (state, weight, *rows, b[-2::-1]))[1]
     return jnp.concatenate([b[-1:], g])[::-1]
@@ -145,7 +154,7 @@ def _rounds(
         slope = jnp.where(fresh, safe_divide(dot(dh, v - old_v), square), slope)
         plain = rest + sums(state, g) + v
         lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
-        return plain + lift, (slope, h, v, jnp.bool_(True))
+        return plain + lift, (slope, h, v, anchor(jnp.bool_(True), seen))
 
     problem = Problem(
         step=step,

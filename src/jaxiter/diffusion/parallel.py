@@ -39,6 +39,7 @@ from jaxiter.diffusion.sample import (
     histories,
     push,
     tabulate,
+    vary,
 )
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.driver import fixed_point
@@ -184,6 +185,7 @@ def sample_parallel(
     table = tabulate(sampler, x_init, key, noise)
     if tolerance_scale == "absolute":
         table = table._replace(scale=jnp.ones_like(table.scale))
+    x_init = vary(sampler, denoiser, x_init, table)
     start = _initial(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     operands = stop_gradient((start, first.astype(x_init.dtype), table,

@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.numerics import anchor, typed_by
 
 PyTree = Any
 
@@ -67,6 +68,12 @@ def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Arra
     return x
 
 
+def vary(sampler: Sampler, denoiser: Denoiser, x: jax.Array, table: Table) -> jax.Array:
+    """x, which varies over a mesh where the model's parameters or the noise do."""
+    first = jax.tree.map(lambda leaf: leaf[0], table)
+    return typed_by(lambda x, row: evaluate(sampler, denoiser, x, row), (x, first), x)
+
+
 def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> jax.Array:
     """The model at one row, in the sampler's currency."""
     eps, x0 = denoiser.convert(x, row.alpha, row.sigma, row.time)
@@ -100,7 +107,7 @@ def histories(table: Table, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """States and values before the first row."""
     states, values = table.state.shape[1], table.model.shape[1]
     return (push(jnp.zeros((states, *x.shape), x.dtype), x),
-            jnp.zeros((values, *x.shape), x.dtype))
+            anchor(jnp.zeros((values, *x.shape), x.dtype), x))
 
 
 def widen(table: jax.Array, reach: int) -> jax.Array:
@@ -119,7 +126,7 @@ def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.
         return push(history, lift + residual), (lift, lift + residual)
 
     empty = jnp.zeros((answer.shape[1], *residual.shape[1:]), residual.dtype)
-    return lax.scan(step, empty, (answer, residual))[1]
+    return lax.scan(step, anchor(empty, (answer, residual)), (answer, residual))[1]
 
 
 def sample(
@@ -158,6 +165,7 @@ def sample(
                          f" with {sorted(keywords)}.")
     x_init = checked_start(sampler, denoiser, x_init)
     table = tabulate(sampler, x_init, key, noise)
+    x_init = vary(sampler, denoiser, x_init, table)
 
     @jax.checkpoint
     def step(carry: tuple, row: Table) -> tuple[tuple, jax.Array]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.adjoint import with_jvp
-from jaxiter.numerics import hoist, stop_gradient
+from jaxiter.numerics import anchor, hoist, stop_gradient, typed_by
 from jaxiter.recurrence.linearize import LARGEST_DENSE, dense_jacobians, scan_matrix
 
 PyTree = Any
@@ -33,6 +33,8 @@ def attach_recurrence(
       rows, with derivatives of any order, in both modes.
     """
     parallel = parallel and rows.shape[1] <= LARGEST_DENSE
+    first = jax.tree.map(lambda leaf: leaf[0], xs)
+    rows, s0, xs = typed_by(step, (s0, first), (rows, s0, xs))
     pure, constants, _ = hoist(step, s0, jax.tree.map(lambda leaf: leaf[0], xs))
 
     def row(operands: tuple, p: jax.Array, x: PyTree) -> jax.Array:
@@ -72,7 +74,7 @@ def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:
             _, out = jax.jvp(lambda p: row(operands, p, x), (p,), (d,))
             return out + b, out + b
 
-        return lax.scan(move, jnp.zeros_like(b[0]), (b, p, operands[1]))[1]
+        return lax.scan(move, anchor(jnp.zeros_like(b[0]), (b, p)), (b, p, operands[1]))[1]
 
     def backward(b: jax.Array) -> jax.Array:
         def move(g: jax.Array, at: tuple) -> tuple:
@@ -81,7 +83,8 @@ def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:
             _, pull = jax.vjp(lambda p: row(operands, p, x), p)
             return pull(g)[0], g
 
-        return lax.scan(move, jnp.zeros_like(b[0]), (b, p, operands[1]), reverse=True)[1]
+        start = anchor(jnp.zeros_like(b[0]), (b, p))
+        return lax.scan(move, start, (b, p, operands[1]), reverse=True)[1]
 
     return forward, backward
 

@@ -1,10 +1,14 @@
-"""Write the README's measured block from results/*.json: `python benchmarks/readme.py`."""
+"""Write what was measured into the README and docs/: `python benchmarks/pages.py`.
+
+From results/*.json alone: docs/benchmarks.md whole, the marked blocks of README.md and
+docs/scaling.md.
+"""
 
 from pathlib import Path
 
 from harness import load
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -64,13 +68,7 @@ def lanes() -> str:
             f"times faster than vmap with the defaults; the ideal is {data['ideal']:.1f}.\n")
 
 
-def transport() -> str:
-    data = load("transport")
-    names = ("jaxiter kernel", "ott log", "ott kernel")
-    cost = {(r["n"], r["method"]): r for r in data["per_iteration"]}
-    sizes = sorted({r["n"] for r in data["per_iteration"]})
-    iteration = [[name, *(f"{cost[n, name]['reads']:.1f}" if (n, name) in cost else "-"
-                          for n in sizes)] for name in names]
+def transport_times(data: dict) -> str:
     solved = {(r["problem"], r["epsilon/mean"], r["method"]): r for r in data["to_tolerance"]}
     problems = sorted({(r["problem"], r["epsilon/mean"]) for r in data["to_tolerance"]},
                       key=lambda p: (p[0], -p[1]))
@@ -83,6 +81,18 @@ def transport() -> str:
     methods = ("jaxiter auto", "jaxiter kernel", "jaxiter newton", "ott log", "ott kernel",
                "POT stabilized, float64", "POT emd (exact)")
     rows = [[f"{p[0]} {p[1]}", *(seconds(p, m) for m in methods)] for p in problems]
+    return ("**Sinkhorn, milliseconds to a marginal error of 1e-4** (`benchmarks/transport.py`), "
+            "epsilon as a share of the mean cost; in brackets: not converged in 4,000 iterations "
+            "(POT: 2,000)\n\n" + table(["", *methods], rows))
+
+
+def transport() -> str:
+    data = load("transport")
+    names = ("jaxiter kernel", "ott log", "ott kernel")
+    cost = {(r["n"], r["method"]): r for r in data["per_iteration"]}
+    sizes = sorted({r["n"] for r in data["per_iteration"]})
+    iteration = [[name, *(f"{cost[n, name]['reads']:.1f}" if (n, name) in cost else "-"
+                          for n in sizes)] for name in names]
     newton = [[r["problem"], f"{r['sinkhorn_iterations']:,}", str(r["newton_steps"]),
                f"{r['newton_passes']:,}", f"{r['ratio_of_passes']:.1f}"] for r in data["newton"]]
     gradient = [[str(r["epsilon/mean"]), r["method"],
@@ -95,10 +105,7 @@ def transport() -> str:
         "**Sinkhorn, one iteration in reads of the kernel** (`benchmarks/transport.py`; a read "
         "is the time of `K @ v`)\n\n"
         + table(["", *(f"n = {n:,}" for n in sizes)], iteration)
-        + "\n**Milliseconds to a marginal error of 1e-4**, epsilon as a share of the mean cost; "
-        "in brackets: not converged in 4,000 iterations "
-        "(POT: 2,000)\n\n"
-        + table(["", *methods], rows)
+        + "\n" + transport_times(data)
         + "\n**Newton, passes over the matrix to 1e-8** (float64, epsilon = max C / 1200)\n\n"
         + table(["", "Sinkhorn iterations", "Newton steps", "passes", "Sinkhorn / Newton passes"],
                 newton)
@@ -168,6 +175,13 @@ def few_steps() -> str:
         + table(["", "window", "tolerance", "rounds", "steps / rounds", "loss"], runs))
 
 
+def bilevel_peers(rows: dict, names: list[str]) -> str:
+    return "; ".join(
+        f"{n}: " + ", ".join(
+            f"{library} {rows[n, f'implicit, {library}']['seconds per step'] * 1e3:.2g} ms"
+            for library in ("jaxiter", "jaxopt", "optimistix")) for n in names)
+
+
 def bilevel() -> str:
     data = load("bilevel")
     problems, selected = data["selection"]["problems"], data["selection"]["rows"]
@@ -182,10 +196,7 @@ def bilevel() -> str:
 
     levels = [f"{problems[n]['level']:.0e}" for n in names]
     head = [h for n, level in zip(names, levels, strict=True) for h in (n, f"calls to {level}")]
-    peers = "; ".join(
-        f"{n}: " + ", ".join(
-            f"{library} {rows[n, f'implicit, {library}']['seconds per step'] * 1e3:.2g} ms"
-            for library in ("jaxiter", "jaxopt", "optimistix")) for n in names)
+    peers = bilevel_peers(rows, names)
     cleaned = [[r["method"], f"{r['best AUC']:.3f}", f"{r['accuracy']:.3f}",
                 "-" if r["calls to 0.95"] is None else f"{r['calls to 0.95']:,.0f}",
                 f"{r['products']:,.0f}"] for r in data["cleaning"]["rows"]]
@@ -240,12 +251,69 @@ def audit() -> str:
             "gradients of converged, well-conditioned problems are wrong or not a number.\n")
 
 
+def scaling() -> tuple[str, str, str]:
+    """Tables of docs/scaling.md: throughput, counted against predicted, larger machines."""
+    data, runs = load("scaling"), load("throughput")
+    throughput = table(["8,192 uneven problems, sorted", "time", "speed-up"],
+                       [[r["run"], f"{1e3 * r['seconds']:.0f} ms", f"{r['speedup']:.2f}"]
+                        for r in runs["rows"]])
+    model = table(
+        ["one iteration, n = 1,024", "devices", "Mflop per device", "predicted flops",
+         "predicted bytes", "messages"],
+        [[r["family"], str(r["devices"]), f"{r['flops'] / 1e6:.1f}",
+          f"{r['predicted flops / counted']:.2f}", f"{r['predicted bytes / counted']:.2f}",
+          f"{r['messages']} ({r['predicted messages']})"] for r in data["model"]])
+    larger = table(
+        ["", "machine", "n", "one device", "all", "speed-up", "communication",
+         "half the time below n"],
+        [[r["family"], r["machine"], f"{r['n']:,}", f"{r['one device us']:,.0f} us",
+          f"{r['all us']:,.0f} us", f"{r['speedup']:.1f}", f"{100 * r['communication']:.0f} %",
+          f"{r['even from n']:,}"] for r in data["larger"]])
+    return throughput, model, larger
+
+
+def headlines() -> str:
+    """The README's block: one line per claim, the tables of the peers, and where the rest is."""
+    runs = {r["run"]: r["speedup"] for r in load("throughput")["rows"]}
+    rounds = {r["method"]: r["mean_rounds"] for r in load("diffusion")["full_window"]
+              if (r["T"], r["problem"], r["sampler"]) == (100, "MLP", "SDE")}
+    nested = {(r["problem"], r["method"]): r for r in load("bilevel")["selection"]["rows"]}
+    problems = list(dict.fromkeys(name for name, _ in nested))
+    return "\n".join([
+        fixed_points(), gradients(), lanes(),
+        f"**Two devices** (`benchmarks/throughput.py`, 8,192 sorted problems): dealt by difficulty "
+        f"{runs['two, dealt']:.2f} times one device; in blocks {runs['two, in blocks']:.2f}.\n",
+        transport_times(load("transport")),
+        "**A hundred steps of DDPM in parallel** (`benchmarks/diffusion.py`, a network trained on "
+        "digits, to 1e-3), rounds of batched calls: "
+        + ", ".join(f"{m} {rounds[m]:.1f}" for m in ("secant", "Picard", "ParaTAA")) + ".\n",
+        "**A step of implicit gradient descent with warm starts** (`benchmarks/bilevel.py`): "
+        f"{bilevel_peers(nested, problems)}.\n",
+        audit()])
+
+
+def replace(path: Path, name: str, block: str) -> None:
+    """Put a block between its two marks."""
+    text = path.read_text()
+    start, end = text.index(f"<!-- {name} -->"), text.index(f"<!-- end {name} -->")
+    path.write_text(f"{text[:start]}<!-- {name} -->\n{block}{text[end:]}")
+
+
+PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrence", "few_steps",
+         "bilevel", "optim")
+
+
 def main() -> None:
-    text = README.read_text()
-    start, end = text.index("<!-- measured -->"), text.index("<!-- end -->")
-    block = "\n".join([fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps(),
-                       bilevel(), optim(), audit()])
-    README.write_text(f"{text[:start]}<!-- measured -->\n{block}{text[end:]}")
+    blocks = [fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps(),
+              bilevel(), optim(), audit()]
+    pictures = "\n".join(f"![{name}](../benchmarks/results/{name}.png)" for name in PLOTS)
+    (ROOT / "docs" / "benchmarks.md").write_text(
+        "# Benchmarks\n\nWritten by `benchmarks/pages.py` from `benchmarks/results/`. Two CPU "
+        "cores, float32, every peer in the\nsame run, as ratios where they are comparable; "
+        "compile times include tracing.\n\n" + "\n".join(blocks) + "\n" + pictures + "\n")
+    replace(ROOT / "README.md", "measured", headlines())
+    for name, block in zip(("throughput", "model", "larger"), scaling(), strict=True):
+        replace(ROOT / "docs" / "scaling.md", name, block)
 
 
 if __name__ == "__main__":

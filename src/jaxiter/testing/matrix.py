@@ -1,0 +1,244 @@
+"""Every differentiable front function under every transformation: one table.
+
+A case is a scalar function of three numbers; a check compares the transformed function, or its
+gradient, with the plain one. `python docs/properties.py` prints the table for the documentation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxiter as ji
+from jaxiter import bilevel, diffusion, recurrence, transport
+
+THETA = jnp.array([0.3, 0.5, 0.8])
+POINTS = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+COST = jnp.sum((POINTS[:, None] - POINTS[::-1] + 0.3) ** 2, -1)
+WEIGHTS = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4)), jnp.float32)
+TIGHT = ji.tolerance(rtol=1e-6, atol=1e-7)
+
+
+def _map(x: jax.Array, theta: jax.Array) -> jax.Array:
+    return 0.5 * jnp.sin(theta * x[::-1]) + theta
+
+
+def _solve(**keywords: Any) -> Callable:
+    return lambda theta: jnp.sum(ji.fixed_point(
+        _map, jnp.zeros(3), theta, stop=TIGHT, max_steps=60, **keywords).value ** 2)
+
+
+def _cost(theta: jax.Array) -> jax.Array:
+    return COST * (1 + theta[0]) + theta[1] * WEIGHTS**2 + theta[2]
+
+
+def _plan(result: Any) -> jax.Array:
+    return jnp.sum(WEIGHTS * result.plan())
+
+
+def _many(theta: jax.Array) -> jax.Array:
+    rates = jnp.linspace(0.2, 1.0, 5)
+    out = ji.solve_many(lambda x, q, theta: _map(q * x, theta), jnp.zeros((5, 3)), rates, theta,
+                        in_axes=(0, None), lanes=2, stop=TIGHT)
+    return jnp.sum(out.value**2)
+
+
+def _sinkhorn_many(theta: jax.Array) -> jax.Array:
+    costs = _cost(theta) * jnp.array([1.0, 2.0])[:, None, None]
+    out = transport.sinkhorn_many(costs, epsilon=0.5, lanes=2)
+    return jnp.sum(out.f**2)
+
+
+def _histograms(theta: jax.Array) -> jax.Array:
+    b = jax.nn.softmax(jnp.stack([theta[0] * WEIGHTS[0], theta[1] * WEIGHTS[1]]), -1)
+    out = transport.sinkhorn_histograms(COST, jnp.full(4, 0.25), b, epsilon=0.5)
+    return jnp.sum(out.f**2 + out.g**2)
+
+
+def _gru(state: jax.Array, x: jax.Array, theta: jax.Array) -> jax.Array:
+    return jnp.tanh(theta * state[::-1] + x)
+
+
+def _recurrence(theta: jax.Array, **keywords: Any) -> jax.Array:
+    xs = jnp.linspace(-1, 1, 12)[:, None] * jnp.ones(3)
+    out = recurrence.solve_recurrence(
+        lambda s, x: _gru(s, x, theta), jnp.zeros(3), xs, **keywords)
+    return jnp.sum(out.value**2)
+
+
+def _sample(theta: jax.Array, **keywords: Any) -> jax.Array:
+    model = diffusion.Denoiser(lambda x, time: jnp.tanh(theta * x), prediction="eps")
+    sampler = diffusion.ddim(diffusion.linear_beta_schedule(8))
+    out = diffusion.sample(sampler, model, jnp.ones(3), **keywords)
+    return jnp.sum(out**2)
+
+
+def _inner(theta: jax.Array) -> jax.Array:
+    out = bilevel.solve_inner(
+        lambda t, y: jnp.sum(jnp.cosh(y - t)) + 0.1 * jnp.sum(y) ** 2, jnp.zeros(3), theta,
+        stop=TIGHT)
+    return jnp.sum(out.value**3)
+
+
+def _foreign(theta: jax.Array) -> jax.Array:
+    root = jnp.cbrt(lax.stop_gradient(theta))
+    return jnp.sum(jnp.sin(ji.attach_implicit(lambda x, t: x**3 - t, root, theta)))
+
+
+def _divergence(theta: jax.Array) -> jax.Array:
+    return transport.sinkhorn_divergence(POINTS * theta[:2], POINTS[::-1] + theta[2],
+                                         epsilon=0.5).value
+
+
+def _sparse(theta: jax.Array) -> jax.Array:
+    return jnp.sum(WEIGHTS * transport.sparse_transport(
+        _cost(theta), gamma=1.0, stop=ji.tolerance(rtol=1e-6, atol=0.0)).plan)
+
+
+def _flow(theta: jax.Array) -> jax.Array:
+    out = diffusion.invert_flow(lambda x: x + 0.3 * jnp.tanh(theta * x), jnp.ones(3),
+                                jnp.ones(3), step_size=0.7, max_steps=60)
+    return jnp.sum(out.value**2)
+
+
+def _distilled(theta: jax.Array) -> jax.Array:
+    labels = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
+    return bilevel.distillation_loss(POINTS[:2] * theta[:2], labels[:2] + theta[2], POINTS, labels)
+
+
+def _maml(theta: jax.Array) -> jax.Array:
+    tasks = jnp.array([[0.1, 0.2, 0.3], [0.5, 0.1, 0.2]])
+    out = bilevel.implicit_maml(
+        lambda y, task: jnp.sum((y - task) ** 2), lambda y, task: jnp.sum(jnp.sin(y + task)),
+        theta, tasks)
+    return jnp.sum(out.value)
+
+
+CASES: dict[str, Callable] = {
+    "fixed_point": _solve(),
+    "fixed_point, anderson": _solve(solver=ji.anderson(3)),
+    "fixed_point, implicit(mode='vjp')": _solve(adjoint=ji.implicit(mode="vjp")),
+    "fixed_point, neumann": _solve(adjoint=ji.neumann(30)),
+    "fixed_point, one_step": _solve(adjoint=ji.one_step(30)),
+    "fixed_point, unrolled": _solve(adjoint=ji.unrolled()),
+    "root": lambda t: jnp.sum(ji.root(
+        lambda x, t: x**3 + x - t, jnp.zeros(3), t, stop=TIGHT).value ** 2),
+    "attach_implicit": _foreign,
+    "solve_many": _many,
+    "sinkhorn": lambda t: _plan(transport.sinkhorn(_cost(t), epsilon=0.5)),
+    "sinkhorn, unbalanced": lambda t: _plan(transport.sinkhorn(
+        _cost(t), epsilon=0.5, rho_a=1.0, rho_b=2.0)),
+    "sinkhorn_many": _sinkhorn_many,
+    "sinkhorn_histograms": _histograms,
+    "sinkhorn_divergence": _divergence,
+    "sinkhorn_layer": lambda t: jnp.sum(WEIGHTS * transport.sinkhorn_layer(_cost(t))),
+    "gumbel_sinkhorn": lambda t: jnp.sum(WEIGHTS * transport.gumbel_sinkhorn(
+        jax.random.key(0), _cost(t))),
+    "sparse_transport": _sparse,
+    "projection_sparse_simplex": lambda t: jnp.sum(jnp.sin(
+        ji.operators.projection_sparse_simplex(3 * t * POINTS[:3, 0], 2))),
+    "solve_recurrence": _recurrence,
+    "solve_recurrence, sequential adjoint":
+        lambda t: _recurrence(t, adjoint="sequential"),
+    "sample": _sample,
+    "sample_parallel": lambda t: _sample(t, method="parallel"),
+    "invert_flow": _flow,
+    "solve_inner": _inner,
+    "distillation_loss": _distilled,
+    "implicit_maml": _maml,
+}
+
+
+class Plain:
+    """What a case is compared with; compiled once for all of its checks."""
+
+    def __init__(self, function: Callable):
+        self.both = jax.value_and_grad(function)
+        self.one = jax.jit(self.both)
+        self.many = jax.jit(jax.vmap(self.both))
+        self.batch = THETA * jnp.linspace(0.8, 1.2, 8)[:, None]
+
+
+def _close(ours: Any, reference: Any, tolerance: float = 2e-3) -> bool:
+    ours, reference = np.asarray(ours, float), np.asarray(reference, float)
+    scale = max(1.0, float(np.abs(reference).max()))
+    return bool(np.isfinite(ours).all() and np.abs(ours - reference).max() <= tolerance * scale)
+
+
+def _all_close(ours: Any, reference: Any) -> bool:
+    return all(_close(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+def _jit(f: Callable, plain: Plain) -> bool:
+    return _close(plain.one(THETA)[0], f(THETA))
+
+
+def _vmap(f: Callable, plain: Plain) -> bool:
+    return _all_close([part[5] for part in plain.many(plain.batch)], plain.one(plain.batch[5]))
+
+
+def _grad(f: Callable, plain: Plain) -> bool:
+    """Against central differences."""
+    width = 1e-2 * jnp.eye(3)
+    ends = jnp.concatenate([THETA + width, THETA - width, plain.batch[:2]])
+    values = np.asarray(plain.many(ends)[0], float)
+    return _close(plain.one(THETA)[1], (values[:3] - values[3:6]) / 2e-2, 2e-2)
+
+
+def _jvp(f: Callable, plain: Plain) -> bool:
+    tangent = jax.jit(lambda t: jax.jvp(f, (t,), (jnp.ones(3),))[1])(THETA)
+    return _close(tangent, jnp.sum(plain.one(THETA)[1]))
+
+
+def _remat(f: Callable, plain: Plain) -> bool:
+    around = jax.checkpoint(lambda t: jnp.sin(f(jnp.sin(t))))
+    value, slope = plain.one(jnp.sin(THETA))
+    return _close(jax.jit(jax.grad(around))(THETA), jnp.cos(value) * slope * jnp.cos(THETA))
+
+
+def _scan(f: Callable, plain: Plain) -> bool:
+    def summed(theta: jax.Array) -> jax.Array:
+        return lax.scan(lambda c, s: (c + f(s * theta), None), 0 * theta[0], jnp.ones(2))[0]
+
+    return _close(jax.jit(jax.grad(summed))(THETA), 2 * plain.one(THETA)[1])
+
+
+def _pmap(f: Callable, plain: Plain) -> bool:
+    return _all_close(jax.pmap(plain.both)(plain.batch), plain.many(plain.batch))
+
+
+def _shard_map(f: Callable, plain: Plain) -> bool:
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    spread = jax.shard_map(jax.vmap(plain.both), mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    return _all_close(jax.jit(spread)(plain.batch), plain.many(plain.batch))
+
+
+CHECKS: dict[str, Callable] = {"jit": _jit, "vmap": _vmap, "grad": _grad, "jvp": _jvp,
+                               "remat": _remat, "scan": _scan, "pmap": _pmap,
+                               "shard_map": _shard_map}
+#: Not promised, and why: the documentation prints the reasons.
+EXCEPTIONS = {
+    ("fixed_point, implicit(mode='vjp')", "jvp"): "registers the reverse rule only, as it says",
+    ("sparse_transport", "shard_map"):
+        "optax's line search is rejected by a checked shard_map; pass `check_vma=False`",
+}
+
+
+def check(case: str) -> dict[str, bool | None]:
+    """Every check of a case; None where it is not promised."""
+    plain = Plain(CASES[case])
+    return {name: None if (case, name) in EXCEPTIONS else function(CASES[case], plain)
+            for name, function in CHECKS.items()}
+
+
+def table(rows: dict[str, dict[str, bool | None]]) -> str:
+    """Checked cases in Markdown."""
+    marks = {True: "yes", False: "**no**", None: "-"}
+    lines = [["", *CHECKS], ["---"] * (1 + len(CHECKS))]
+    lines += [[f"`{case}`", *(marks[row[name]] for name in CHECKS)] for case, row in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

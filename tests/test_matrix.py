@@ -1,0 +1,25 @@
+"""The property and gradient matrix: all of it with the slow tests, a small part by default."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxiter.testing import matrix
+
+FAST = {"fixed_point", "sample_parallel", "projection_sparse_simplex"}
+
+
+@pytest.mark.parametrize("case", [
+    case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in matrix.CASES])
+def test_row(case):
+    row = matrix.check(case)
+    assert all(passed in (True, None) for passed in row.values()), row
+
+
+def test_the_page_shows_every_row_green():
+    page = (Path(__file__).parent.parent / "docs" / "properties.md").read_text()
+    table = re.search(r"\| +\|.*?\n\n", page, re.S).group(0)
+    green = {case: {name: None if (case, name) in matrix.EXCEPTIONS else True
+                    for name in matrix.CHECKS} for case in matrix.CASES}
+    assert table.strip() == matrix.table(green).strip()
