@@ -11,6 +11,10 @@ from jaxiter import Status, linear
 ONE = jnp.ones(2)
 
 
+SAMPLER = ji.diffusion.ddpm(ji.diffusion.linear_beta_schedule(5))
+MODEL = ji.diffusion.Denoiser(lambda x, t: x, "eps")
+
+
 def identity(x):
     return x
 
@@ -83,6 +87,37 @@ CASES = {
                  "NaN"),
     "no partner": (lambda: ji.transport.sinkhorn(
         jnp.array([[1.0, 1.0], [jnp.inf, jnp.inf]]), epsilon=1.0), ValueError, "row 1"),
+    "monitor": (lambda: ji.fixed_point(identity, ONE, monitor=3), TypeError, "record.*int"),
+    "named adjoint": (lambda: ji.fixed_point(identity, ONE, adjoint="implicit"), TypeError,
+                      "implicit.*str"),
+    "matvec": (lambda: linear.cg()(lambda v: v[:1], ONE), TypeError, r"\[2\].*\[1\]"),
+    "another state": (lambda: ji.fixed_point(identity, ONE, resume=ji.fixed_point(
+        identity, jnp.ones(3)).state), TypeError, r"resume.*\[2\].*\[3\]"),
+    "equations": (lambda: ji.attach_implicit(lambda x: x[:1], ONE), TypeError, r"\[2\].*\[1\]"),
+    "empty cost": (lambda: ji.transport.sinkhorn(jnp.zeros((0, 3)), epsilon=1.0), ValueError,
+                   r"\(0, 3\)"),
+    "empty cloud": (lambda: ji.transport.sinkhorn_divergence(
+        jnp.zeros((0, 2)), jnp.ones((3, 2)), epsilon=1.0), ValueError, r"\(0, 3\)"),
+    "empty weights": (lambda: ji.transport.mirror_sinkhorn(
+        lambda p: p, ONE[:0], ONE[:0], bound=1.0, num_steps=2), ValueError, r"\(0,\)"),
+    "empty scores": (lambda: ji.transport.swav_assignments(jnp.zeros((0, 3))), ValueError,
+                     r"\(0, 3\)"),
+    "no rows": (lambda: ji.recurrence.solve_recurrence(
+        lambda s, x: s, ONE, jnp.zeros((0, 2))), ValueError, "T = 0"),
+    "no causal rows": (lambda: ji.recurrence.solve_causal(identity, jnp.zeros((0, 2))),
+                       ValueError, r"\(0, 2\)"),
+    "no tasks": (lambda: ji.bilevel.implicit_maml(
+        lambda y, t: 0.0, lambda y, t: 0.0, ONE, jnp.zeros((0, 2))), ValueError, r"\(0, 2\)"),
+    "no steps": (lambda: ji.diffusion.linear_beta_schedule(0), ValueError, "0"),
+    "noise rows": (lambda: ji.diffusion.sample(SAMPLER, MODEL, ONE, noise=jnp.ones((3, 2))),
+                   ValueError, r"\(5, 2\).*\(3, 2\)"),
+    "no key": (lambda: ji.diffusion.sample(SAMPLER, MODEL, ONE), ValueError, "pass a key"),
+    "whole numbers": (lambda: ji.diffusion.sample(SAMPLER, MODEL, jnp.arange(2)), TypeError,
+                      "int32"),
+    "warm start": (lambda: ji.bilevel.hypergradient(
+        lambda x, y: jnp.sum(y), lambda x, y: jnp.sum(y**2), 1.0, ONE, v_init={"a": ONE}),
+        TypeError, "v_init.*structure"),
+    "sparse k": (lambda: ji.operators.projection_sparse_simplex(ONE, 3), ValueError, "3"),
     "apply axis": (lambda: ji.transport.sinkhorn(jnp.ones((2, 2)), epsilon=1.0).apply(ONE, axis=2),
                    ValueError, "2"),
 }
@@ -116,3 +151,30 @@ def test_status_under_jit(name, bad):
     solution = jax.jit(TRACED[name])(jnp.float32(bad))
     assert solution.status == Status.BAD_INPUT, solution.message()
     assert not solution.converged
+
+
+EMPTY = {
+    "fixed_point": lambda: ji.fixed_point(lambda x: 0.5 * x, jnp.zeros(0)),
+    "anderson": lambda: ji.fixed_point(
+        lambda x: jax.tree.map(lambda leaf: 0.5 * leaf, x), {"a": jnp.zeros(0), "b": ONE},
+        solver=ji.anderson(3)),
+    "solve_many": lambda: ji.solve_many(lambda x, q: q * x, jnp.zeros((0, 3)), jnp.ones(0)),
+    "over_mesh": lambda: ji.over_mesh(lambda x: ji.solve_many(identity, x), jax.make_mesh(
+        (8,), ("d",)), "d")(jnp.zeros((0, 3))),
+    "vmap": lambda: jax.vmap(lambda x: ji.fixed_point(identity, x))(jnp.zeros((0, 3))),
+    "sinkhorn_many": lambda: ji.transport.sinkhorn_many(jnp.zeros((0, 3, 3)), epsilon=1.0).solve,
+    "recurrence": lambda: ji.recurrence.solve_recurrence(
+        lambda s, x: s + x, jnp.zeros(0), jnp.zeros((4, 0))),
+    "sample_parallel": lambda: ji.diffusion.sample_parallel(
+        SAMPLER, MODEL, jnp.zeros(0), jax.random.key(0)).solve,
+    "solve_inner": lambda: ji.bilevel.solve_inner(
+        lambda x, y: jnp.sum(y**2) + x, jnp.zeros(0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_to_solve_is_solved(name):
+    """Vectors without entries and batches without problems: no error, no wait, CONVERGED."""
+    solution = EMPTY[name]()
+    assert np.all(np.asarray(solution.status) == Status.CONVERGED)
+    assert np.all(np.asarray(solution.steps) <= 8)

@@ -325,6 +325,19 @@ def unrolled(checkpoint_every: int = 10) -> Adjoint:
     return _Unrolled(checkpoint_every)
 
 
+def as_adjoint(adjoint: Any) -> Adjoint:
+    """The adjoint, `implicit()` for None.
+
+    Raises:
+      TypeError: anything else, such as a name or a factory that was not called.
+    """
+    adjoint = implicit() if adjoint is None else adjoint
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"adjoint must be one such as implicit() or unrolled(), got "
+                        f"{type(adjoint).__name__}; did you forget to call it?")
+    return adjoint
+
+
 def split(args: tuple) -> tuple[tuple, Callable]:
     """Array leaves of args, and a function that puts the other leaves back."""
     dynamic, static = eqx.partition(args, is_array)
@@ -351,7 +364,7 @@ def attach_implicit(
     >>> round(float(jax.grad(sqrt)(9.0)), 4)
     0.1667
     """
-    adjoint = implicit() if adjoint is None else adjoint
+    adjoint = as_adjoint(adjoint)
     dynamic, restore = split(args)
     x_star = jax.tree.map(jnp.asarray, x_star)
 

@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, implicit, split
+from jaxiter.adjoint import Adjoint, as_adjoint, split
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, is_concrete, pin, stop_gradient
 from jaxiter.problem import (
@@ -255,7 +255,8 @@ def make_method(
 
     Raises:
       ValueError: check_every or refresh below 1.
-      TypeError: a solver that is no optax transformation, a stop that is no rule.
+      TypeError: a solver that is no optax transformation, a stop that is no rule, a monitor of
+        another kind.
     """
     problem, solver = as_problem(problem), picard() if solver is None else solver
     if not (hasattr(solver, "init") and hasattr(solver, "update")):
@@ -268,6 +269,9 @@ def make_method(
     stop = tolerance() if stop is None else stop
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
+    if not isinstance(monitor, Monitor | None):
+        raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
+                        f"{type(monitor).__name__}.")
     return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
 
 
@@ -327,7 +331,7 @@ def fixed_point(
     (0.7391, True)
     """
     method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
-    adjoint = implicit() if adjoint is None else adjoint
+    adjoint = as_adjoint(adjoint)
     check_max_steps(max_steps)
     x0 = as_point(x0)
     arrays, restore = split(args)

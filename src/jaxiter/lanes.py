@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, implicit, split
+from jaxiter.adjoint import Adjoint, as_adjoint, split
 from jaxiter.driver import (
     Method,
     active,
@@ -130,7 +130,7 @@ def solve_many(
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
     method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
-    adjoint = implicit() if adjoint is None else adjoint
+    adjoint = as_adjoint(adjoint)
     if adjoint.differentiates_loop:
         raise ValueError("solve_many refills lanes in a loop that cannot be unrolled; use "
                          "vmap(fixed_point) for unrolled().")
@@ -140,8 +140,12 @@ def solve_many(
     count = batch_size(x0s, args, axes)
     arrays, restore = split(args)
 
-    end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, lanes,
-                   refill_every, count)
+    if count == 0:
+        end = jax.vmap(lambda x0, *arrays: init(method, x0, *restore(arrays)),
+                       in_axes=(0, *axes))(x0s, *arrays)
+    else:
+        end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, lanes,
+                       refill_every, count)
 
     def finished(state: LoopState, *arrays: PyTree) -> Solution:
         return conclude(method, adjoint, state, arrays, restore, max_steps)

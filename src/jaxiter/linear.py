@@ -97,6 +97,7 @@ def _restarted(
     """
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        matvec = trees.keeping_structure(matvec, "matvec")
         system = _normalised(b, rtol, atol)
         b, tol = system.b, system.tol
         x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
@@ -164,6 +165,7 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
         stuck: jax.Array
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+        matvec = trees.keeping_structure(matvec, "matvec")
         system = _normalised(b, rtol, atol)
         b, tol = system.b, system.tol
         x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
@@ -405,6 +407,7 @@ def dense(rtol: Any = None) -> LinearSolver:
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         del x0  # a direct solve has no use for a start
+        matvec = trees.keeping_structure(matvec, "matvec")
         flat, unravel = ravel_pytree(b)
         columns = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(
             jnp.eye(flat.size, dtype=flat.dtype))

@@ -223,6 +223,16 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
+def keeping_structure(function: Callable, what: str) -> Callable:
+    """`function` of one tree, checked to return the same structure, shapes and dtypes."""
+    def checked(tree: PyTree) -> PyTree:
+        out = function(tree)
+        check_same_structure(tree, out, what)
+        return out
+
+    return checked
+
+
 def check_same_structure(expected: PyTree, actual: PyTree, what: str) -> None:
     """Raise when two trees differ in structure, shapes or dtypes (never in device types).
 

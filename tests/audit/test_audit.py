@@ -1,6 +1,10 @@
 """The small truth audit: no status that its own answer contradicts; see benchmarks/audit.py."""
 
+import hypothesis
+import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxiter as ji
@@ -31,3 +35,30 @@ def test_no_answer_contradicts_its_status(name):
     verdict = CASES[name]()
     assert verdict.false == 0 and verdict.silent == 0, verdict
     assert verdict.converged > verdict.solves / 10
+
+
+ANY = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+ENTRIES = st.tuples(*(ANY for _ in range(3)))
+SOLVERS = {"picard": ji.picard(), "anderson": ji.anderson(2), "halpern": ji.halpern("adaptive"),
+           "guarded": ji.guard(ji.damped(0.5))}
+SOLVE = {name: jax.jit(lambda a, x, b, s=solver: ji.fixed_point(
+    lambda x, a, b: a * x[::-1] + b, x, a, b, solver=s, max_steps=40))
+    for name, solver in SOLVERS.items()}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+@hypothesis.given(a=ENTRIES, x=ENTRIES, b=ENTRIES)
+def test_no_number_makes_a_solve_lie(name, a, x, b):
+    """Any three floats in any place: a status, never an exception, and none that is false."""
+    arrays = [np.array(part, np.float32) for part in (a, x, b)]
+    out = SOLVE[name](*arrays)
+    assert int(out.status) > ji.Status.RUNNING
+    assert bool(out.converged) == (int(out.status) == ji.Status.CONVERGED)
+    if not np.all(np.isfinite(arrays[1])):
+        assert out.status == ji.Status.BAD_INPUT
+    if out.converged:
+        value = np.asarray(out.value, float)
+        image = np.asarray(arrays[0], float) * value[::-1] + np.asarray(arrays[2], float)
+        scale = max(np.linalg.norm(value), np.linalg.norm(image))
+        assert np.linalg.norm(image - value) <= 1e-6 + 1.1e-5 * scale + 1e-37

@@ -57,6 +57,9 @@ def implicit_maml(
     [-0.25, -0.25]
     """
     check_positive(strength=strength)
+    if any(jnp.shape(leaf)[:1] in ((), (0,)) for leaf in jax.tree.leaves(tasks)):
+        raise ValueError("tasks must have a leading axis of at least one task, got shapes "
+                         f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]}.")
 
     def one(task: PyTree) -> tuple:
         def inner(theta: PyTree, phi: PyTree) -> jax.Array:

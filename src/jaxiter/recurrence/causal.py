@@ -49,6 +49,9 @@ def solve_causal(
     [3, 2, 4, 0, 1]
     """
     init = jax.tree.map(strong, init)
+    if any(leaf.ndim == 0 or leaf.size == 0 for leaf in jax.tree.leaves(init)):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(init)]
+        raise ValueError(f"init must hold rows along its first axis, at least one; got {shapes}.")
     trees.check_same_structure(init, jax.eval_shape(function, init), "The function")
     if check and is_concrete(init):
         check_causal(function, init)

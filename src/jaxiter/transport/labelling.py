@@ -96,6 +96,8 @@ def swav_assignments(
     >>> swav_assignments(jnp.array([[1.0, 0.0], [0.0, 1.0]])).round(2).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores must be a non-empty matrix [n, k], got shape {scores.shape}.")
     log_q = lax.stop_gradient(scores.astype(jnp.float32)) / epsilon
 
     def normalise(log_q: jax.Array, _: None) -> tuple[jax.Array, None]:

@@ -106,6 +106,8 @@ def mirror_sinkhorn(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
     for name, weights in (("a", a), ("b", b)):
+        if jnp.ndim(weights) != 1 or jnp.size(weights) == 0:
+            raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
         if is_concrete(weights) and not np.all(np.asarray(weights) > 0):
             raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
     if not callable(gradient):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxiter.adjoint import Adjoint, frozen, implicit
+from jaxiter.adjoint import Adjoint, as_adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, pin, stop_gradient
@@ -109,7 +109,7 @@ def sinkhorn(
     g = start(operands[0], operands[1]) if init is None else _warm(init, marginals)
     if epsilon_schedule is not None:
         g = _scaled(g, operands[0], operands[1], epsilon_schedule, method)
-    adjoint = implicit() if adjoint is None else adjoint
+    adjoint = as_adjoint(adjoint)
     if adjoint.differentiates_loop:
         solve = fixed_point(log_problem(valid), g, geometry, marginals, solver=solver, stop=stop,
                             adjoint=adjoint, max_steps=max_steps, monitor=monitor)
