@@ -12,8 +12,10 @@ from jaxiter import linear
 from jaxiter.testing.audit import (
     audit_fixed_point,
     audit_hypergradient,
+    audit_inner,
     audit_linear,
     audit_recurrence,
+    audit_sample,
     audit_sinkhorn,
 )
 
@@ -37,6 +39,10 @@ def main() -> None:
     cases += [partial(audit_recurrence, method=m)
               for m in ("newton", "diagonal", "elk", "secant", "picard", "jacobi")]
     cases += [partial(audit_hypergradient, solve=s) for s in ("cg", "dense", "neumann")]
+    cases += [partial(audit_fixed_point, size=3, dtype=jnp.float32, solver=SOLVERS[name],
+                      name=name, lanes=32) for name in ("picard", "anderson")]
+    cases += [audit_inner, *(partial(audit_sample, linearization=m)
+                             for m in ("secant", "picard", "jvp", "gaussian"))]
     rows = []
     for seed, case in enumerate(cases):
         rows.append(case(seed, count)._asdict())

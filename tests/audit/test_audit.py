@@ -12,8 +12,10 @@ from jaxiter import linear
 from jaxiter.testing.audit import (
     audit_fixed_point,
     audit_hypergradient,
+    audit_inner,
     audit_linear,
     audit_recurrence,
+    audit_sample,
     audit_sinkhorn,
 )
 
@@ -26,6 +28,9 @@ CASES = {
     "cg": lambda: audit_linear(4, 300, 3, linear.cg(), "cg", True),
     "sinkhorn": lambda: audit_sinkhorn(5, 200, "kernel"),
     "recurrence": lambda: audit_recurrence(6, 200, "secant"),
+    "lanes": lambda: audit_fixed_point(8, 200, 2, jnp.float32, ji.picard(), "picard", lanes=16),
+    "solve_inner": lambda: audit_inner(9, 200),
+    "sample_parallel": lambda: audit_sample(10, 200, "secant"),
     "hypergradient": lambda: audit_hypergradient(7, 300, "cg"),
 }
 

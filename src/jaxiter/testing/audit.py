@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter import linear
-from jaxiter.bilevel import hypergradient
+from jaxiter.bilevel import hypergradient, solve_inner
+from jaxiter.diffusion import Denoiser, ddim, linear_beta_schedule, sample_parallel
 from jaxiter.driver import fixed_point
+from jaxiter.lanes import solve_many
 from jaxiter.recurrence import solve_recurrence
 from jaxiter.solution import Status
 from jaxiter.stop import default_tolerances
@@ -63,9 +65,12 @@ def _rounding(a: np.ndarray, x: np.ndarray, b: np.ndarray, epsilon: float) -> np
         np.einsum("kij,kj->ki", np.abs(a), np.abs(x)) + np.abs(b), axis=1)
 
 
-def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any, name: str
-                      ) -> Verdict:
-    """Linear maps with one solver and dtype; gradients by the offset against a dense solve."""
+def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any, name: str,
+                      lanes: int | None = None) -> Verdict:
+    """Linear maps with one solver and dtype; gradients by the offset against a dense solve.
+
+    With `lanes`, through `solve_many` instead of `vmap(fixed_point)`.
+    """
     rng = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         a, b = (jnp.asarray(part).astype(dtype) for part in random_maps(rng, count, size))
@@ -78,7 +83,15 @@ def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any,
         out = solve(a, b)
         return jnp.sum(out.value), out
 
-    (_, out), slope = jax.jit(jax.vmap(jax.value_and_grad(total, 1, has_aux=True)))(a, b)
+    def through_lanes(a: jax.Array, b: jax.Array) -> tuple:
+        out = solve_many(lambda x, a, b: a @ x + b, jnp.zeros((count, size), dtype), a, b,
+                         solver=solver, max_steps=200, lanes=lanes or 1)
+        return jnp.sum(out.value), out
+
+    batched = jax.vmap(jax.value_and_grad(total, 1, has_aux=True))
+    if lanes is not None:
+        batched = jax.value_and_grad(through_lanes, 1, has_aux=True)
+    (_, out), slope = jax.jit(batched)(a, b)
     a, b, x, slope = (np.asarray(part, float) for part in (a, b, out.value, slope))
     good = np.asarray(out.status) == Status.CONVERGED
     with np.errstate(all="ignore"):
@@ -98,7 +111,8 @@ def audit_fixed_point(seed: int, count: int, size: int, dtype: Any, solver: Any,
         0.2 * np.linalg.norm(exact, axis=1) if jnp.finfo(dtype).bits == 16 else 0)
     number = np.isfinite(slope).all(1)
     silent = good & regular & (wrong if jnp.finfo(dtype).bits == 16 else wrong | ~number)
-    return Verdict(f"fixed_point, {name}, {jnp.dtype(dtype).name}, n = {size}", count,
+    front = "fixed_point" if lanes is None else "solve_many"
+    return Verdict(f"{front}, {name}, {jnp.dtype(dtype).name}, n = {size}", count,
                    int(good.sum()), int(lies.sum()), int(silent.sum()))
 
 
@@ -231,3 +245,54 @@ def audit_hypergradient(seed: int, count: int, solve: str) -> Verdict:
     return Verdict(f"hypergradient, {solve}", count, int(good.sum()), int(lies.sum()),
                    int(silent.sum()))
 
+
+def audit_inner(seed: int, count: int) -> Verdict:
+    """Quadratics of condition 1 to 10,000, flat or falling ones, odd right-hand sides."""
+    rng = np.random.default_rng(seed)
+    size = 4
+    basis = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
+    values = 10.0 ** -rng.uniform(0, 4, (count, size))
+    values[rng.random(count) < 0.1, 0] = 0.0
+    values[rng.random(count) < 0.1, 0] *= -1
+    h = (basis * values[:, None]) @ np.swapaxes(basis, 1, 2)
+    with np.errstate(all="ignore"):
+        h, c = jnp.asarray(h, jnp.float32), jnp.asarray(_offsets(rng, count, size), jnp.float32)
+    out = jax.jit(jax.vmap(lambda h, c: solve_inner(
+        lambda c, y: y @ (h @ y) / 2 - c @ y, jnp.zeros(size), c, max_steps=300)))(h, c)
+    h, c, y = (np.asarray(part, float) for part in (h, c, out.value))
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        step = 1 / np.abs(np.linalg.eigvalsh(h)).max(1)  # at most 1.3 times the one used
+        gap = step * np.linalg.norm(np.einsum("kij,kj->ki", h, y) - c, axis=1)
+        relative, absolute = default_tolerances(jnp.zeros(1))
+        rounding = step * _rounding(h, y, c, 1.2e-7)
+        lies = good & ~(gap <= 1.4 * (absolute + relative * np.linalg.norm(y, axis=1))
+                        + 8 * size * rounding)
+    return Verdict("solve_inner", count, int(good.sum()), int(lies.sum()), 0)
+
+
+def audit_sample(seed: int, count: int, linearization: str) -> Verdict:
+    """Trajectories of 16 DDIM steps with stiff models and odd starts; rows judged one by one."""
+    rng = np.random.default_rng(seed)
+    sampler, size = ddim(linear_beta_schedule(16)), 3
+    w = rng.normal(size=(count, size, size)) * rng.choice([0.1, 1.0, 4.0], (count, 1, 1))
+    x = rng.normal(size=(count, size))
+    odd = rng.random(count) < 0.15
+    x[odd, 0] = rng.choice([1e30, np.inf, np.nan], odd.sum())
+    w, x = jnp.asarray(w, jnp.float32), jnp.asarray(x, jnp.float32)
+
+    def solve(w: jax.Array, x: jax.Array) -> Any:
+        model = Denoiser(lambda x, time: jnp.tanh(w @ x), "eps")
+        return sample_parallel(sampler, model, x, tolerance=1e-4, tolerance_scale="absolute",
+                               linearization=linearization, max_steps=14)
+
+    out = jax.jit(jax.vmap(solve))(w, x)
+    w, rows = np.asarray(w, float), np.asarray(out.trajectory, float)
+    good = np.asarray(out.status) == Status.CONVERGED
+    with np.errstate(all="ignore"):
+        values = np.tanh(np.einsum("kij,ktj->kti", w, rows[:, :-1]))
+        state, model = (np.asarray(part, float)[:, :1] for part in (sampler.state, sampler.model))
+        image = state * rows[:, :-1] + model * values
+        gap = np.abs(rows[:, 1:] - image).max((1, 2))
+        lies = good & ~(gap <= 2e-3 * (1 + np.abs(rows).max((1, 2)) * 1e-3))
+    return Verdict(f"sample_parallel, {linearization}", count, int(good.sum()), int(lies.sum()), 0)
