@@ -60,7 +60,7 @@ def families() -> list[dict]:
 
     newton = optimistix.FixedPointIteration(rtol=1e-5, atol=1e-6)
     bfgs = optimistix.BFGS(rtol=1e-5, atol=1e-6)
-    lbfgs = jaxopt.LBFGS(objective, jit=False)
+    lbfgs = jaxopt.LBFGS(objective)
     cases = {
         "fixed_point": {
             "jaxiter": (lambda w: ji.fixed_point(layer, z, w).value, w),

@@ -251,6 +251,15 @@ def audit() -> str:
             "gradients of converged, well-conditioned problems are wrong or not a number.\n")
 
 
+def compiling() -> str:
+    data = load("compile_times")
+    rows = [[r["family"], r["library"], f"{r['forward s']:.2f} s", f"{r['gradient s']:.2f} s"]
+            for r in data["families"]]
+    return ("**Seconds to trace and compile** (`benchmarks/compile_times.py`; `import jaxiter` takes "
+            f"{data['imports']['ratio']:.2f} times the import of jax, optax and equinox)\n\n"
+            + table(["", "", "forward", "value and gradient"], rows))
+
+
 def scaling() -> tuple[str, str, str]:
     """Tables of docs/scaling.md: throughput, counted against predicted, larger machines."""
     data, runs = load("scaling"), load("throughput")
@@ -305,7 +314,7 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 
 def main() -> None:
     blocks = [fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps(),
-              bilevel(), optim(), audit()]
+              bilevel(), optim(), compiling(), audit()]
     pictures = "\n".join(f"![{name}](../benchmarks/results/{name}.png)" for name in PLOTS)
     (ROOT / "docs" / "benchmarks.md").write_text(
         "# Benchmarks\n\nWritten by `benchmarks/pages.py` from `benchmarks/results/`. Two CPU "
