@@ -255,8 +255,8 @@ def compiling() -> str:
     data = load("compile_times")
     rows = [[r["family"], r["library"], f"{r['forward s']:.2f} s", f"{r['gradient s']:.2f} s"]
             for r in data["families"]]
-    return ("**Seconds to trace and compile** (`benchmarks/compile_times.py`; `import jaxiter` takes "
-            f"{data['imports']['ratio']:.2f} times the import of jax, optax and equinox)\n\n"
+    return ("**Seconds to trace and compile** (`benchmarks/compile_times.py`; `import jaxiter` "
+            f"takes {data['imports']['ratio']:.2f} times the import of jax, optax and equinox)\n\n"
             + table(["", "", "forward", "value and gradient"], rows))
 
 
