@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxiter as ji
 from harness import run_parts, show
-from jaxiter.driver import advance, init, make_method
+from jaxiter.driver import advance, init
+from jaxiter.method import make_method
 from jaxiter.testing import collectives
 from jaxiter.transport import Dense
 from jaxiter.transport.iteration import Marginals, kernel_problem

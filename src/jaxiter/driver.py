@@ -7,44 +7,30 @@ point whose residual was measured, and a resumed solve continues bitwise.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, as_adjoint, split
+from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, is_concrete, pin, stop_gradient
+from jaxiter.numerics import anchor, hoist, pin, stop_gradient
 from jaxiter.problem import (
     Measure,
     Problem,
     as_point,
-    as_problem,
     evaluate,
     measure,
     root_equations,
 )
 from jaxiter.solution import Kept, LoopState, Solution, Status
-from jaxiter.solvers.mixing import picard
-from jaxiter.stop import StepInfo, Stop, tolerance
+from jaxiter.stop import StepInfo, Stop
 
 PyTree = Any
-
-
-class Method(NamedTuple):
-    """The static choices of a solve, bundled so that init and advance agree."""
-
-    problem: Problem
-    solver: optax.GradientTransformation
-    stop: Stop
-    monitor: Monitor | None = None
-    check_every: int = 1
-    keep_best: bool = False
-    has_aux: bool = False
 
 
 def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
@@ -156,16 +142,21 @@ def advance(
     if method.monitor is not None:
         going = active(state, max_steps) & measured
         monitor = method.monitor.update(stop_gradient(info), monitor, going)
-    kept = state.kept
-    if kept is not None:
-        better = measured & jnp.isfinite(norms.residual_norm)
-        if method.keep_best:
-            better &= norms.merit < kept.merit
-        kept = trees.where(better, Kept(x, image, norms.merit), kept)
+    better = measured & jnp.isfinite(norms.residual_norm)
+    kept = _keep(method, better, Kept(x, image, norms.merit), state.kept)
     return LoopState(
         x, image, following, next_norm, norms.merit, memory, solver, stop, monitor, kept, step,
         status.astype(jnp.int32),
     )
+
+
+def _keep(method: Method, better: jax.Array, new: Kept, old: Kept | None) -> Kept | None:
+    """The measured point to return: the best with keep_best, else the last; None: the last x."""
+    if old is None:
+        return None
+    if method.keep_best:
+        better &= new.merit < old.merit
+    return trees.where(better, new, old)
 
 
 def _next(state: LoopState) -> PyTree:
@@ -245,40 +236,6 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
         value=point.x, status=status, steps=state.step, residual=residual, merit=merit,
         displacement=displacement, aux=None, state=state, trace=state.monitor,
     )
-
-
-def make_method(
-    problem: Problem | Callable, solver: Any, stop: Stop | None, monitor: Monitor | None,
-    check_every: int, keep_best: bool, has_aux: bool,
-) -> Method:
-    """Validate the static choices.
-
-    Raises:
-      ValueError: check_every or refresh below 1.
-      TypeError: a solver that is no optax transformation, a stop that is no rule, a monitor of
-        another kind.
-    """
-    problem, solver = as_problem(problem), picard() if solver is None else solver
-    if not (hasattr(solver, "init") and hasattr(solver, "update")):
-        raise TypeError(f"solver must be an optax transformation such as anderson(), got "
-                        f"{type(solver).__name__}; did you forget to call it?")
-    if not isinstance(check_every, int) or check_every < 1:
-        raise ValueError(f"check_every must be an integer of at least 1, got {check_every!r}.")
-    if problem.refresh < 1:
-        raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
-    stop = tolerance() if stop is None else stop
-    if not isinstance(stop, Stop):
-        raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
-    if not isinstance(monitor, Monitor | None):
-        raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
-                        f"{type(monitor).__name__}.")
-    return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
-
-
-def check_max_steps(max_steps: Any) -> None:
-    """Raise ValueError for a concrete negative max_steps."""
-    if is_concrete(max_steps) and np.any(np.asarray(max_steps) < 0):
-        raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
 
 
 def fixed_point(

@@ -17,16 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, as_adjoint, split
-from jaxiter.driver import (
-    Method,
-    active,
-    check_max_steps,
-    conclude,
-    first_step,
-    init,
-    make_method,
-    run,
-)
+from jaxiter.driver import active, conclude, first_step, init, run
+from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, stop_gradient
 from jaxiter.problem import Problem, as_point

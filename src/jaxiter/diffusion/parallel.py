@@ -31,13 +31,12 @@ from jaxiter.diffusion.linearize import (
     secant,
     spread,
 )
+from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.sample import (
     Table,
     checked_start,
     combine,
     evaluate,
-    histories,
-    push,
     tabulate,
     vary,
 )
@@ -186,7 +185,7 @@ def sample_parallel(
     if tolerance_scale == "absolute":
         table = table._replace(scale=jnp.ones_like(table.scale))
     x_init = vary(sampler, denoiser, x_init, table)
-    start = _initial(sampler, denoiser, table, x_init, init)
+    start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     operands = stop_gradient((start, first.astype(x_init.dtype), table,
                               jnp.asarray(tolerance, x_init.dtype)))
@@ -241,67 +240,57 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax
     return gathered(x, rows)[:width]
 
 
+class View(NamedTuple):
+    """The rows of a window within arrays of all rows."""
+
+    start: jax.Array
+    width: int
+
+    def cut(self, array: jax.Array, back: int = 0) -> jax.Array:
+        """Rows start - back .. of the window's length; zeros before the first."""
+        padded = jnp.concatenate([jnp.zeros((back, *array.shape[1:]), array.dtype), array])
+        return lax.dynamic_slice_in_dim(padded, self.start, self.width)
+
+    def put(self, array: jax.Array, part: jax.Array, ahead: int = 0) -> jax.Array:
+        """The array with new rows from start + ahead on."""
+        return lax.dynamic_update_slice_in_dim(array, part, self.start + ahead, 0)
+
+    def last(self, array: jax.Array, depth: int) -> jax.Array:
+        """What each row of the window sees of the last rows, `[width, depth, ...]`."""
+        return jnp.stack([self.cut(array, j) for j in range(depth)], axis=1)
+
+
 def _round(
     sampler: Sampler, denoiser: Denoiser, choices: Choices, unfinished: jax.Array,
     memory: Trajectory, start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
 ) -> tuple[jax.Array, Trajectory]:
     """One batched model call on the window, one linear recurrence, and what became final."""
     del unfinished, start_x, slopes
-    count, (width, linearization, order, mesh) = memory.slope.shape[0], choices
-    start = jnp.minimum(memory.finished, count - width)
-
-    def cut(array: jax.Array, back: int = 0) -> jax.Array:
-        """Rows start - back .. of the window; zeros before the first."""
-        padded = jnp.concatenate([jnp.zeros((back, *array.shape[1:]), array.dtype), array])
-        return lax.dynamic_slice_in_dim(padded, start, width)
-
-    def put(array: jax.Array, part: jax.Array, at: Any) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(array, part, at, 0)
-
-    rows = jax.tree.map(cut, table)
-    index = start + jnp.arange(width, dtype=jnp.int32)
+    count, width = memory.slope.shape[0], choices.width
+    view = View(jnp.minimum(memory.finished, count - width), width)
+    rows = jax.tree.map(view.cut, table)
+    index = view.start + jnp.arange(width, dtype=jnp.int32)
     pending = index >= memory.finished
-    x, old = cut(memory.x[:-1]), cut(memory.x[1:])
+    x, old, states = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), memory.x[:-1]
 
     def model(x: jax.Array) -> jax.Array:
-        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
+        return _split(partial(evaluate, sampler, denoiser), choices.mesh, x, rows)
 
-    def back(states: jax.Array, values: jax.Array) -> list[jax.Array]:
-        return [jnp.stack([cut(array, j) for j in range(depth)], axis=1) for array, depth in (
-            (states, table.state.shape[1]), (values, table.model.shape[1]))]
+    def image(values: jax.Array) -> jax.Array:
+        return jax.vmap(combine)(rows, view.last(states, table.state.shape[1]),
+                                 view.last(values, table.model.shape[1]))
 
     raw = model(x)
     broken = ~jnp.all(jnp.isfinite(raw).reshape(width, -1), axis=1) & pending
-    value = jnp.where(spread(pending & ~broken, raw), raw, cut(memory.value))
-    slope = cut(memory.slope)
-    if linearization in ("secant", "jvp"):
-        slope = secant(sampler, rows, slope, x - cut(memory.at), value - cut(memory.value),
-                       cut(memory.seen), x)
-    values, states = put(memory.value, value, start), memory.x[:-1]
-    slopes = put(memory.slope, slope, start)
-    plain = jax.vmap(combine)(rows, *back(states, values))
-    w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
-               jnp.stack([cut(slopes, j) for j in range(table.model.shape[1])], axis=1))
-    past = memory.past
-    if past is not None:
-        along = jax.vmap(cut)  # past the axis of rounds
-        new, fresh = anderson(w, old, Past(along(past.dx), along(past.dr), *map(cut, past[2:])),
-                              order)
-        over = jax.vmap(lambda a, b: put(a, b, start))
-        past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
-                    *(put(a, b, start) for a, b in zip(past[2:], fresh[2:], strict=True)))
-    elif linearization == "anderson":
-        new = old + longer(w, order)
-    elif linearization == "jvp":
-        new, slope = mended(w, model)
-        slopes = put(memory.slope, slope, start)
-    else:
-        new, _ = linear(w, linearization)
+    value = jnp.where(spread(pending & ~broken, raw), raw, view.cut(memory.value))
+    values = view.put(memory.value, value)
+    plain = image(values)
+    new, slopes, past = _proposed(
+        sampler, choices, view, memory, rows, value, plain, pending, model)
     calm = jnp.all(jnp.isfinite(new).reshape(width, -1), axis=1)
     new = jnp.where(spread(calm, new), new, plain)
     # The input of this row is final: it shows what it is, as the loop would.
-    shown = jax.vmap(combine)(
-        rows, *back(states, put(memory.value, raw, start)))
+    shown = image(view.put(memory.value, raw))
     new = jnp.where(spread(index == memory.finished, new), shown, new)
     new = jnp.where(spread(pending, new), new, old)
 
@@ -312,73 +301,46 @@ def _round(
 
     first, largest = settled(compare, new, old, pending, broken)
     end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
-    finished = start + end
+    finished = view.start + end
     sane = jnp.all(jnp.isfinite(jnp.where(spread(index < finished, new), new, 0)))
     left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
-    states = put(memory.x, new, start + 1)
+    states = view.put(memory.x, new, 1)
     if width < count:
-        states = _roll_out(sampler, table, states, values, start + width, width)
+        states = roll_out(sampler, table, states, values, view.start + width, width)
     return left, Trajectory(
-        states, values, put(memory.at, x, start), slopes,
-        put(memory.seen, jnp.ones(width, bool), start), finished,
+        states, values, view.put(memory.at, x), slopes,
+        view.put(memory.seen, jnp.ones(width, bool)), finished,
         memory.evaluations + jnp.sum(pending, dtype=jnp.int32), largest, past)
 
 
-def _initial(
-    sampler: Sampler, denoiser: Denoiser, table: Table, x_init: jax.Array, init: Any
-) -> jax.Array:
-    """The first trajectory `[R + 1, ...]`."""
-    count = sampler.rows
-    copy = jnp.broadcast_to(x_init, (count + 1, *x_init.shape))
-    if isinstance(init, str):
-        if init not in ("auto", "copy"):
-            raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
-        if init == "copy" or not sampler.stochastic:
-            return copy
-        slopes = gaussian_slopes(sampler, denoiser, table)
-
-        def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
-            (states, values), (row, slope) = carry, at
-            values = push(values, slope * states[0])
-            new = combine(row, states, values)
-            return (push(states, new), values), new
-
-        rows = lax.scan(step, histories(table, x_init), (table, slopes))[1]
-        return jnp.concatenate([x_init[None], rows])
-    init = jnp.asarray(init, x_init.dtype)
-    if init.shape != copy.shape:
-        raise ValueError(f"init must have one state per row and the start: {copy.shape}, got "
-                         f"{init.shape}.")
-    return init.at[0].set(x_init)
-
-
-def _roll_out(
-    sampler: Sampler, table: Table, x: jax.Array, values: jax.Array, end: jax.Array, width: int
-) -> jax.Array:
-    """States after row `end`, as if the newest guess of the data were right."""
-    count = values.shape[0]
-    last = jax.tree.map(lambda leaf: leaf[end - 1], table)
-    newest, at = values[end - 1], x[end - 1]
-    guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
-
-    def step(carry: tuple, t: jax.Array) -> tuple[tuple, jax.Array]:
-        states, values = carry
-        row = jax.tree.map(lambda leaf: leaf[jnp.minimum(t, count - 1)], table)
-        value = guess
-        if sampler.currency == "eps":
-            value = (states[0] - row.alpha * guess) / row.sigma
-        values = push(values, value)
-        new = combine(row, states, values)
-        return (push(states, new), values), new
-
-    def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
-        return jnp.stack([array[jnp.maximum(at - j, 0)] for j in range(depth)])
-
-    carry = (before(x, end, table.state.shape[1]),
-             before(values, end - 1, table.model.shape[1]))
-    index = end + jnp.arange(width, dtype=jnp.int32)
-    rows = lax.scan(step, carry, index)[1]
-    return x.at[index + 1].set(rows, mode="drop")
+def _proposed(
+    sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: Table,
+    value: jax.Array, plain: jax.Array, pending: jax.Array, model: Callable,
+) -> tuple[jax.Array, jax.Array, Past | None]:
+    """New rows of the window by the chosen linearization; all slopes; the memory of rounds."""
+    linearization, past = choices.linearization, memory.past
+    x, old, slope = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), view.cut(memory.slope)
+    if linearization in ("secant", "jvp"):
+        slope = secant(sampler, rows, slope, x - view.cut(memory.at),
+                       value - view.cut(memory.value), view.cut(memory.seen), x)
+    slopes = view.put(memory.slope, slope)
+    w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
+               view.last(slopes, rows.model.shape[1]))
+    if past is not None:
+        along = jax.vmap(view.cut)  # past the axis of rounds
+        new, fresh = anderson(
+            w, old, Past(along(past.dx), along(past.dr), *map(view.cut, past[2:])), choices.order)
+        over = jax.vmap(view.put)
+        past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
+                    *map(view.put, past[2:], fresh[2:]))
+    elif linearization == "anderson":
+        new = old + longer(w, choices.order)
+    elif linearization == "jvp":
+        new, slope = mended(w, model)
+        slopes = view.put(memory.slope, slope)
+    else:
+        new, _ = linear(w, linearization)
+    return new, slopes, past
 
 
 def _check(

@@ -1,0 +1,59 @@
+"""The static choices of a solve, bundled and checked once, so that every loop agrees on them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from jaxiter.monitor import Monitor
+from jaxiter.numerics import is_concrete
+from jaxiter.problem import Problem, as_problem
+from jaxiter.solvers.mixing import picard
+from jaxiter.stop import Stop, tolerance
+
+
+class Method(NamedTuple):
+    """What a solve is: problem, solver, stop rule, monitor, and how often it looks."""
+
+    problem: Problem
+    solver: optax.GradientTransformation
+    stop: Stop
+    monitor: Monitor | None = None
+    check_every: int = 1
+    keep_best: bool = False
+    has_aux: bool = False
+
+
+def make_method(
+    problem: Problem | Callable, solver: Any, stop: Stop | None, monitor: Monitor | None,
+    check_every: int, keep_best: bool, has_aux: bool,
+) -> Method:
+    """Validate the static choices.
+
+    Raises:
+      ValueError: check_every or refresh below 1.
+      TypeError: a solver that is no optax transformation, a stop that is no rule, a monitor of
+        another kind.
+    """
+    problem, solver = as_problem(problem), picard() if solver is None else solver
+    if not (hasattr(solver, "init") and hasattr(solver, "update")):
+        raise TypeError(f"solver must be an optax transformation such as anderson(), got "
+                        f"{type(solver).__name__}; did you forget to call it?")
+    if not isinstance(check_every, int) or check_every < 1:
+        raise ValueError(f"check_every must be an integer of at least 1, got {check_every!r}.")
+    if problem.refresh < 1:
+        raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
+    stop = tolerance() if stop is None else stop
+    if not isinstance(stop, Stop):
+        raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
+    if not isinstance(monitor, Monitor | None):
+        raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
+                        f"{type(monitor).__name__}.")
+    return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+
+
+def check_max_steps(max_steps: Any) -> None:
+    """Raise ValueError for a concrete negative max_steps."""
+    if is_concrete(max_steps) and np.any(np.asarray(max_steps) < 0):
+        raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
