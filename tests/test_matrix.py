@@ -7,7 +7,7 @@ import pytest
 
 from jaxiter.testing import matrix
 
-FAST = {"fixed_point", "sample_parallel", "projection_sparse_simplex"}
+FAST = {"fixed_point", "projection_sparse_simplex"}
 
 
 @pytest.mark.parametrize("case", [

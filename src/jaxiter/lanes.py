@@ -245,7 +245,7 @@ def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Calla
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> mesh = jax.make_mesh((1,), ("problems",))
     >>> solve = lambda x0s: jaxiter.solve_many(jnp.cos, x0s)
-    >>> jaxiter.over_mesh(solve, mesh, "problems")(jnp.ones(5)).value.shape
+    >>> jax.jit(jaxiter.over_mesh(solve, mesh, "problems"))(jnp.ones(5)).value.shape
     (5,)
     """
     if axis not in mesh.axis_names:

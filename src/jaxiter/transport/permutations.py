@@ -74,7 +74,7 @@ def gumbel_sinkhorn(
     Gumbel-Sinkhorn networks", 2018.
 
     >>> import jax, jax.numpy as jnp
-    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2).shape
+    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2, iterations=20).shape
     (2, 3, 3)
     """
     _check(scores, tau)
