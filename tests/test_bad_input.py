@@ -69,6 +69,7 @@ CASES = {
     "resume many": (lambda: ji.solve_many(identity, ONE[:, None], resume=1), ValueError, "resume"),
     "mesh axis": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "e"), ValueError,
                   "'e'"),
+    "cite a solver": (lambda: ji.cite(ji.anderson()), TypeError, "cite.solve.*GradientTransf"),
     "difficulty": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "d")(
         ONE, difficulty=jnp.ones(3)), ValueError, "has 2.*has 3"),
     "difficulty rank": (lambda: ji.over_mesh(identity, jax.make_mesh((8,), ("d",)), "d")(

@@ -27,6 +27,9 @@ def cite(function: Callable, *args: Any, **keywords: Any) -> None:
     Args:
       function: any function of arrays, jitted or not. *args, **keywords: what to call it with.
 
+    Raises:
+      TypeError: a solver or another object instead of a function that uses it.
+
     >>> import jax.numpy as jnp, jaxiter
     >>> jaxiter.cite(lambda x: jaxiter.fixed_point(jnp.cos, x, solver=jaxiter.damped(0.5)), 1.0)
     @article{krasnoselskii1955two,
@@ -43,6 +46,9 @@ def cite(function: Callable, *args: Any, **keywords: Any) -> None:
       year = {1953}
     }
     """
+    if not callable(function):
+        raise TypeError("cite traces a call: give it a function and its arguments, such as "
+                        f"cite(solve, x0), got {type(function).__name__}.")
     entries = [entry for doc in _used(function, args, keywords) for entry in _entries(doc)]
     print("\n\n".join(dict.fromkeys(entries)) or "no published method was used")
 

@@ -211,7 +211,8 @@ def deal(difficulty: jax.Array, devices: int, padded: int) -> jax.Array:
     """
     if difficulty.ndim != 1:
         raise ValueError(f"difficulty must be one number per problem, got {difficulty.shape}.")
-    order = jnp.argsort(-difficulty)[jnp.minimum(jnp.arange(padded), difficulty.size - 1)]
+    hardest = jnp.argsort(difficulty, descending=True)
+    order = hardest[jnp.minimum(jnp.arange(padded), difficulty.size - 1)]
     rounds = order.reshape(-1, devices)
     odd = jnp.arange(rounds.shape[0])[:, None] % 2
     return jnp.where(odd, rounds[:, ::-1], rounds).T.reshape(-1)
