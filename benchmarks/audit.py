@@ -5,11 +5,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxiter as ji
 from harness import save
 from jaxiter import linear
+from jaxiter.testing import matrix
 from jaxiter.testing.audit import (
+    SPECIAL,
     audit_fixed_point,
     audit_hypergradient,
     audit_inner,
@@ -24,6 +27,27 @@ SOLVERS = {"picard": ji.picard(), "damped": ji.damped(0.7), "anderson": ji.ander
            "restarted": ji.restarted(ji.halpern(), every=8)}
 LINEAR = {"bicgstab": linear.bicgstab(), "gmres": linear.gmres(), "normal_cg": linear.normal_cg(),
           "dense": linear.dense()}
+
+
+def in_the_graph(count: int = 64) -> dict:
+    """Every differentiable front function, value and gradient, on thetas of any kind: none raises.
+
+    NaN is the honest answer to a NaN; a number where theta is not one would be a lie.
+    """
+    rng = np.random.default_rng(0)
+    with np.errstate(all="ignore"):
+        thetas = (rng.normal(size=(count, 3)) * 10.0 ** rng.integers(-30, 30, (count, 1)))
+        odd = rng.random((count, 3)) < 0.3
+        thetas[odd] = rng.choice(SPECIAL, odd.sum())
+        thetas = jnp.asarray(thetas, jnp.float32)
+    raised = []
+    for name, function in matrix.CASES.items():
+        try:
+            jax.block_until_ready(jax.jit(jax.vmap(jax.value_and_grad(function)))(thetas))
+        except Exception as error:  # whatever it is, it is what the audit looks for
+            raised.append(f"{name}: {type(error).__name__}")
+        print(name, raised, flush=True)
+    return {"functions": len(matrix.CASES), "thetas": count, "raised": raised}
 
 
 def main() -> None:
@@ -53,7 +77,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     total = {key: sum(r[key] for r in rows) for key in ("solves", "converged", "false", "silent")}
     print(total)
-    save("audit", {"rows": rows, "total": total})
+    save("audit", {"rows": rows, "total": total, "in the graph": in_the_graph()})
 
 
 if __name__ == "__main__":

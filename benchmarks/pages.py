@@ -244,11 +244,14 @@ def optim() -> str:
 
 
 def audit() -> str:
-    total = load("audit")["total"]
+    data = load("audit")
+    total, graph = data["total"], data["in the graph"]
     return (f"**Truth audit** (`benchmarks/audit.py`): {total['solves']:,} random and degenerate "
             f"problems, each answer judged in float64 by numpy; {total['converged']:,} say "
             f"CONVERGED, {total['false']} of them against their own residual; {total['silent']} "
-            "gradients of converged, well-conditioned problems are wrong or not a number.\n")
+            "gradients of converged, well-conditioned problems are wrong or not a number. "
+            f"{graph['functions']} front functions on {graph['thetas']} odd inputs each, value and "
+            f"gradient: {len(graph['raised'])} raise inside the graph.\n")
 
 
 def compiling() -> str:
