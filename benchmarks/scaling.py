@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,6 +23,7 @@ from harness import run_parts, show
 from jaxiter.driver import advance, init
 from jaxiter.method import make_method
 from jaxiter.testing import collectives
+from jaxiter.testing.problems import heat
 from jaxiter.transport import Dense
 from jaxiter.transport.iteration import Marginals, kernel_problem
 
@@ -78,13 +78,6 @@ def grid_anderson(n: int, devices: int, memory: int = 5) -> Load:
 FAMILIES = {"Sinkhorn, n x n": sinkhorn, "layer, by batch": layer_by_batch,
             "layer, by feature": layer_by_feature, "grid, n x n": grid,
             "grid, Anderson(5)": grid_anderson}
-
-
-def heat(u: jax.Array, source: jax.Array) -> jax.Array:
-    def shifted(*by: int) -> jax.Array:
-        return lax.pad(u, jnp.zeros((), u.dtype), [(k, -k, 0) for k in by])
-
-    return (shifted(1, 0) + shifted(-1, 0) + shifted(0, 1) + shifted(0, -1) + source) / 4.2
 
 
 def problems(size: int, mesh: Any) -> dict[str, tuple]:

@@ -16,17 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxiter as ji
 from jaxiter.testing import collectives
+from jaxiter.testing.problems import heat
 
 SIZE, WIDTH = 256, 64
-
-
-def heat(u, source):
-    """Jacobi's step for (c - Laplace) u = source, zero outside: needs the neighbours' rows."""
-    def shifted(*by):  # a pad that keeps the shape: XLA exchanges just the edge
-        return lax.pad(u, jnp.zeros((), u.dtype), [(k, -k, 0) for k in by])
-
-    around = shifted(1, 0) + shifted(-1, 0) + shifted(0, 1) + shifted(0, -1)
-    return (around + source) / 4.2
 
 
 def layer(z, w, x, whole=None):

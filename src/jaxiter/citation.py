@@ -72,10 +72,10 @@ def _used(function: Callable, args: tuple, keywords: dict) -> list[str]:
 
     previous = sys.getprofile()
     # A jitted function that was traced before would not run again: what it wraps does.
+    function = function.__wrapped__ if hasattr(function, "lower") else function
     sys.setprofile(note)
     try:
-        jax.eval_shape(
-            function.__wrapped__ if hasattr(function, "lower") else function, *args, **keywords)
+        jax.eval_shape(function, *args, **keywords)
     finally:
         sys.setprofile(previous)
     docs = []

@@ -223,6 +223,11 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
+def first(tree: PyTree) -> PyTree:
+    """The first row of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
 def keeping_structure(function: Callable, what: str) -> Callable:
     """`function` of one tree, checked to return the same structure, shapes and dtypes."""
     def checked(tree: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.adjoint import frozen, with_jvp
 from jaxiter.diffusion.sample import (
     Table,
@@ -19,7 +20,7 @@ from jaxiter.diffusion.sample import (
     widen,
 )
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient, typed_by
+from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.stop import tolerance
 
@@ -34,15 +35,12 @@ def attach_sampling(
 
     Args:
       model: `model(x, row) -> value` at one row of the table.
+      x_init: varies over a mesh where the model's parameters do (`sample.vary`).
       slopes: `[R]`, first guesses of the model's slopes for the parallel backward pass.
       parallel: solve the transposed system by rounds of batched VJPs, not by a loop.
     """
-    def row(table: Table) -> Table:
-        return jax.tree.map(lambda leaf: leaf[0], table)
-
-    x, x_init, table, slopes = typed_by(
-        model, (x_init, row(table)), (x, x_init, *stop_gradient((table, slopes))))
-    pure, constants, _ = hoist(model, x_init, row(table))
+    x, table, slopes = anchor((x, *stop_gradient((table, slopes))), x_init)
+    pure, constants, _ = hoist(model, x_init, trees.first(table))
 
     def outputs(operands: tuple, table: Table, states: jax.Array) -> jax.Array:
         """Row t of the system for states X[0..R-1], `[R, ...]`."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.adjoint import Adjoint, implicit
+from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete
 from jaxiter.problem import Problem
@@ -60,7 +60,7 @@ def invert_flow(
     options = {} if solver is None else {"solver": solver}
     options |= {} if stop is None else {"stop": stop}
     return fixed_point(problem, init, y, jnp.asarray(step_size, y.dtype), max_steps=max_steps,
-                       adjoint=implicit() if adjoint is None else adjoint, **options)
+                       adjoint=adjoint, **options)
 
 
 def uniinv(velocity: Callable, y: jax.Array, steps: int = 10) -> jax.Array:

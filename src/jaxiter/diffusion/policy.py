@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import sample
 from jaxiter.diffusion.samplers import ddpm
@@ -65,7 +66,7 @@ def receding_horizon(
     def snapped(chunk: jax.Array, size: float) -> jax.Array:
         return jnp.where(signs, jnp.where(chunk < 0, -size, size).astype(chunk.dtype), chunk)
 
-    first = jax.tree.map(lambda leaf: leaf[0], conditions)
+    first = trees.first(conditions)
     keys = jax.random.split(key, len(jax.tree.leaves(conditions)[0]))
     chunk = sample(ddpm(schedule), policy(first), x_init, keys[0])
 

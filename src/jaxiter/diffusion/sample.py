@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import anchor, typed_by
@@ -70,8 +71,8 @@ def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Arra
 
 def vary(sampler: Sampler, denoiser: Denoiser, x: jax.Array, table: Table) -> jax.Array:
     """x, which varies over a mesh where the model's parameters or the noise do."""
-    first = jax.tree.map(lambda leaf: leaf[0], table)
-    return typed_by(lambda x, row: evaluate(sampler, denoiser, x, row), (x, first), x)
+    return typed_by(
+        lambda x, row: evaluate(sampler, denoiser, x, row), (x, trees.first(table)), x)
 
 
 def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.adjoint import with_jvp
 from jaxiter.numerics import anchor, hoist, stop_gradient, typed_by
 from jaxiter.recurrence.linearize import LARGEST_DENSE, dense_jacobians, scan_matrix
@@ -33,9 +34,8 @@ def attach_recurrence(
       rows, with derivatives of any order, in both modes.
     """
     parallel = parallel and rows.shape[1] <= LARGEST_DENSE
-    first = jax.tree.map(lambda leaf: leaf[0], xs)
-    rows, s0, xs = typed_by(step, (s0, first), (rows, s0, xs))
-    pure, constants, _ = hoist(step, s0, jax.tree.map(lambda leaf: leaf[0], xs))
+    rows, s0, xs = typed_by(step, (s0, trees.first(xs)), (rows, s0, xs))
+    pure, constants, _ = hoist(step, s0, trees.first(xs))
 
     def row(operands: tuple, p: jax.Array, x: PyTree) -> jax.Array:
         return pure(operands[2], p, x)

@@ -123,7 +123,7 @@ def parallel_optimize(
         problem, jnp.float32(steps), params, opt_state, first, most, adjoint=frozen(),
         stop=tolerance_rule(rtol=0, atol=0.5), max_steps=steps if max_steps is None else max_steps)
     run = solve.state.memory
-    now = jax.tree.map(lambda leaf: leaf[0], run.guesses)
+    now = trees.first(run.guesses)
     solve = solve._replace(value=now, merit=(steps - run.done).astype(jnp.float32))
     return ParallelRun(now, run.opt_state, run.evaluations, solve)
 
@@ -147,7 +147,7 @@ def _round(
     at = run.done + jnp.arange(window, dtype=jnp.int32)
     pending = at < steps
     grads = jax.vmap(grad_fn)(run.guesses, jnp.minimum(at, steps - 1))
-    start = jax.tree.map(lambda leaf: leaf[0], run.guesses)
+    start = trees.first(run.guesses)
 
     def move(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
         (params, state), (gradient, real) = carry, now

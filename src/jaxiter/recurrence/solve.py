@@ -320,5 +320,5 @@ def _check(
                          "'gauss_seidel' take integers.")
     if len({np.dtype(leaf.dtype) for leaf in leaves}) > 1 and all(floating):
         raise ValueError("all leaves of a floating-point state must have one dtype.")
-    out = jax.eval_shape(step, s0, jax.tree.map(lambda leaf: leaf[0], xs))
+    out = jax.eval_shape(step, s0, trees.first(xs))
     trees.check_same_structure(s0, out, "The step")

@@ -59,6 +59,15 @@ def _offsets(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     return b
 
 
+def _curvatures(rng: np.random.Generator, count: int, size: int, odd: float) -> np.ndarray:
+    """Symmetric matrices of condition up to 10,000; shares `odd` are singular, or indefinite."""
+    basis = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
+    values = 10.0 ** -rng.uniform(0, 4, (count, size))
+    values[rng.random(count) < odd, 0] = 0.0
+    values[rng.random(count) < odd, 0] *= -1
+    return (basis * values[:, None]) @ np.swapaxes(basis, 1, 2)
+
+
 def _rounding(a: np.ndarray, x: np.ndarray, b: np.ndarray, epsilon: float) -> np.ndarray:
     """Norms `[count]` of what rounding may do to `a x + b`."""
     return epsilon * np.linalg.norm(
@@ -221,11 +230,7 @@ def audit_hypergradient(seed: int, count: int, solve: str) -> Verdict:
     """Quadratic inner problems, some singular or indefinite; the adjoint's residual and grad."""
     rng = np.random.default_rng(seed)
     size = 4
-    basis = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
-    values = 10.0 ** -rng.uniform(0, 4, (count, size))
-    values[rng.random(count) < 0.15, 0] = 0.0
-    values[rng.random(count) < 0.15, 0] *= -1
-    h = (basis * values[:, None]) @ np.swapaxes(basis, 1, 2)
+    h = _curvatures(rng, count, size, odd=0.15)
     c = rng.normal(size=(count, size)) * 10.0 ** rng.integers(-10, 10, (count, 1))
     c[rng.random(count) < 0.1, 0] = np.nan
     arrays = [jnp.asarray(part, jnp.float32) for part in (h, c)]
@@ -250,11 +255,7 @@ def audit_inner(seed: int, count: int) -> Verdict:
     """Quadratics of condition 1 to 10,000, flat or falling ones, odd right-hand sides."""
     rng = np.random.default_rng(seed)
     size = 4
-    basis = np.linalg.qr(rng.normal(size=(count, size, size)))[0]
-    values = 10.0 ** -rng.uniform(0, 4, (count, size))
-    values[rng.random(count) < 0.1, 0] = 0.0
-    values[rng.random(count) < 0.1, 0] *= -1
-    h = (basis * values[:, None]) @ np.swapaxes(basis, 1, 2)
+    h = _curvatures(rng, count, size, odd=0.1)
     with np.errstate(all="ignore"):
         h, c = jnp.asarray(h, jnp.float32), jnp.asarray(_offsets(rng, count, size), jnp.float32)
     out = jax.jit(jax.vmap(lambda h, c: solve_inner(

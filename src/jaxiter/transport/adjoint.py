@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, attach_implicit
+from jaxiter.adjoint import Adjoint, as_adjoint, attach_implicit
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import safe_divide
+from jaxiter.numerics import anchor, safe_divide
 from jaxiter.solution import Status
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, sources, targets
@@ -36,25 +36,25 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
     could reduce that.
     """
     def of_pair(matvec: Matvec, b: Pair, *, x0: Pair | None = None) -> LinearSolution:
-        def blocks(f: jax.Array | float, g: jax.Array | float) -> Pair:
-            return matvec((f + 0 * b[0], g + 0 * b[1]))
-
-        rhs = b[1] - blocks(b[0], 0)[1]
+        no_f, no_g = anchor(trees.zeros_like(b), b)
+        rhs = b[1] - matvec((b[0], no_g))[1]
         warm = {} if x0 is None else {"x0": x0[1]}
-        out = solve(lambda v: blocks(0, v)[1], rhs, **warm)
+        out = solve(lambda v: matvec((no_f, v))[1], rhs, **warm)
         residual = out.residual * safe_divide(trees.norm(rhs), trees.norm(b))
         small = (residual <= default_rtol(b)) & trees.finite(out.value)
         status = jnp.where(small, jnp.int32(Status.CONVERGED), out.status)
-        return LinearSolution((b[0] - blocks(0, out.value)[0], out.value), status, out.steps,
-                              residual)
+        f = b[0] - matvec((no_f, out.value))[0]
+        return LinearSolution((f, out.value), status, out.steps, residual)
 
     return of_pair
 
 
-def attach(g: jax.Array, geometry: Geometry, marginals: Marginals, adjoint: Adjoint) -> Pair:
+def attach(
+    g: jax.Array, geometry: Geometry, marginals: Marginals, adjoint: Adjoint | None
+) -> Pair:
     """Potentials (f, g) with their implicit derivatives; balanced ones are centred first."""
     if marginals.balanced:
         g = g - jnp.mean(g)  # the normalisation that `equations` knows
     pair = sources(g, geometry, marginals), g
     return attach_implicit(
-        equations, pair, geometry, marginals, adjoint=adjoint.with_solver(eliminated))
+        equations, pair, geometry, marginals, adjoint=as_adjoint(adjoint).with_solver(eliminated))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, frozen, implicit
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import stop_gradient, strong
@@ -73,8 +73,7 @@ def sinkhorn_many(
     def finish(
         g: jax.Array, solve: Solution, geometry: Geometry, marginals: Marginals
     ) -> TransportResult:
-        pair = attach(g, geometry, marginals, implicit() if adjoint is None else adjoint)
-        return assemble(pair, solve, geometry, marginals)
+        return assemble(attach(g, geometry, marginals, adjoint), solve, geometry, marginals)
 
     return jax.vmap(finish)(solve.value, solve, *operands)
 
@@ -146,7 +145,7 @@ def sinkhorn_histograms(
 
     def finish(solved: tuple[Solution, Marginals]) -> TransportResult:
         solve, marginals = solved
-        pair = attach(solve.value, geometry, marginals, implicit() if adjoint is None else adjoint)
+        pair = attach(solve.value, geometry, marginals, adjoint)
         return assemble(pair, solve, geometry, marginals)
 
     # One after the other: a plan each in memory would be batch times the cost.

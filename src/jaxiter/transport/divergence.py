@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
+from jaxiter.adjoint import Adjoint, attach_implicit, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import stop_gradient
 from jaxiter.problem import Problem
@@ -134,5 +134,5 @@ def _self_term(
                         adjoint=frozen(), max_steps=max_steps)
     f = _update(solve.value, *operands)  # without the lag of the average
     f = attach_implicit(lambda f, *args: _update(f, *args) - f, f, geometry, own,
-                        adjoint=implicit() if adjoint is None else adjoint)
+                        adjoint=adjoint)
     return dual_objective((f, f), (geometry, own)), solve

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen, implicit
+from jaxiter.adjoint import Adjoint, attach_implicit, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
@@ -136,6 +136,6 @@ def sparse_transport(
     alpha = solve.value - jnp.mean(solve.value)
     value = _dual(stop_gradient(alpha), cost, a, b, gamma, k)
     alpha = attach_implicit(equations, alpha, cost, a, b, gamma,
-                            adjoint=implicit() if adjoint is None else adjoint)
+                            adjoint=adjoint)
     plan = (b[:, None] * _columns(alpha, cost, b, gamma, k)).T
     return SparseTransportResult(plan, alpha, value, jnp.sum(jnp.abs(plan.sum(1) - a)), solve)
