@@ -14,12 +14,13 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.numerics import anchor, machine_epsilon, safe_divide, stop_gradient
-from jaxiter.solution import Status
+from jaxiter.solution import Status, reports
 
 PyTree = Any
 Matvec = Callable[[PyTree], PyTree]
 
 
+@reports
 class LinearSolution(NamedTuple):
     """Answer of a linear solve.
 

@@ -32,14 +32,18 @@ class Status:
     LINEAR_FAILURE = 11
 
     @staticmethod
-    def name(code: Any) -> str:
-        """The name of one concrete status code."""
-        return _NAMES[int(code)]
+    def name(code: Any) -> Any:
+        """The name of a concrete status code; for a batch of codes, a nested list of names."""
+        return _look_up(_NAMES, code)
 
     @staticmethod
-    def message(code: Any) -> str:
-        """One sentence on the likely cause and the remedy, for one concrete status code."""
-        return _MESSAGES[int(code)]
+    def message(code: Any) -> Any:
+        """Likely cause and remedy, for a concrete status code; for a batch, a nested list."""
+        return _look_up(_MESSAGES, code)
+
+
+def _look_up(words: dict[int, str], code: Any) -> Any:
+    return np.vectorize(words.__getitem__, otypes=[object])(np.asarray(code)).tolist()
 
 
 _NAMES = {value: name for name, value in vars(Status).items() if isinstance(value, int)}
@@ -179,16 +183,7 @@ class Solution(NamedTuple):
 
     def message(self) -> str:
         """A readable account of the status; for a batch, one line per distinct status."""
-        codes, counts = np.unique(np.asarray(self.status), return_counts=True)
-        if np.ndim(self.status) == 0:
-            return (
-                f"{Status.name(codes[0])} after {int(self.steps)} steps, residual "
-                f"{float(self.residual):.3g}. {Status.message(codes[0])}"
-            )
-        return "\n".join(
-            f"{count} x {Status.name(code)}. {Status.message(code)}"
-            for code, count in zip(codes, counts, strict=True)
-        )
+        return _describe(self)
 
     def check(self) -> "Solution":
         """Return self when everything converged, else raise (on the host, concrete arrays only).
@@ -197,9 +192,48 @@ class Solution(NamedTuple):
           RuntimeError: with `message()` when some status is not CONVERGED.
           TypeError: under a transformation, where the status is not known yet.
         """
-        if not is_concrete(self.status):
-            raise TypeError("check() reads the status on the host; call it outside jit, or use "
-                            "solution.converged inside.")
-        if not np.all(np.asarray(self.converged)):
-            raise RuntimeError(self.message())
-        return self
+        return _checked(self)
+
+
+def _describe(result: Any) -> str:
+    """What `message()` of any result says; a `.solve` knows the steps and the residual."""
+    solve = getattr(result, "solve", result)
+    status = np.asarray(result.status)
+    if status.ndim == 0:
+        cost = ""
+        if hasattr(solve, "steps"):
+            cost = f" after {int(solve.steps)} steps, residual {float(solve.residual):.3g}"
+        return f"{Status.name(status)}{cost}. {Status.message(status)}"
+    return "\n".join(
+        f"{count} x {Status.name(code)}. {Status.message(code)}"
+        for code, count in zip(*np.unique(status, return_counts=True), strict=True))
+
+
+def _checked(result: Any) -> Any:
+    """What `check()` of any result does."""
+    if not is_concrete(result.status):
+        raise TypeError("check() reads the status on the host; call it outside jit, or use "
+                        ".converged inside.")
+    if not np.all(np.asarray(result.status) == Status.CONVERGED):
+        raise RuntimeError(result.message())
+    return result
+
+
+def reports(result: type) -> type:
+    """Class decorator: a family's result says what its Solution says.
+
+    Gives a NamedTuple with a field `solve` (or, without a driver behind it, `status`) the members
+    `status`, `converged`, `message()` and `check()`; a batch of results has a batch of statuses.
+    What the class defines itself is kept.
+    """
+    members = {
+        "status": property(lambda self: self.solve.status, doc="A `Status` code, int32."),
+        "converged": property(lambda self: self.status == Status.CONVERGED,
+                              doc="Boolean array: the tolerance was met."),
+        "message": _describe,
+        "check": _checked,
+    }
+    for name, member in members.items():
+        if not hasattr(result, name):
+            setattr(result, name, member)
+    return result
