@@ -2,19 +2,18 @@
 
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
-from jaxiter.transport.geometry import (
-    Dense,
-    Geometry,
-    Grid,
+from jaxiter.transport.geometry import Dense, Geometry
+from jaxiter.transport.grid import Grid
+from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
+from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
+from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
+from jaxiter.transport.points import (
     PointCloud,
     PowerNorm,
     cosine,
     euclidean,
     squared_euclidean,
 )
-from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
-from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
-from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
 from jaxiter.transport.rebasin import MatchedWeights, match_weights, permute
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.rounding import round_to_polytope

@@ -1,15 +1,21 @@
-"""Derivatives of potentials: the pair (f, g) is attached, the linear system solved for g alone."""
+"""From solved potentials to a result: their status, their derivatives, the values.
+
+The pair (f, g) is attached, the linear system solved for g alone.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, as_adjoint, attach_implicit
+from jaxiter.adjoint import Adjoint
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import anchor, safe_divide
-from jaxiter.solution import Status
-from jaxiter.transport.geometry import Geometry
+from jaxiter.numerics import anchor, safe_divide, stop_gradient
+from jaxiter.solution import Solution, Status
+from jaxiter.stop import Stop
+from jaxiter.transport.checks import judged
+from jaxiter.transport.geometry import Geometry, Reduced
 from jaxiter.transport.iteration import Marginals, sources, targets
+from jaxiter.transport.result import TransportResult, assemble
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -49,12 +55,19 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
     return of_pair
 
 
-def attach(
-    g: jax.Array, geometry: Geometry, marginals: Marginals, adjoint: Adjoint | None
-) -> Pair:
-    """Potentials (f, g) with their implicit derivatives; balanced ones are centred first."""
+def conclude(
+    g: jax.Array, solve: Solution, given: Geometry, parts: Reduced, marginals: Marginals,
+    stop: Stop, adjoint: Adjoint,
+) -> TransportResult:
+    """The result for solved potentials g `[m]` of a reduced cost; `given` is the cost itself."""
+    if adjoint.differentiates_loop:
+        pair = sources(g, parts.geometry, marginals), g
+        return assemble(pair, judged(solve, pair, parts, marginals, stop), given, parts, marginals)
+    geometry, fixed = stop_gradient((parts.geometry, marginals))
     if marginals.balanced:
         g = g - jnp.mean(g)  # the normalisation that `equations` knows
-    pair = sources(g, geometry, marginals), g
-    return attach_implicit(
-        equations, pair, geometry, marginals, adjoint=as_adjoint(adjoint).with_solver(eliminated))
+    pair = sources(g, geometry, fixed), g
+    solve = judged(solve, pair, parts, marginals, stop)
+    rule = adjoint.with_solver(eliminated)
+    pair = rule.attach(equations, pair, (parts.geometry, marginals), solve.status)
+    return assemble(pair, solve, given, parts, marginals)

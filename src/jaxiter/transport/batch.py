@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, frozen
+from jaxiter.adjoint import Adjoint, as_adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
-from jaxiter.stop import Stop
-from jaxiter.transport.adjoint import attach
-from jaxiter.transport.checks import balance, sound
-from jaxiter.transport.geometry import Dense, Geometry
-from jaxiter.transport.iteration import Marginals, absorb, kernel_problem, start
-from jaxiter.transport.result import TransportResult, assemble
+from jaxiter.stop import Stop, tolerance
+from jaxiter.transport.adjoint import conclude
+from jaxiter.transport.checks import reduce, valid
+from jaxiter.transport.geometry import Dense
+from jaxiter.transport.iteration import Marginals, absorb, kernel_problem
+from jaxiter.transport.result import TransportResult
 
 
 def sinkhorn_many(
@@ -58,24 +58,19 @@ def sinkhorn_many(
     a = jnp.full((count, n), 1 / n, costs.dtype) if a is None else strong(a).astype(costs.dtype)
     b = jnp.full((count, m), 1 / m, costs.dtype) if b is None else strong(b).astype(costs.dtype)
     epsilon = jnp.broadcast_to(jnp.asarray(epsilon, costs.dtype), (count,))
-    marginals = jax.vmap(lambda a, b, epsilon: balance(Marginals(a, b, epsilon)))(a, b, epsilon)
-    operands = (Dense(costs), marginals)
-    starts = jax.vmap(start)(*stop_gradient(operands))
-
-    def valid(g: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Array:
-        del g
-        return sound(geometry, marginals)
-
+    given = Dense(costs)
+    parts, marginals = jax.vmap(reduce)(given, Marginals(a, b, epsilon))
+    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
     solve = solve_many(
-        kernel_problem(valid), starts, *stop_gradient(operands), lanes=lanes,
-        solver=solver, stop=stop, adjoint=frozen(), max_steps=max_steps)
+        kernel_problem(valid), jnp.zeros_like(b), *stop_gradient((parts.geometry, marginals)),
+        lanes=lanes, solver=solver, stop=stop, adjoint=frozen(), max_steps=max_steps)
+    return jax.vmap(lambda *operands: conclude(*operands, stop, adjoint))(
+        solve.value, _plain(solve), given, parts, marginals)
 
-    def finish(
-        g: jax.Array, solve: Solution, geometry: Geometry, marginals: Marginals
-    ) -> TransportResult:
-        return assemble(attach(g, geometry, marginals, adjoint), solve, geometry, marginals)
 
-    return jax.vmap(finish)(solve.value, solve, *operands)
+def _plain(solve: Solution) -> Solution:
+    """Without what only the driver can use."""
+    return solve._replace(displacement=None, state=None)
 
 
 def sinkhorn_histograms(
@@ -121,12 +116,16 @@ def sinkhorn_histograms(
     count = a.shape[0] if a.ndim == 2 else b.shape[0]
     a, b = jnp.broadcast_to(a, (count, n)), jnp.broadcast_to(b, (count, m))
     epsilon = jnp.asarray(epsilon, geometry.dtype)
-    marginals = jax.vmap(lambda a, b: balance(Marginals(a, b, epsilon)))(a, b)
-    fixed = stop_gradient(geometry)
-    common = stop_gradient(Marginals(jnp.sum(a, 0), jnp.sum(b, 0), epsilon))
-    begin = start(fixed, common)
+    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
+    # What is common to all: the cost is reduced once, for the sum of the histograms.
+    parts, common = reduce(geometry, Marginals(jnp.sum(a, 0), jnp.sum(b, 0), epsilon))
+    each = jax.vmap(lambda a, b: reduce(geometry, Marginals(a, b, epsilon))[1])(a, b)
+    marginals = each._replace(**{
+        name: jnp.broadcast_to(getattr(common, name), getattr(each, name).shape)
+        for name in ("rows", "columns", "blur")})
+    fixed, begin = stop_gradient(parts.geometry), jnp.zeros_like(common.b)
     # The solves close over the kernel: as an operand each of them would get its own.
-    kernel, base = absorb(begin, fixed, common), kernel_problem()
+    kernel, base = absorb(begin, fixed, stop_gradient(common)), kernel_problem()
 
     def one(marginals: Marginals) -> Solution:
         def at(function: Any) -> Any:
@@ -136,7 +135,7 @@ def sinkhorn_histograms(
 
         problem = Problem(
             step=at(base.step), merit=at(base.merit), scale=at(base.scale), floor=at(base.floor),
-            valid=lambda g, reference, marginals: sound(fixed, marginals))
+            valid=lambda g, reference, marginals: valid(g, fixed, marginals))
         reference = jnp.where(marginals.b > 0, begin, jnp.inf)
         return fixed_point(problem, begin, reference, marginals, solver=solver, stop=stop,
                            adjoint=frozen(), max_steps=max_steps)
@@ -145,8 +144,7 @@ def sinkhorn_histograms(
 
     def finish(solved: tuple[Solution, Marginals]) -> TransportResult:
         solve, marginals = solved
-        pair = attach(solve.value, geometry, marginals, adjoint)
-        return assemble(pair, solve, geometry, marginals)
+        return conclude(solve.value, solve, geometry, parts, marginals, stop, adjoint)
 
     # One after the other: a plan each in memory would be batch times the cost.
-    return jax.lax.map(finish, (solve, marginals))
+    return jax.lax.map(finish, (_plain(solve), marginals))

@@ -1,17 +1,31 @@
-"""What transport asks of its inputs: errors where they are concrete, BAD_INPUT where not."""
+"""What transport asks of its inputs, errors where they are concrete and BAD_INPUT where not, and
+of its answers: the last word on a status.
+"""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jaxiter.numerics import accumulation_dtype, is_concrete, strong
-from jaxiter.solution import Status
+from jaxiter.numerics import (
+    accumulation_dtype,
+    anchor,
+    is_concrete,
+    machine_epsilon,
+    pin,
+    stop_gradient,
+    strong,
+)
+from jaxiter.solution import Solution, Status
 from jaxiter.stop import StepInfo, Stop
-from jaxiter.transport.geometry import Dense, Geometry, as_geometry
-from jaxiter.transport.iteration import Marginals, nearest
+from jaxiter.transport.exact import Exact, exact_sum
+from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
+from jaxiter.transport.iteration import Marginals, weighted
+from jaxiter.transport.result import marginal_error, present
 
 
 def prepare(
@@ -34,41 +48,49 @@ def prepare(
         rhos.append(None if constraint else jnp.asarray(rho, dtype))
     marginals = Marginals(a, b, jnp.asarray(epsilon, dtype), *rhos)
     _check(geometry, marginals)
-    return geometry, balance(marginals)
+    return geometry, marginals
 
 
-def balance(marginals: Marginals) -> Marginals:
-    """b rescaled to the mass of a; where they disagree epsilon is NaN, which is BAD_INPUT."""
-    a, b, epsilon, _, _ = marginals
-    if not marginals.balanced:
-        return marginals
-    if not is_concrete(a, b):
-        epsilon = jnp.where(mass_agrees(a, b, a.dtype), epsilon, jnp.nan)
-    return marginals._replace(b=b * (jnp.sum(a) / jnp.sum(b)), epsilon=epsilon)
+def reduce(
+    geometry: Geometry, marginals: Marginals, init: jax.Array | None = None
+) -> tuple[Reduced, Marginals]:
+    """The cost to be solved, and the marginals that go with it: b rescaled to the mass of a.
+
+    Where something makes no sense epsilon is NaN, which is BAD_INPUT (`valid`): what `_check`
+    says in words, for values that are not concrete.
+    """
+    a, b, epsilon, rho_a, rho_b = marginals[:5]
+    good = jnp.all(a >= 0) & jnp.all(b >= 0) & jnp.isfinite(jnp.sum(a) + jnp.sum(b))
+    good &= jnp.sum(a) > 0
+    if marginals.balanced:
+        if not is_concrete(a, b):
+            good &= _mass_agrees(a, b, a.dtype)
+        b = b * (jnp.sum(a) / jnp.sum(b))
+    for rho in (rho_a, rho_b):
+        good &= jnp.bool_(True) if rho is None else rho > 0
+    parts = geometry.reduce(a, b, init)
+    epsilon = jnp.where(good & parts.sound, epsilon, jnp.nan)
+    rows, columns = parts.shifts
+    return parts, marginals._replace(
+        b=b, epsilon=epsilon, rows=rows, columns=columns, blur=stop_gradient(
+            parts.base.blur(a, b)))
 
 
-def mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
+def valid(x: Any, geometry: Geometry, marginals: Marginals) -> jax.Array:
+    """Whether the operands of a solve make sense."""
+    del x, geometry
+    return (marginals.epsilon > 0) & jnp.isfinite(marginals.epsilon)
+
+
+def _mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
     """Whether two weight vectors have the same sum, up to the rounding of `dtype`."""
     slack = float(np.sqrt(jnp.finfo(dtype).eps))
     return abs(a.sum() - b.sum()) <= slack * abs(a.sum())
 
 
-def sound(geometry: Geometry, marginals: Marginals) -> jax.Array:
-    """What `_check` says in words, for values that are not concrete."""
-    a, b, epsilon, rho_a, rho_b = marginals
-    weights = jnp.all(a >= 0) & jnp.all(b >= 0) & jnp.isfinite(jnp.sum(a) + jnp.sum(b))
-    # NaN, -inf, and rows without an admissible partner all show in the smallest cost.
-    rows = jnp.all(jnp.isfinite(nearest(geometry, b)) | (a <= 0))
-    columns = jnp.all(jnp.isfinite(nearest(geometry.T, a)) | (b <= 0))
-    valid = weights & (jnp.sum(a) > 0) & rows & columns & (epsilon > 0) & jnp.isfinite(epsilon)
-    for rho in (rho_a, rho_b):
-        valid &= jnp.bool_(True) if rho is None else rho > 0
-    return valid
-
-
 def _check(geometry: Geometry, marginals: Marginals) -> None:
     """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
-    a, b, epsilon, _, _ = marginals
+    a, b, epsilon = marginals[:3]
     if is_concrete(epsilon) and not np.all(np.asarray(epsilon) > 0):
         raise ValueError(f"epsilon must be positive, got {epsilon}.")
     for name, weights in (("a", a), ("b", b)):
@@ -78,7 +100,7 @@ def _check(geometry: Geometry, marginals: Marginals) -> None:
                 raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
             if host.sum() == 0:
                 raise ValueError(f"{name} sums to 0; give it some mass.")
-    if marginals.balanced and is_concrete(a, b) and not mass_agrees(
+    if marginals.balanced and is_concrete(a, b) and not _mass_agrees(
             np.asarray(a), np.asarray(b), a.dtype):
         raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
                          "pass rho_a/rho_b (unbalanced) or normalise.")
@@ -103,6 +125,89 @@ def _check_cost(host: np.ndarray, a: jax.Array, b: jax.Array) -> None:
                              "it has mass, and every cost there is +inf.")
 
 
+def judged(
+    solve: Solution, pair: tuple[jax.Array, jax.Array], parts: Reduced, marginals: Marginals,
+    stop: Stop,
+) -> Solution:
+    """The solution with the error of what is returned as its merit, and the status for it.
+
+    What is returned are floats f, g, and anybody may compute `exp((f + g - C) / epsilon)` from
+    them in twice the digits. A solve knows its potentials better than that: where the floats do
+    not meet the tolerance they are no answer to it, PRECISION_FLOOR. Where the solve's own error
+    and a bound of what rounding adds meet it, that is proof enough; else the plan is looked at.
+    """
+    pair, parts, marginals = stop_gradient((pair, parts, marginals))
+    returned = present(pair, parts, marginals)
+    scale = jnp.sum(marginals.a).astype(solve.merit.dtype)
+
+    def meets(merit: jax.Array) -> jax.Array:
+        info = StepInfo(solve.steps, solve.value, solve.value, merit, scale,
+                        jnp.zeros_like(merit), jnp.bool_(True))
+        return stop.update(info, stop.init(info))[0] == Status.CONVERGED
+
+    def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
+        return _outsiders_error(returned, pair, parts, marginals).astype(scale.dtype)
+
+    converged = solve.status == Status.CONVERGED
+    bound = solve.merit + _rounding_bound(returned, pair, marginals).astype(scale.dtype)
+    doubtful = ~(converged & meets(bound))
+    error = if_needed(doubtful, look, (returned, parts), (marginals, solve.merit))
+    error = jnp.where(doubtful, error, bound)
+    # A rule that wants a history cannot judge one number: then the solve's own is the measure.
+    met = jnp.where(meets(jnp.zeros_like(error)), meets(error), error <= 2 * solve.merit)
+    status = jnp.where(converged & ~met, jnp.int32(Status.PRECISION_FLOOR), solve.status)
+    return solve._replace(status=status, merit=error)
+
+
+def _rounding_bound(
+    returned: tuple[Exact, Exact], pair: tuple[jax.Array, jax.Array], marginals: Marginals
+) -> jax.Array:
+    """More than the marginal error that rounding makes in the solve and in what is returned."""
+    a, b, epsilon = marginals[:3]
+    size = weighted(a, jnp.abs(pair[0])) + weighted(b, jnp.abs(pair[1]))
+    if marginals.columns is not None:
+        size = size + weighted(b, jnp.abs(marginals.columns))
+    size = machine_epsilon(a) * size + (0 if marginals.blur is None else marginals.blur)
+    lost = weighted(a, jnp.abs(returned[0].low)) + weighted(b, jnp.abs(returned[1].low))
+    return 4 * machine_epsilon(a) * jnp.sum(a) + 2 * (size + lost) / epsilon
+
+
+def _outsiders_error(
+    returned: tuple[Exact, Exact], pair: tuple[jax.Array, jax.Array], parts: Reduced,
+    marginals: Marginals,
+) -> jax.Array:
+    """The l1 marginal error of the plan that the returned floats and the given cost stand for."""
+    a, b, epsilon = marginals[:3]
+    f, g = returned[0].high, returned[1].high
+    rest = (exact_sum(f, -parts.rows.high, -parts.rows.low),
+            exact_sum(g, -parts.columns.high, -parts.columns.low))
+    totals = parts.base.totals(
+        rest[0].high, rest[1].high, epsilon, (rest[0].low, rest[1].low))
+    f, g = f - epsilon * jnp.log(a), g - epsilon * jnp.log(b)
+    error = marginal_error(totals, jnp.where(a > 0, f, 0), jnp.where(b > 0, g, 0), marginals)
+    lost = 2 * machine_epsilon(a) * jnp.sum(a)
+    if not parts.base.in_memory:  # then the costs themselves are rounded
+        size = (weighted(a, jnp.abs(pair[0] + parts.shift_rows))
+                + weighted(b, jnp.abs(pair[1] + parts.shift_columns)))
+        lost = lost + (parts.base.blur(a, b) + machine_epsilon(a) * size) / epsilon
+    return error + lost
+
+
+def if_needed(needed: jax.Array, function: Callable, operands: tuple, like: Any) -> Any:
+    """`function(*operands)` where needed, else zeros: a loop of at most one round.
+
+    A conditional would do, but JAX rejects one around user code under vmap inside a
+    checked shard_map.
+    """
+    blank = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
+    like = (needed, operands, like)
+    return lax.while_loop(
+        lambda state: state[0],
+        lambda state: anchor((jnp.bool_(False), function(*pin(operands, state[0]))), like),
+        anchor((needed, blank), like))[1]
+
+
 def warn_below_floor(
     stop: Stop, method: str, geometry: Geometry, marginals: Marginals
 ) -> None:
@@ -111,11 +216,13 @@ def warn_below_floor(
         return
     if not isinstance(geometry, Dense):
         return
-    host = np.asarray(geometry.cost)
-    largest = np.max(np.abs(host[host < np.inf]), initial=0.0)
-    epsilon, mass = float(marginals.epsilon), float(np.asarray(marginals.a).sum())
-    floor = 0.1 * float(jnp.finfo(host.dtype).eps) * mass * (1 + largest / epsilon)
-    kind = accumulation_dtype(host.dtype)
+    host, a, b = (np.asarray(x) for x in (geometry.cost, marginals.a, marginals.b))
+    rows = np.min(host[:, b > 0], axis=1)
+    columns = np.min((host - rows[:, None])[a > 0], axis=0)
+    middle = rows[a > 0].mean()
+    size = a @ np.abs(rows - middle) + b @ np.abs(columns + middle)
+    floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(marginals.epsilon)))
+    kind, mass = accumulation_dtype(host.dtype), float(a.sum())
     with jax.ensure_compile_time_eval():
         merit, scale = jnp.asarray(floor, kind), jnp.asarray(mass, kind)
         info = StepInfo(
@@ -123,6 +230,8 @@ def warn_below_floor(
         status = stop.update(info, stop.init(info))[0]
     if int(status) != Status.CONVERGED:
         warnings.warn(
-            f"the tolerance is below the floating-point floor of the log domain, a marginal "
-            f"error of about {floor:.1e} here; expect PRECISION_FLOOR, or use method='kernel', a "
-            "larger epsilon or float64.", stacklevel=3)
+            f"the tolerance is below the floating-point floor of the potentials, a marginal "
+            f"error of about {floor:.1e} here; expect PRECISION_FLOOR, or use a larger epsilon "
+            "or float64, and inf for costs of forbidden pairs.", stacklevel=3)
+
+

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen
+from jaxiter.adjoint import Adjoint, as_adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import stop_gradient
-from jaxiter.problem import Problem
-from jaxiter.solution import Solution, most_severe
+from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
-from jaxiter.stop import Stop
-from jaxiter.transport.checks import prepare
-from jaxiter.transport.geometry import Dense, Geometry, PointCloud
-from jaxiter.transport.iteration import Marginals, column_error, log_floor
+from jaxiter.stop import Stop, tolerance
+from jaxiter.transport.checks import judged, prepare, reduce, valid
+from jaxiter.transport.geometry import Dense, Geometry
+from jaxiter.transport.iteration import Marginals, log_problem, sources
+from jaxiter.transport.points import PointCloud
 from jaxiter.transport.result import dual_objective
 from jaxiter.transport.sinkhorn import sinkhorn
 
@@ -23,6 +23,7 @@ from jaxiter.transport.sinkhorn import sinkhorn
 DENSE_ENTRIES = 2**24
 
 
+@reports
 class SinkhornDivergence(NamedTuple):
     """The value (scalar, at least 0 up to the tolerance) and how its three solves ended.
 
@@ -81,14 +82,11 @@ def sinkhorn_divergence(
     geometry = _geometry(x, y, cost)
     cross = sinkhorn(geometry, a, b, epsilon=epsilon, rho_a=rho, rho_b=rho, **keywords)
     _, marginals = prepare(geometry, a, b, epsilon, rho, rho)
-    value = dual_objective(
-        tuple(_without(p, w, marginals.epsilon) for p, w in (
-            (cross.f, marginals.a), (cross.g, marginals.b))), (geometry, marginals))
-    own, self_x = _self_term(_geometry(x, x, cost), marginals.a, marginals, **keywords)
-    value = value - own / 2
-    statuses, self_y = [cross.solve.status, self_x.status], None
+    own, self_x = _self_term(_geometry(x, x, cost), marginals, **keywords)
+    value = cross.dual_value - own / 2
+    statuses, self_y = [cross.status, self_x.status], None
     if not static_b:
-        own, self_y = _self_term(_geometry(y, y, cost), marginals.b, marginals, **keywords)
+        own, self_y = _self_term(_geometry(y, y, cost), marginals.T, **keywords)
         value = value - own / 2
         statuses.append(self_y.status)
     if not marginals.balanced:
@@ -108,31 +106,24 @@ def _geometry(x: jax.Array, y: jax.Array, cost: Callable | None) -> Geometry:
     return Dense(cloud.matrix()) if small else cloud
 
 
-def _without(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
-    """From the "P" to the "ab" convention; 0 where the weight is 0."""
-    positive = weights > 0
-    logs = jnp.log(jnp.where(positive, weights, 1))
-    return jnp.where(positive, jnp.where(positive, potential, 0) - epsilon * logs, 0)
-
-
-def _update(f: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Array:
-    return marginals.damping[0] * geometry.softmin(f, marginals.a, marginals.epsilon)
-
-
 def _self_term(
-    geometry: Geometry, weights: jax.Array, marginals: Marginals, *, stop: Stop | None,
-    adjoint: Adjoint | None, max_steps: Any,
+    geometry: Geometry, marginals: Marginals, *, stop: Stop | None, adjoint: Adjoint | None,
+    max_steps: Any,
 ) -> tuple[jax.Array, Solution]:
     """OT(a, a): both potentials are one f, the fixed point of its averaged update."""
-    own = marginals._replace(a=weights, b=weights, rho_b=marginals.rho_a)
-    problem = Problem(
-        step=_update, floor=log_floor,
-        merit=lambda f, image, geometry, marginals: column_error(f, image, marginals),
-        scale=lambda f, image, geometry, marginals: jnp.sum(marginals.a))
-    operands = stop_gradient((geometry, own))
-    solve = fixed_point(problem, jnp.zeros_like(weights), *operands, solver=damped(0.5), stop=stop,
-                        adjoint=frozen(), max_steps=max_steps)
-    f = _update(solve.value, *operands)  # without the lag of the average
-    f = attach_implicit(lambda f, *args: _update(f, *args) - f, f, geometry, own,
-                        adjoint=adjoint)
-    return dual_objective((f, f), (geometry, own)), solve
+    own = marginals._replace(b=marginals.a, rho_b=marginals.rho_a)
+    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
+    parts, own = reduce(geometry, own)
+    half = (parts.shift_rows + parts.shift_columns) / 2  # a cost as symmetric as before
+    parts = parts.placed(half, half)
+    own = own._replace(rows=parts.shifts[0], columns=parts.shifts[1])
+    base = log_problem(valid)
+    operands = stop_gradient((parts.geometry, own))
+    solve = fixed_point(base._replace(step=sources), jnp.zeros_like(own.a), *operands,
+                        solver=damped(0.5), stop=stop, adjoint=frozen(), max_steps=max_steps)
+    f = sources(solve.value, *operands)  # without the lag of the average
+    solve = judged(solve, (f, f), parts, own, stop)
+    f = adjoint.attach(lambda f, *args: sources(f, *args) - f, f, (parts.geometry, own),
+                       solve.status)
+    return dual_objective((f, f), (parts.geometry, own)), solve._replace(
+        displacement=None, state=None)

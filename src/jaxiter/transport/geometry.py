@@ -1,8 +1,10 @@
-"""Costs between n sources and m targets, and the two reductions that transport needs of them.
+"""Costs between n sources and m targets, and the reductions that transport needs of them.
 
-A geometry answers `softmin` (one half of Sinkhorn's iteration in the log domain) and
-`weigh` (the plan of given potentials against vectors) over its second axis; over the
-first one, ask its transpose `geometry.T`. Nothing else of the package reads a cost.
+A geometry answers `softmin` (one half of Sinkhorn's iteration in the log domain), `weigh` (the
+plan of given potentials against vectors) and `totals` (its sums); over the first axis, ask its
+transpose `geometry.T`. `reduce` takes out of the cost what is the same for a whole row or
+column: a plan does not feel it, and in float it would drown what a plan does feel. Nothing else
+of the package reads a cost.
 """
 
 from collections.abc import Callable
@@ -13,19 +15,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.numerics import HIGHEST, logsumexp
-
-#: Entries in one block of a point cloud's cost: 8 MB in float32.
-BLOCK_ENTRIES = 2**21
+from jaxiter.numerics import HIGHEST, stop_gradient
+from jaxiter.transport.exact import Exact, exponent
 
 
-def gibbs(f: jax.Array, g: jax.Array, cost: jax.Array, epsilon: Any) -> jax.Array:
-    """`exp((f_i + g_j - C_ij) / epsilon)`; 0 at -inf potentials and +inf costs, with gradients."""
+#: A typical cost is looked for in so many columns.
+SAMPLED_COLUMNS = 64
+
+
+def gibbs(
+    f: jax.Array, g: jax.Array, cost: jax.Array, epsilon: Any, tails: Any = None
+) -> jax.Array:
+    """`exp((f_i + g_j - C_ij) / epsilon)`; 0 at -inf potentials and +inf costs, with gradients.
+
+    The exponent is rounded once, after the sum: `tails` are the low parts of (f, g).
+    """
     allowed = (cost < jnp.inf) & jnp.isfinite(f)[:, None] & jnp.isfinite(g)[None, :]
     # Cleaned before they are combined: inf - inf would make the derivatives NaN.
     f, g = jnp.where(jnp.isfinite(f), f, 0), jnp.where(jnp.isfinite(g), g, 0)
-    exponent = f[:, None] + g[None, :] - finite(cost)
-    return jnp.where(allowed, jnp.exp(jnp.where(allowed, exponent, 0) / epsilon), 0)
+    z = exponent(f, g, finite(cost), tails)
+    return jnp.where(allowed, jnp.exp(jnp.where(allowed, z, 0) / epsilon), 0)
 
 
 def finite(cost: jax.Array) -> jax.Array:
@@ -65,6 +74,14 @@ def _softmin_rule(primals: tuple, tangents: tuple) -> tuple:
     return out, tangent
 
 
+class Totals(NamedTuple):
+    """Sums of a plan: its rows `[n]`, its columns `[m]`, and `sum P C`."""
+
+    rows: jax.Array
+    columns: jax.Array
+    cost: jax.Array
+
+
 class Geometry(eqx.Module):
     """A cost `[n, m]` in meaning, not always in memory: a pytree, so it batches and shards."""
 
@@ -78,6 +95,11 @@ class Geometry(eqx.Module):
         raise NotImplementedError
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the cost is stored, so that asking for the matrix costs nothing more."""
+        return False
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(n, m)."""
         n, m = jax.eval_shape(lambda: self.matrix()).shape
@@ -87,6 +109,9 @@ class Geometry(eqx.Module):
     def dtype(self) -> Any:
         """The dtype of costs, weights and potentials."""
         return jax.eval_shape(lambda: self.matrix()).dtype
+
+    def check(self) -> None:
+        """Raises ValueError where the parts do not fit."""
 
     def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
         """`function(cost_rows, *operand_rows)` for blocks of rows; results joined on axis 0."""
@@ -100,24 +125,63 @@ class Geometry(eqx.Module):
         """
         return self.over_rows(lambda cost: _softmin(cost, h, weights, epsilon))
 
-    def weigh(
-        self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array, cost: bool = False
-    ) -> jax.Array:
-        """`P @ vectors` (`[m, k]` to `[n, k]`) for `P = exp((f + g - C) / epsilon)`.
-
-        With `cost=True`: `(P * C) @ vectors`, forbidden pairs counting 0.
-        """
+    def weigh(self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array) -> jax.Array:
+        """`P @ vectors` (`[m, k]` to `[n, k]`) for `P = exp((f + g - C) / epsilon)`."""
 
         def rows(block: jax.Array, f: jax.Array) -> jax.Array:
-            plan = gibbs(f, g, block, epsilon)
-            plan = plan * finite(block) if cost else plan
-            return jnp.matmul(plan, vectors, precision=HIGHEST)
+            return jnp.matmul(gibbs(f, g, block, epsilon), vectors, precision=HIGHEST)
 
         return self.over_rows(rows, f)
 
-    def largest(self) -> jax.Array:
-        """The largest magnitude of a finite cost."""
-        return jnp.max(self.over_rows(lambda cost: jnp.max(jnp.abs(finite(cost)), axis=1)))
+    def plan(self, f: jax.Array, g: jax.Array, epsilon: Any) -> jax.Array:
+        """`exp((f + g - C) / epsilon)` `[n, m]`."""
+        return gibbs(f, g, self.matrix(), epsilon)
+
+    def totals(
+        self, f: jax.Array, g: jax.Array, epsilon: Any, tails: Any = None
+    ) -> Totals:
+        """The sums of the plan of (f, g), forbidden pairs costing nothing."""
+        if self.in_memory:
+            cost = self.matrix()
+            plan = gibbs(f, g, cost, epsilon, tails)
+            return Totals(plan.sum(1), plan.sum(0), jnp.sum(plan * finite(cost)))
+        low_f, low_g = (jnp.zeros_like(f), jnp.zeros_like(g)) if tails is None else tails
+
+        def rows(block: jax.Array, f: jax.Array, low: jax.Array) -> tuple:
+            plan = gibbs(f, g, block, epsilon, (low, low_g))
+            return plan.sum(1), jnp.sum(plan * finite(block), 1)
+
+        def columns(block: jax.Array, g: jax.Array, low: jax.Array) -> jax.Array:
+            return gibbs(g, f, block, epsilon, (low, low_f)).sum(1)
+
+        sums, costs = self.over_rows(rows, f, low_f)
+        return Totals(sums, self.T.over_rows(columns, g, low_g), jnp.sum(costs))
+
+    def thinned(self, step: int) -> "Geometry":
+        """The same rows, and every so many columns."""
+        raise NotImplementedError
+
+    def typical(self, cap: Any) -> jax.Array:
+        """The mean of `min(C, cap)` over a sample of pairs, where forbidden ones count 0."""
+        some = self.thinned(max(1, self.shape[1] // SAMPLED_COLUMNS))
+        n, m = some.shape
+        return jnp.sum(some.over_rows(lambda cost: jnp.sum(
+            jnp.where(cost < jnp.inf, jnp.minimum(cost, cap), 0), 1))) / (n * m)
+
+    def blur(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """How far rounding blurs the costs that carry mass, summed over it; 0 for given numbers."""
+        del b
+        return jnp.zeros_like(jnp.sum(a))
+
+    def reduce(self, a: jax.Array, b: jax.Array, init: jax.Array | None = None) -> "Reduced":
+        """The geometry to be solved in place of this one, for weights a `[n]`, b `[m]`.
+
+        Minima over the pairs that may carry mass are taken out, first of rows, then of columns;
+        with `init` `[m]`, potentials g from elsewhere, those stand for the columns' minima.
+        """
+        zero = Exact(jnp.zeros_like(a), jnp.zeros_like(a)), Exact(
+            jnp.zeros_like(b), jnp.zeros_like(b))
+        return reduced(self, *zero, a, b, init)
 
 
 class Dense(Geometry):
@@ -130,180 +194,129 @@ class Dense(Geometry):
         return self.cost
 
     @property
+    def in_memory(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def T(self) -> "Dense":  # noqa: N802
         """The transposed cost."""
         return Dense(self.cost.T)
 
-
-def squared_euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`|x - y|^2` of two points `[d]`."""
-    return jnp.sum(jnp.square(x - y))
-
-
-def euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`|x - y|` of two points `[d]`; its gradient at equal points is 0."""
-    square = squared_euclidean(x, y)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    def thinned(self, step: int) -> "Dense":
+        """As in the base class."""
+        return Dense(self.cost[:, ::step])
 
 
-class PowerNorm(NamedTuple):
-    """The cost `sum |x - y|^p` of two points `[d]`, p >= 1."""
+class Shifted(Geometry):
+    """`C_ij - rows_i - columns_j` of another geometry, taken where an entry is read."""
 
-    p: float
-
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """The cost of one pair."""
-        gap = jnp.abs(x - y)
-        return jnp.sum(jnp.where(gap > 0, jnp.where(gap > 0, gap, 1) ** self.p, 0))
-
-
-def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`1 - cos(x, y)` of two points `[d]`; 1 when one of them is 0."""
-    size = jnp.sum(x * x) * jnp.sum(y * y)
-    inverse = jnp.where(size > 0, lax.rsqrt(jnp.where(size > 0, size, 1)), 0)
-    return 1 - jnp.sum(x * y) * inverse
-
-
-class _Flipped(NamedTuple):
-    cost: Callable
-
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return self.cost(y, x)
-
-
-class PointCloud(Geometry):
-    """Points and a cost of two points, evaluated in blocks of rows when it is needed.
-
-    Memory is O((n + m) d + block), also for derivatives, which recompute the blocks.
-    Up to some thousand points `Dense(cloud.matrix())` is faster.
-
-    Attributes:
-      x, y: points `[n, d]`, `[m, d]`.
-      cost: `cost(x_i, y_j) -> scalar`; the default `squared_euclidean` is evaluated as a
-        matrix product of centred points.
-      block: rows per block; default about 2 million entries.
-
-    >>> import jax.numpy as jnp
-    >>> cloud = PointCloud(jnp.zeros((3, 2)), jnp.ones((4, 2)))
-    >>> cloud.shape, float(cloud.matrix()[0, 0])
-    ((3, 4), 2.0)
-    """
-
-    x: jax.Array
-    y: jax.Array
-    cost: Callable = eqx.field(static=True, default=squared_euclidean)
-    block: int | None = eqx.field(static=True, default=None)
-
-    @property
-    def T(self) -> "PointCloud":  # noqa: N802
-        """x and y exchanged."""
-        if self.cost is squared_euclidean:
-            flipped: Callable = self.cost
-        else:
-            flipped = self.cost.cost if isinstance(self.cost, _Flipped) else _Flipped(self.cost)
-        return PointCloud(self.y, self.x, flipped, self.block)
+    geometry: Geometry
+    rows: jax.Array
+    columns: jax.Array
+    flipped: bool = eqx.field(static=True, default=False)
 
     def matrix(self) -> jax.Array:
-        """The whole cost, in memory at once."""
-        return self._rows(*self._centred())
+        """The shifted cost; +inf stays."""
+        return self._shift(self.geometry.matrix(), self.rows)
 
-    def _centred(self) -> tuple[jax.Array, jax.Array]:
-        if self.cost is not squared_euclidean:
-            return self.x, self.y
-        # |x|^2 + |y|^2 - 2 x.y cancels in float32 when the points are far from the origin.
-        middle = lax.stop_gradient(jnp.mean(self.y, axis=0))
-        return self.x - middle, self.y - middle
+    def _shift(self, cost: jax.Array, rows: jax.Array) -> jax.Array:
+        # In one order for a cost and its transpose: they must agree to the last digit.
+        if self.flipped:
+            return cost - self.columns[None, :] - rows[:, None]
+        return cost - rows[:, None] - self.columns[None, :]
 
-    def _rows(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        if self.cost is not squared_euclidean:
-            return jax.vmap(lambda p: jax.vmap(lambda q: self.cost(p, q))(y))(x)
-        product = jnp.matmul(x, y.T, precision=HIGHEST)
-        return jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :] - 2 * product
+    @property
+    def in_memory(self) -> bool:
+        """As the geometry that is shifted."""
+        return self.geometry.in_memory
+
+    @property
+    def T(self) -> "Shifted":  # noqa: N802
+        """Transposed, shifts too."""
+        return Shifted(self.geometry.T, self.columns, self.rows, not self.flipped)
+
+    def thinned(self, step: int) -> "Shifted":
+        """As in the base class."""
+        return Shifted(
+            self.geometry.thinned(step), self.rows, self.columns[::step], self.flipped)
 
     def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
-        """As in the base class, with one block of rows in memory at a time."""
-        x, y = self._centred()
-        n = x.shape[0]
-        rows = self.block or max(1, BLOCK_ENTRIES // y.shape[0])
-        if rows >= n:
-            return function(self._rows(x, y), *operands)
-        # The last block is filled up with copies of the last row: zeros could make NaNs.
-        count = -(-n // rows)
-        index = jnp.minimum(jnp.arange(count * rows, dtype=jnp.int32), n - 1)
-        blocks = [leaf[index].reshape(count, rows, *leaf.shape[1:]) for leaf in (x, *operands)]
-
-        @jax.checkpoint
-        def one(block: list) -> Any:
-            return function(self._rows(block[0], y), *block[1:])
-
-        out = lax.map(one, blocks)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out)
+        """As in the base class, with the blocks of the other geometry."""
+        return self.geometry.over_rows(
+            lambda cost, rows, *rest: function(self._shift(cost, rows), *rest),
+            self.rows, *operands)
 
 
-class Grid(Geometry):
-    """Weights on a grid and a cost that is a sum over its axes: `sum_k C_k[i_k, j_k]`.
-
-    A softmin is taken axis by axis: `n^(1 + 1/d)` exponentials instead of `n^2`, and no
-    matrix in memory. Weights and potentials are flattened images (C order).
+class Reduced(NamedTuple):
+    """A cost taken apart: `C_ij = base_ij + rows_i + columns_j`, and what is solved instead.
 
     Attributes:
-      costs: one `[s_k, t_k]` matrix an axis; for squared Euclidean distances of pixels,
-        `(i - j)^2`.
-
-    >>> import jax.numpy as jnp
-    >>> line = jnp.square(jnp.arange(3.0)[:, None] - jnp.arange(3.0))
-    >>> grid = Grid((line, line))
-    >>> grid.shape, float(grid.matrix()[0, 8])
-    ((9, 9), 8.0)
+      base: a geometry without the shifts that its kind can take out exactly.
+      rows, columns: those shifts, in two floats; differentiable.
+      geometry: what is solved, `base_ij - shift_rows_i - shift_columns_j`.
+      shift_rows, shift_columns: constants `[n]`, `[m]`.
+      sound: whether all points with mass have a partner, and no cost is NaN or -inf.
     """
 
-    costs: tuple[jax.Array, ...]
-
-    def matrix(self) -> jax.Array:
-        """The whole cost over flattened images."""
-        total = self.costs[0]
-        for cost in self.costs[1:]:
-            total = (total[:, None, :, None] + cost[None, :, None, :]).reshape(
-                total.shape[0] * cost.shape[0], -1)
-        return total
+    base: Geometry
+    rows: Exact
+    columns: Exact
+    geometry: Geometry
+    shift_rows: jax.Array
+    shift_columns: jax.Array
+    sound: jax.Array
 
     @property
-    def T(self) -> "Grid":  # noqa: N802
-        """Every axis transposed."""
-        return Grid(tuple(cost.T for cost in self.costs))
+    def shifts(self) -> tuple[jax.Array, jax.Array]:
+        """What stands between the potentials that are solved for and those of the given cost."""
+        return self.rows.high + self.shift_rows, self.columns.high + self.shift_columns
 
-    def softmin(self, h: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
-        """As in the base class, one axis after the other."""
-        shape = tuple(cost.shape[1] for cost in self.costs)
-        z, weights = h.reshape(shape), weights.reshape(shape)
-        for axis, cost in enumerate(self.costs):
-            z = jnp.moveaxis(z, axis, -1)[..., None, :]
-            exponent = jnp.where(cost < jnp.inf, (z - finite(cost)) / epsilon, -jnp.inf)
-            first = jnp.moveaxis(weights, axis, -1)[..., None, :] if axis == 0 else None
-            z = jnp.moveaxis(epsilon * logsumexp(exponent, -1, first), -1, axis)
-        out = -z.reshape(-1)
-        return jnp.where(jnp.isfinite(out), out, 0)
+    @property
+    def shiftable(self) -> bool:
+        """Whether potentials can be taken out too; a sum over axes takes none."""
+        return isinstance(self.geometry, Shifted)
 
-    def weigh(
-        self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array, cost: bool = False
-    ) -> jax.Array:
-        """As in the base class; `cost=True` builds the matrix."""
-        if cost:
-            return super().weigh(f, g, epsilon, vectors, cost)
-        clean = jnp.where(jnp.isfinite(g), g, 0)
-        mass = jnp.isfinite(g)
+    def placed(self, rows: jax.Array, columns: jax.Array) -> "Reduced":
+        """The same with these shifts."""
+        if not self.shiftable:
+            return self
+        return self._replace(
+            geometry=Shifted(self.base, rows, columns), shift_rows=rows, shift_columns=columns)
 
-        def one(vector: jax.Array) -> jax.Array:
-            parts = [jnp.where(mass, jnp.maximum(sign * vector, 0), 0) for sign in (1, -1)]
-            plus, minus = (self._mass(f, clean, part, epsilon) for part in parts)
-            return plus - minus
 
-        return jax.vmap(one, in_axes=1, out_axes=1)(vectors)
+def reduced(
+    base: Geometry, rows: Exact, columns: Exact, a: jax.Array, b: jax.Array,
+    init: jax.Array | None,
+) -> Reduced:
+    """The reduction of a base by minima of rows and columns."""
+    fixed, a, b = stop_gradient((base, a, b))
+    given = None if init is None else init - stop_gradient(columns.high)
+    smallest = _nearest(fixed, given, b, 1)
+    sound = jnp.all(jnp.isfinite(smallest) | (a <= 0))
+    smallest = jnp.where(jnp.isfinite(smallest), smallest, 0)
+    other = _nearest(fixed, smallest, a, 0)
+    sound &= jnp.all(jnp.isfinite(other) | (b <= 0))
+    if given is None:
+        given = jnp.where(jnp.isfinite(other), other, 0)
+    return Reduced(base, rows, columns, Shifted(base, smallest, given), smallest, given, sound)
 
-    def _mass(self, f: jax.Array, g: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
-        some = jnp.any(weights > 0) & jnp.isfinite(f)
-        exponent = (jnp.where(jnp.isfinite(f), f, 0) - self.softmin(g, weights, epsilon)) / epsilon
-        return jnp.where(some, jnp.exp(jnp.where(some, exponent, 0)), 0)
+
+def _nearest(
+    geometry: Geometry, shift: jax.Array | None, weights: jax.Array, axis: int
+) -> jax.Array:
+    """The minimum along an axis of `C - shift`, where weights are positive.
+
+    Not finite where that is no cost.
+    """
+    shift = jnp.zeros_like(weights) if shift is None else shift
+    # Taken apart, or XLA computes it anew for every entry.
+    shift = lax.optimization_barrier(jnp.where(weights > 0, shift, -jnp.inf))
+    if axis == 1:
+        return geometry.over_rows(lambda cost: jnp.min(cost - shift, axis=1))
+    if geometry.in_memory:  # a transpose would be read across
+        return jnp.min(geometry.matrix() - shift[:, None], axis=0)
+    return geometry.T.over_rows(lambda cost: jnp.min(cost - shift, axis=1))
 
 
 def as_geometry(cost: Any) -> Geometry:
@@ -314,8 +327,7 @@ def as_geometry(cost: Any) -> Geometry:
     """
     if isinstance(cost, Geometry):
         geometry = cost
-        if isinstance(cost, PointCloud):
-            _check_points(cost)
+        geometry.check()
     else:
         geometry = Dense(jnp.asarray(cost))
         if geometry.cost.ndim != 2:
@@ -326,12 +338,3 @@ def as_geometry(cost: Any) -> Geometry:
     if not jnp.issubdtype(geometry.dtype, jnp.floating):
         raise TypeError(f"cost must be floating point, got {geometry.dtype}.")
     return geometry
-
-
-def _check_points(cloud: PointCloud) -> None:
-    for name, points in (("x", cloud.x), ("y", cloud.y)):
-        if points.ndim != 2:
-            raise ValueError(f"{name} must be points [n, d], got shape {points.shape}.")
-    if cloud.x.shape[1] != cloud.y.shape[1]:
-        raise ValueError(f"x has points in {cloud.x.shape[1]} dimensions, y in "
-                         f"{cloud.y.shape[1]}; they must agree.")

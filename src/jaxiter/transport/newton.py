@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import linear
-from jaxiter.numerics import HIGHEST, machine_epsilon
+from jaxiter.numerics import HIGHEST, anchor, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.transport.geometry import Geometry, finite, gibbs
-from jaxiter.transport.iteration import Marginals
+from jaxiter.transport.iteration import Marginals, rounding, weighted, with_rounding
 
 ALPHAS = (1.0, 0.5, 0.25, 0.1)
 SMALLEST_DAMPING = 1e-3
@@ -59,8 +59,15 @@ def _gibbs(x: tuple, cost: jax.Array, marginals: Marginals) -> jax.Array:
 def _merit(
     x: tuple, image: tuple, plan: Plan, geometry: Geometry, marginals: Marginals
 ) -> jax.Array:
-    del x, image, geometry
-    return _error(plan.matrix, marginals)
+    del image, geometry
+    return with_rounding(_error(plan.matrix, marginals), sum(_rounding(x, marginals)))
+
+
+def _rounding(x: tuple, marginals: Marginals) -> tuple[jax.Array, jax.Array]:
+    """The marginal errors that rounding makes, about: in x, and in the potentials returned."""
+    size = weighted(marginals.a, jnp.abs(x[0])) + weighted(marginals.b, jnp.abs(x[1]))
+    own = machine_epsilon(x) / 3 * size / marginals.epsilon
+    return own, rounding(jnp.zeros_like(x[1]), marginals)
 
 
 def _error(plan: jax.Array, marginals: Marginals) -> jax.Array:
@@ -72,17 +79,20 @@ def _error(plan: jax.Array, marginals: Marginals) -> jax.Array:
 
 def _floor(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> jax.Array:
     del plan, geometry
-    return 30 * machine_epsilon(x) * jnp.sum(marginals.a)
+    own, other = _rounding(x, marginals)
+    return with_rounding(30 * machine_epsilon(x) * jnp.sum(marginals.a) + own, own + other)
 
 
 def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tuple:
-    a, b, epsilon, _, _ = marginals
+    a, b, epsilon = marginals[:3]
     cost = geometry.matrix()
     T = plan.matrix
     r1, r2 = T.sum(1), T.sum(0)
     g1, g2 = r1 - a, r2 - b
     norm = jnp.sqrt(jnp.sum(g1**2) + jnp.sum(g2**2))
-    shift = plan.damping * norm / jnp.max(jnp.abs(finite(cost)))
+    # In units of the costs that carry mass: a forbidding one must not switch the damping off.
+    unit = jnp.max(jnp.where(T > 0, jnp.abs(finite(cost)), 0))
+    shift = plan.damping * safe_divide(norm, unit)
     d1, d2, products = _direction(T, r1, r2, g1, g2, shift, epsilon)
 
     index, alpha, decrease = _line_search(T, g1, g2, d1, d2, epsilon)
@@ -162,4 +172,5 @@ def _line_search(
         index, _, value = state
         return (index < len(ALPHAS)) & ~(value < 0)
 
-    return lax.while_loop(searching, body, (jnp.int32(0), alphas[0], jnp.full_like(slope, jnp.inf)))
+    start = jnp.int32(0), alphas[0], jnp.full_like(slope, jnp.inf)
+    return lax.while_loop(searching, body, anchor(start, (T, d1, d2, epsilon)))

@@ -4,29 +4,43 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxiter.solution import Solution
-from jaxiter.transport.geometry import Geometry
-from jaxiter.transport.iteration import Marginals
+from jaxiter.solution import Solution, reports
+from jaxiter.transport.exact import Exact, exact_sum, with_derivative
+from jaxiter.transport.geometry import Geometry, Reduced, Totals
+from jaxiter.transport.iteration import Marginals, weighted
 
 
+class Centred(NamedTuple):
+    """A cost without what is the same for a whole row or column, and its potentials ("P")."""
+
+    geometry: Geometry
+    f: jax.Array
+    g: jax.Array
+
+
+@reports
 class TransportResult(NamedTuple):
-    """The answer of an entropic transport problem, in the "P" convention.
+    """The answer of an entropic transport problem.
 
-    `P_ij = exp((f_i + g_j - C_ij) / epsilon)` minimises `<C, P> + epsilon sum P (log P - 1)`
-    subject to `P 1 = a`, `P^T 1 = b`. With a finite rho it minimises `<C, P> +
-    epsilon KL(P | a b^T) + rho_a KL(P 1 | a) + rho_b KL(P^T 1 | b)` instead.
+    The plan `P_ij = exp((f_i + g_j - C_ij) / epsilon)` minimises `<C, P> + epsilon KL(P | a b^T)`
+    subject to `P 1 = a`, `P^T 1 = b`, or with the penalties `rho_a KL(P 1 | a) + rho_b
+    KL(P^T 1 | b)` in place of the constraints, KL(p | q) being `sum p log(p / q) - p + q`.
 
     Attributes:
       f, g: potentials `[n]`, `[m]` in units of the cost; balanced: f has mean 0 over the
         support of a. -inf where the weight is 0.
-      marginal_error: `sum |P 1 - a| + sum |P^T 1 - b|`, measured on the returned potentials;
-        unbalanced: against `a exp(-f' / rho_a)`, the first-order condition, f' = f - epsilon log a.
-      transport_cost: `<C, P>`. entropic_cost: the objective above at P.
+      marginal_error: `sum |P 1 - a| + sum |P^T 1 - b|` of `plan()`; unbalanced: against
+        `a exp(-f' / rho_a)`, the first-order condition, f' = f - epsilon log a.
+      transport_cost: `<C, P>`. entropic_cost: the objective above at P, penalties included.
       dual_value: the dual objective at (f, g), a lower bound, equal to it at convergence.
         Its gradient needs no linear solve (Danskin); second derivatives are exact too.
-      solve: the Solution of the potentials: status, steps, merit.
+      solve: the Solution: steps of all stages together, status, and as merit the marginal error
+        of the plan that f and g, as floats, stand for: PRECISION_FLOOR where they cannot carry
+        the tolerance, though `plan()` may be good.
       geometry, epsilon: as given.
+      centred: the reduced cost and its potentials, from which `plan()` and `apply()` are computed.
     """
 
     f: jax.Array
@@ -38,11 +52,11 @@ class TransportResult(NamedTuple):
     solve: Solution
     geometry: Geometry
     epsilon: jax.Array
+    centred: Centred
 
     def plan(self) -> jax.Array:
         """The transport plan P, `[n, m]`."""
-        return self.geometry.weigh(
-            self.f, self.g, self.epsilon, jnp.eye(self.g.shape[0], dtype=self.g.dtype))
+        return self.centred.geometry.plan(self.centred.f, self.centred.g, self.epsilon)
 
     def apply(self, x: jax.Array, axis: int = 1) -> jax.Array:
         """Sum the plan against x over one axis; a point cloud's plan is never stored.
@@ -59,47 +73,68 @@ class TransportResult(NamedTuple):
             raise ValueError(f"x must have shape [{side}] or [{side}, k] for axis={axis}, got "
                              f"{x.shape}.")
         columns = x[:, None] if x.ndim == 1 else x
-        if axis == 1:
-            out = self.geometry.weigh(self.f, self.g, self.epsilon, columns)
-        else:
-            out = self.geometry.T.weigh(self.g, self.f, self.epsilon, columns)
+        geometry, f, g = self.centred
+        if axis == 0:
+            geometry, f, g = geometry.T, g, f
+        out = geometry.weigh(f, g, self.epsilon, columns)
         return out[:, 0] if x.ndim == 1 else out
 
 
 def assemble(
-    potentials: tuple[jax.Array, jax.Array], solve: Solution, geometry: Geometry,
+    pair: tuple[jax.Array, jax.Array], solve: Solution, given: Geometry, parts: Reduced,
     marginals: Marginals,
 ) -> TransportResult:
-    """The result for potentials ("ab" convention) whose derivatives are attached."""
-    a, b, epsilon, rho_a, rho_b = marginals
-    f, g = potentials
-    shift = 0.0
-    if marginals.balanced:
-        f_plan = with_weights(f, a, epsilon)
-        shift = jnp.sum(jnp.where(a > 0, f_plan, 0)) / jnp.sum((a > 0).astype(f.dtype))
-    f, g = f - shift, g + shift
+    """The result for reduced potentials ("ab" convention) whose derivatives are attached."""
+    a, b, epsilon = marginals[:3]
+    f, g = pair
     fp, gp = with_weights(f, a, epsilon), with_weights(g, b, epsilon)
-
-    ones = jnp.ones((b.shape[0], 1), f.dtype)
-    rows = geometry.weigh(fp, gp, epsilon, ones)[:, 0]
-    columns = geometry.T.weigh(gp, fp, epsilon, jnp.ones((a.shape[0], 1), f.dtype))[:, 0]
-    cost = jnp.sum(geometry.weigh(fp, gp, epsilon, ones, cost=True))
-    error = (jnp.sum(jnp.abs(rows - _target(f, a, rho_a)))
-             + jnp.sum(jnp.abs(columns - _target(g, b, rho_b))))
-    dual = dual_objective((f, g), (geometry, marginals))
-    if marginals.balanced:  # from the "ab" to the "P" convention
-        shift = weighted(a, _log(a)) + weighted(b, _log(b)) - jnp.sum(a) * jnp.sum(b)
-        dual = dual + epsilon * shift
+    totals = parts.geometry.totals(fp, gp, epsilon)
+    error = marginal_error(totals, marginals.given(f), marginals.T.given(g), marginals)
+    shift = _shift_cost(totals, marginals)
+    dual = dual_objective(pair, (parts.geometry, marginals))
     # The primal value at P; its derivative is that of the dual, which needs no linear solve.
+    primal = (weighted(totals.rows, f) + weighted(totals.columns, g) + shift
+              + epsilon * (jnp.sum(a) * jnp.sum(b) - jnp.sum(totals.rows))
+              + _penalty(totals.rows, a, marginals.rho_a)
+              + _penalty(totals.columns, b, marginals.rho_b))
+    full_f, full_g = (full.high for full in present(pair, parts, marginals))
+    return TransportResult(
+        full_f, full_g, error, totals.cost + shift, with_derivative(primal, dual), dual, solve,
+        given, epsilon, Centred(parts.geometry, fp, gp))
+
+
+def present(
+    pair: tuple[jax.Array, jax.Array], parts: Reduced, marginals: Marginals
+) -> tuple[Exact, Exact]:
+    """The potentials of the given cost, in the "P" convention; balanced: f has mean 0."""
+    a, b, epsilon = marginals[:3]
+    fp, gp = with_weights(pair[0], a, epsilon), with_weights(pair[1], b, epsilon)
+    middle = jnp.zeros((), fp.dtype)
     if marginals.balanced:
-        entropy = weighted(rows, fp) + weighted(columns, gp) - cost - epsilon * jnp.sum(rows)
-        primal = cost + entropy
-    else:
-        entropy = weighted(rows, f) + weighted(columns, g) - cost
-        primal = (cost + entropy + epsilon * (jnp.sum(a) * jnp.sum(b) - jnp.sum(rows))
-                  + _penalty(rows, a, rho_a) + _penalty(columns, b, rho_b))
-    primal = jax.lax.stop_gradient(primal) + dual - jax.lax.stop_gradient(dual)
-    return TransportResult(fp, gp, error, cost, primal, dual, solve, geometry, epsilon)
+        total = jnp.where(a > 0, fp, 0) + jnp.where(a > 0, parts.shifts[0], 0)
+        middle = jnp.sum(total) / jnp.sum((a > 0).astype(fp.dtype))
+    return (exact_sum(fp, parts.shift_rows, parts.rows.high, -middle, parts.rows.low),
+            exact_sum(gp, parts.shift_columns, parts.columns.high, middle, parts.columns.low))
+
+
+def marginal_error(
+    totals: Totals, f: jax.Array, g: jax.Array, marginals: Marginals
+) -> jax.Array:
+    """The l1 error of both marginals, for potentials (f, g) of the given cost ("ab")."""
+    return (jnp.sum(jnp.abs(totals.rows - _target(f, marginals.a, marginals.rho_a)))
+            + jnp.sum(jnp.abs(totals.columns - _target(g, marginals.b, marginals.rho_b))))
+
+
+def _shift_cost(totals: Totals, marginals: Marginals) -> jax.Array:
+    """What the shifts cost, `<rows, P 1> + <columns, P^T 1>`."""
+    rows, columns = marginals.rows, marginals.columns
+    if rows is None or columns is None:
+        return jnp.zeros_like(totals.cost)
+    value = jnp.sum(rows * totals.rows) + jnp.sum(columns * totals.columns)
+    if not marginals.balanced:
+        return value
+    # The marginals are given: a large shift must not multiply the rounding of their derivatives.
+    return with_derivative(value, jnp.sum(rows * marginals.a) + jnp.sum(columns * marginals.b))
 
 
 def with_weights(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
@@ -107,15 +142,6 @@ def with_weights(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.
     positive = weights > 0
     return jnp.where(
         positive, potential + epsilon * jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
-
-
-def _log(weights: jax.Array) -> jax.Array:
-    return jnp.log(jnp.where(weights > 0, weights, 1))
-
-
-def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
-    """`<weights, potential>` where 0 * -inf is 0."""
-    return jnp.sum(jnp.where(weights > 0, weights * jnp.where(weights > 0, potential, 0), 0))
 
 
 def _target(potential: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:
@@ -134,9 +160,10 @@ def _penalty(marginal: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:
 
 @jax.custom_jvp
 def dual_objective(potentials: tuple, operands: tuple) -> jax.Array:
-    """The dual objective of "ab" potentials (f, g), stationary in them at the solution.
+    """The dual objective of reduced potentials (f, g), stationary in them at the solution.
 
-    `operands` is (geometry, marginals). Value of `<C, P> + epsilon KL(P | a b^T) + ...`.
+    `operands` is (geometry, marginals). Value of `<C, P> + epsilon KL(P | a b^T) + ...` for the
+    given cost C.
     """
     return _dual_value(potentials, operands)
 
@@ -151,12 +178,12 @@ def _dual_rule(primals: tuple, tangents: tuple) -> tuple:
 
 def _dual_value(potentials: tuple, operands: tuple) -> jax.Array:
     (f, g), (geometry, marginals) = potentials, operands
-    a, b, epsilon, rho_a, rho_b = marginals
-    ones = jnp.ones((b.shape[0], 1), f.dtype)
-    fp, gp = with_weights(f, a, epsilon), with_weights(g, b, epsilon)
-    mass = jnp.sum(geometry.weigh(fp, gp, epsilon, ones))
-    return (_conjugate(f, a, rho_a) + _conjugate(g, b, rho_b)
-            - epsilon * (mass - jnp.sum(a) * jnp.sum(b)))
+    a, b, epsilon = marginals[:3]
+    totals = geometry.totals(
+        with_weights(f, a, epsilon), with_weights(g, b, epsilon), epsilon)
+    return (_conjugate(marginals.given(f), a, marginals.rho_a)
+            + _conjugate(marginals.T.given(g), b, marginals.rho_b)
+            - epsilon * (jnp.sum(totals.rows) - jnp.sum(a) * jnp.sum(b)))
 
 
 def _conjugate(potential: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:

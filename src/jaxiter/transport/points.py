@@ -1,0 +1,179 @@
+"""Costs of two points, and clouds of points whose cost is evaluated when it is needed."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.numerics import HIGHEST, machine_epsilon, stop_gradient
+from jaxiter.transport.exact import Exact, exact_dot, exact_sum, two_sum, with_derivative
+from jaxiter.transport.geometry import Geometry, Reduced, reduced
+
+#: Entries in one block of a point cloud's cost: 8 MB in float32.
+BLOCK_ENTRIES = 2**21
+
+
+def squared_euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`|x - y|^2` of two points `[d]`."""
+    return jnp.sum(jnp.square(x - y))
+
+
+def euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`|x - y|` of two points `[d]`; its gradient at equal points is 0."""
+    square = squared_euclidean(x, y)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+class PowerNorm(NamedTuple):
+    """The cost `sum |x - y|^p` of two points `[d]`, p >= 1."""
+
+    p: float
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The cost of one pair."""
+        gap = jnp.abs(x - y)
+        return jnp.sum(jnp.where(gap > 0, jnp.where(gap > 0, gap, 1) ** self.p, 0))
+
+
+def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`1 - cos(x, y)` of two points `[d]`; 1 when one of them is 0."""
+    size = jnp.sum(x * x) * jnp.sum(y * y)
+    inverse = jnp.where(size > 0, lax.rsqrt(jnp.where(size > 0, size, 1)), 0)
+    return 1 - jnp.sum(x * y) * inverse
+
+
+class _Flipped(NamedTuple):
+    cost: Callable
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return self.cost(y, x)
+
+
+class PointCloud(Geometry):
+    """Points and a cost of two points, evaluated in blocks of rows when it is needed.
+
+    Memory is O((n + m) d + block), also for derivatives, which recompute the blocks.
+    Up to some thousand points `Dense(cloud.matrix())` is faster. Squared distances are solved for
+    two clouds each centred on its own mean, so that how far apart they lie costs no digits.
+
+    Attributes:
+      x, y: points `[n, d]`, `[m, d]`.
+      cost: `cost(x_i, y_j) -> scalar`; the default `squared_euclidean` is evaluated as a
+        matrix product of centred points.
+      block: rows per block; default about 2 million entries.
+
+    >>> import jax.numpy as jnp
+    >>> cloud = PointCloud(jnp.zeros((3, 2)), jnp.ones((4, 2)))
+    >>> cloud.shape, float(cloud.matrix()[0, 0])
+    ((3, 4), 2.0)
+    """
+
+    x: jax.Array
+    y: jax.Array
+    cost: Callable = eqx.field(static=True, default=squared_euclidean)
+    block: int | None = eqx.field(static=True, default=None)
+
+    def check(self) -> None:
+        """Points are matrices of equal width."""
+        for name, points in (("x", self.x), ("y", self.y)):
+            if points.ndim != 2:
+                raise ValueError(f"{name} must be points [n, d], got shape {points.shape}.")
+        if self.x.shape[1] != self.y.shape[1]:
+            raise ValueError(f"x has points in {self.x.shape[1]} dimensions, y in "
+                             f"{self.y.shape[1]}; they must agree.")
+
+    @property
+    def T(self) -> "PointCloud":  # noqa: N802
+        """x and y exchanged."""
+        if self.cost is squared_euclidean:
+            flipped: Callable = self.cost
+        else:
+            flipped = self.cost.cost if isinstance(self.cost, _Flipped) else _Flipped(self.cost)
+        return type(self)(self.y, self.x, flipped, self.block)
+
+    def thinned(self, step: int) -> "PointCloud":
+        """As in the base class."""
+        return type(self)(self.x, self.y[::step], self.cost, self.block)
+
+    def matrix(self) -> jax.Array:
+        """The whole cost, in memory at once."""
+        return self._rows(*self._placed())
+
+    def _placed(self) -> tuple[jax.Array, jax.Array]:
+        """The points, moved to where their squared distances do not cancel."""
+        if self.cost is not squared_euclidean:
+            return self.x, self.y
+        # |x|^2 + |y|^2 - 2 x.y cancels in float32 when the points are far from the origin.
+        middle = lax.stop_gradient(jnp.mean(self.y, axis=0))
+        return self.x - middle, self.y - middle
+
+    def _rows(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        if self.cost is not squared_euclidean:
+            return jax.vmap(lambda p: jax.vmap(lambda q: self.cost(p, q))(y))(x)
+        product = jnp.matmul(x, y.T, precision=HIGHEST)
+        return jnp.sum(x * x, 1)[:, None] + jnp.sum(y * y, 1)[None, :] - 2 * product
+
+    def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
+        """As in the base class, with one block of rows in memory at a time."""
+        x, y = self._placed()
+        n = x.shape[0]
+        rows = self.block or max(1, BLOCK_ENTRIES // y.shape[0])
+        if rows >= n:
+            return function(self._rows(x, y), *operands)
+        # The last block is filled up with copies of the last row: zeros could make NaNs.
+        count = -(-n // rows)
+        index = jnp.minimum(jnp.arange(count * rows, dtype=jnp.int32), n - 1)
+        blocks = [leaf[index].reshape(count, rows, *leaf.shape[1:]) for leaf in (x, *operands)]
+
+        @jax.checkpoint
+        def one(block: list) -> Any:
+            return function(self._rows(block[0], y), *block[1:])
+
+        out = lax.map(one, blocks)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out)
+
+    def blur(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Rounding in the sums and products of the cost, where points lie off their middle."""
+        if self.cost is not squared_euclidean:
+            return jnp.zeros_like(jnp.sum(a))
+        x, y = self._placed()
+        size = jnp.sum(a * jnp.sum(x * x, 1)) + jnp.sum(b * jnp.sum(y * y, 1))
+        return machine_epsilon(x) * size
+
+    def reduce(self, a: jax.Array, b: jax.Array, init: jax.Array | None = None) -> Reduced:
+        """As in the base class; squared distances lose first what the two means contribute."""
+        if self.cost is not squared_euclidean:
+            return super().reduce(a, b, init)
+        # With x = x' + p, y = y' + q, d = p - q, and what rounding takes from each kept:
+        # |x - y|^2 = |x' - y'|^2 + 2 d.x' - 2 d.y' + |d|^2.
+        p, q = (stop_gradient(jnp.mean(points, axis=0)) for points in (self.x, self.y))
+        d = two_sum(p, -q)
+        x, y = two_sum(self.x, -p), two_sum(self.y, -q)
+
+        def along(points: Exact) -> tuple[Exact, jax.Array]:
+            """`2 d.points`, and the same to be differentiated."""
+            main = exact_dot(points.high, d.high)
+            rest = points.low @ d.high + stop_gradient(points.high) @ d.low
+            return (exact_sum(2 * main.high, 2 * (main.low + rest)),
+                    2 * jnp.matmul(points.high, d.high, precision=HIGHEST))
+
+        square = exact_dot(d.high[None, :], d.high)
+        rows, rows_like = along(x)
+        columns, columns_like = along(y)
+        columns = exact_sum(
+            -columns.high, jnp.broadcast_to(square.high[0], columns.high.shape),
+            square.low[0] + 2 * (d.high @ d.low) - columns.low)
+        return reduced(
+            _Centred(x.high, y.high, self.cost, self.block),
+            Exact(with_derivative(rows.high, rows_like), rows.low),
+            Exact(with_derivative(columns.high, -columns_like), columns.low), a, b, init)
+
+
+class _Centred(PointCloud):
+    """Squared distances of points that lie around the origin already."""
+
+    def _placed(self) -> tuple[jax.Array, jax.Array]:
+        return self.x, self.y
