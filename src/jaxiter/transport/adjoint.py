@@ -13,24 +13,10 @@ from jaxiter.numerics import anchor, safe_divide, stop_gradient
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import Stop
 from jaxiter.transport.checks import judged
+from jaxiter.transport.equations import Pair, equations, scaled_equations
 from jaxiter.transport.geometry import Geometry, Reduced
-from jaxiter.transport.iteration import Marginals, sources, targets
-from jaxiter.transport.result import TransportResult, assemble
-
-Pair = tuple[jax.Array, jax.Array]
-
-
-def equations(potentials: Pair, geometry: Geometry, marginals: Marginals) -> Pair:
-    """Zero at the solution (f, g); its linearisation is regular, so that the adjoint can solve it.
-
-    Balanced potentials are defined up to a constant: there g has mean 0.
-    """
-    f, g = potentials
-    rows = sources(g, geometry, marginals)
-    columns = targets(rows, geometry, marginals)
-    if marginals.balanced:
-        columns = columns - jnp.mean(columns)
-    return rows - f, columns - g
+from jaxiter.transport.iteration import Marginals, sources
+from jaxiter.transport.result import TransportResult, assemble, present
 
 
 def eliminated(solve: LinearSolver) -> LinearSolver:
@@ -60,14 +46,15 @@ def conclude(
     stop: Stop, adjoint: Adjoint,
 ) -> TransportResult:
     """The result for solved potentials g `[m]` of a reduced cost; `given` is the cost itself."""
-    if adjoint.differentiates_loop:
-        pair = sources(g, parts.geometry, marginals), g
-        return assemble(pair, judged(solve, pair, parts, marginals, stop), given, parts, marginals)
-    geometry, fixed = stop_gradient((parts.geometry, marginals))
-    if marginals.balanced:
+    unrolled = adjoint.differentiates_loop
+    if marginals.balanced and not unrolled:
         g = g - jnp.mean(g)  # the normalisation that `equations` knows
-    pair = sources(g, geometry, fixed), g
-    solve = judged(solve, pair, parts, marginals, stop)
-    rule = adjoint.with_solver(eliminated)
-    pair = rule.attach(equations, pair, (parts.geometry, marginals), solve.status)
-    return assemble(pair, solve, given, parts, marginals)
+    pair = sources(g, parts.geometry, marginals), g
+    returned = present(*stop_gradient((pair, parts, marginals)))
+    solve = judged(solve, pair, returned, parts, marginals, stop)
+    if not unrolled:
+        rule = adjoint.with_solver(eliminated)
+        # Series and single steps are those of the iteration itself.
+        pair = rule.attach(
+            equations if rule is adjoint else scaled_equations, stop_gradient(pair), (parts.geometry, marginals), solve.status)
+    return assemble(pair, solve, given, parts, marginals, returned)

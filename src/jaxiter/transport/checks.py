@@ -25,7 +25,7 @@ from jaxiter.stop import StepInfo, Stop
 from jaxiter.transport.exact import Exact, exact_sum
 from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
 from jaxiter.transport.iteration import Marginals, weighted
-from jaxiter.transport.result import marginal_error, present
+from jaxiter.transport.result import marginal_error
 
 
 def prepare(
@@ -71,9 +71,10 @@ def reduce(
     parts = geometry.reduce(a, b, init)
     epsilon = jnp.where(good & parts.sound, epsilon, jnp.nan)
     rows, columns = parts.shifts
+    cost = weighted(a, parts.shift_rows) + weighted(b, parts.shift_columns)
+    blur = parts.base.blur(a, b) + parts.base.rounding * machine_epsilon(a) * jnp.abs(cost)
     return parts, marginals._replace(
-        b=b, epsilon=epsilon, rows=rows, columns=columns, blur=stop_gradient(
-            parts.base.blur(a, b)))
+        b=b, epsilon=epsilon, rows=rows, columns=columns, blur=stop_gradient(blur))
 
 
 def valid(x: Any, geometry: Geometry, marginals: Marginals) -> jax.Array:
@@ -126,8 +127,8 @@ def _check_cost(host: np.ndarray, a: jax.Array, b: jax.Array) -> None:
 
 
 def judged(
-    solve: Solution, pair: tuple[jax.Array, jax.Array], parts: Reduced, marginals: Marginals,
-    stop: Stop,
+    solve: Solution, pair: tuple[jax.Array, jax.Array], returned: tuple[Exact, Exact],
+    parts: Reduced, marginals: Marginals, stop: Stop,
 ) -> Solution:
     """The solution with the error of what is returned as its merit, and the status for it.
 
@@ -136,8 +137,7 @@ def judged(
     not meet the tolerance they are no answer to it, PRECISION_FLOOR. Where the solve's own error
     and a bound of what rounding adds meet it, that is proof enough; else the plan is looked at.
     """
-    pair, parts, marginals = stop_gradient((pair, parts, marginals))
-    returned = present(pair, parts, marginals)
+    pair, returned, parts, marginals = stop_gradient((pair, returned, parts, marginals))
     scale = jnp.sum(marginals.a).astype(solve.merit.dtype)
 
     def meets(merit: jax.Array) -> jax.Array:
@@ -146,7 +146,7 @@ def judged(
         return stop.update(info, stop.init(info))[0] == Status.CONVERGED
 
     def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
-        return _outsiders_error(returned, pair, parts, marginals).astype(scale.dtype)
+        return _outsiders_error(returned, parts, marginals).astype(scale.dtype)
 
     converged = solve.status == Status.CONVERGED
     bound = solve.merit + _rounding_bound(returned, pair, marginals).astype(scale.dtype)
@@ -162,34 +162,44 @@ def judged(
 def _rounding_bound(
     returned: tuple[Exact, Exact], pair: tuple[jax.Array, jax.Array], marginals: Marginals
 ) -> jax.Array:
-    """More than the marginal error that rounding makes in the solve and in what is returned."""
+    """More than the marginal error that rounding makes in the solve and in what is returned.
+
+    Infinite where that is not small, or penalties make it another question.
+    """
     a, b, epsilon = marginals[:3]
-    size = weighted(a, jnp.abs(pair[0])) + weighted(b, jnp.abs(pair[1]))
-    if marginals.columns is not None:
-        size = size + weighted(b, jnp.abs(marginals.columns))
-    size = machine_epsilon(a) * size + (0 if marginals.blur is None else marginals.blur)
-    lost = weighted(a, jnp.abs(returned[0].low)) + weighted(b, jnp.abs(returned[1].low))
-    return 4 * machine_epsilon(a) * jnp.sum(a) + 2 * (size + lost) / epsilon
+    if not marginals.balanced:
+        return jnp.full_like(epsilon, jnp.inf)
+    digit, columns = machine_epsilon(a), marginals.columns
+    sizes = jnp.abs(pair[0]), jnp.abs(pair[1]) + (0 if columns is None else jnp.abs(columns))
+    f, g = (jnp.where(weights > 0, (jnp.abs(given.low) + digit * size) / epsilon, 0)
+            for weights, given, size in zip((a, b), returned, sizes, strict=True))
+    lost = 4 * digit * jnp.sum(a) + 2 * (weighted(a, f) + weighted(b, g))
+    if marginals.blur is not None:
+        lost = lost + 6 * marginals.blur / epsilon
+    return jnp.where(jnp.max(f) + jnp.max(g) < 0.1, lost, jnp.inf)
 
 
 def _outsiders_error(
-    returned: tuple[Exact, Exact], pair: tuple[jax.Array, jax.Array], parts: Reduced,
-    marginals: Marginals,
+    returned: tuple[Exact, Exact], parts: Reduced, marginals: Marginals
 ) -> jax.Array:
     """The l1 marginal error of the plan that the returned floats and the given cost stand for."""
     a, b, epsilon = marginals[:3]
     f, g = returned[0].high, returned[1].high
     rest = (exact_sum(f, -parts.rows.high, -parts.rows.low),
             exact_sum(g, -parts.columns.high, -parts.columns.low))
-    totals = parts.base.totals(
+    totals = parts.base.sharp().totals(
         rest[0].high, rest[1].high, epsilon, (rest[0].low, rest[1].low))
-    f, g = f - epsilon * jnp.log(a), g - epsilon * jnp.log(b)
-    error = marginal_error(totals, jnp.where(a > 0, f, 0), jnp.where(b > 0, g, 0), marginals)
-    lost = 2 * machine_epsilon(a) * jnp.sum(a)
-    if not parts.base.in_memory:  # then the costs themselves are rounded
-        size = (weighted(a, jnp.abs(pair[0] + parts.shift_rows))
-                + weighted(b, jnp.abs(pair[1] + parts.shift_columns)))
-        lost = lost + (parts.base.blur(a, b) + machine_epsilon(a) * size) / epsilon
+    own = marginals._replace(rows=None, columns=None)  # these potentials are the given cost's
+    f = jnp.where(a > 0, f - epsilon * jnp.log(a), 0)
+    g = jnp.where(b > 0, g - epsilon * jnp.log(b), 0)
+    held = own.held(f), own.T.held(g)
+    error = marginal_error(totals, *held)
+    lost = 2 * machine_epsilon(a) * jnp.maximum(jnp.sum(a), jnp.sum(totals.rows))
+    for rho, weights, potential in ((own.rho_a, held[0], f), (own.rho_b, held[1], g)):
+        if rho is not None:
+            lost = lost + machine_epsilon(a) * weighted(weights, jnp.abs(potential)) / rho
+    if parts.base.rounding:
+        lost = lost + parts.base.rounding * machine_epsilon(a) * jnp.abs(totals.cost) / epsilon
     return error + lost
 
 

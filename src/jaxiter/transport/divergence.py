@@ -16,7 +16,7 @@ from jaxiter.transport.checks import judged, prepare, reduce, valid
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, log_problem, sources
 from jaxiter.transport.points import PointCloud
-from jaxiter.transport.result import dual_objective
+from jaxiter.transport.result import dual_objective, present
 from jaxiter.transport.sinkhorn import sinkhorn
 
 #: Costs with at most this many entries are kept in memory (64 MB in float32).
@@ -122,7 +122,8 @@ def _self_term(
     solve = fixed_point(base._replace(step=sources), jnp.zeros_like(own.a), *operands,
                         solver=damped(0.5), stop=stop, adjoint=frozen(), max_steps=max_steps)
     f = sources(solve.value, *operands)  # without the lag of the average
-    solve = judged(solve, (f, f), parts, own, stop)
+    returned = present(*stop_gradient(((f, f), parts, own)))
+    solve = judged(solve, (f, f), returned, parts, own, stop)
     f = adjoint.attach(lambda f, *args: sources(f, *args) - f, f, (parts.geometry, own),
                        solve.status)
     return dual_objective((f, f), (parts.geometry, own)), solve._replace(

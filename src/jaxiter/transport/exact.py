@@ -56,26 +56,22 @@ def exponent(f: jax.Array, g: jax.Array, cost: jax.Array, tails: Any = None) -> 
     return total + lost
 
 
-def _split(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two halves of the digits, whose products are exact (Veltkamp)."""
-    digits = -(-(jnp.finfo(a.dtype).nmant + 1) // 2)
-    scaled = (2.0**digits + 1) * a
-    high = scaled - (scaled - a)
+def _halves(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two parts with half of the digits each: products of such parts are not rounded."""
+    info = jnp.finfo(a.dtype)
+    high = lax.reduce_precision(a, info.nexp, (info.nmant - 1) // 2)
     return high, a - high
 
 
-def two_product(a: jax.Array, b: jax.Array) -> Exact:
-    """`a * b` and what rounding took (Dekker)."""
-    product = a * b
-    (ah, al), (bh, bl) = _split(a), _split(b)
-    low = ((ah * bh - product) + ah * bl + al * bh) + al * bl
-    return Exact(product, jnp.where(jnp.isfinite(low), low, 0))
-
-
 def exact_dot(x: jax.Array, d: jax.Array) -> Exact:
-    """`x @ d` `[n]` for x `[n, k]` and d `[k]`, as if summed in twice the digits; a constant."""
+    """`x @ d` `[n]` for x `[n, k]` and d `[k]`, as if summed in twice the digits; a constant.
+
+    No product is rounded: one that were could still go into a sum unrounded, when a compiler
+    makes one instruction of both.
+    """
     x, d = stop_gradient((x, d))
-    high, low = two_product(x, jnp.broadcast_to(d, x.shape))
+    high = jnp.concatenate([p * q for p in _halves(x) for q in _halves(d)], axis=-1)
+    low = jnp.zeros_like(high)
     while high.shape[-1] > 1:  # halves are added until one column is left
         half = -(-high.shape[-1] // 2)
         pad = [(0, 0)] * (high.ndim - 1) + [(0, 2 * half - high.shape[-1])]
@@ -87,4 +83,5 @@ def exact_dot(x: jax.Array, d: jax.Array) -> Exact:
 
 def with_derivative(value: jax.Array, function: jax.Array) -> jax.Array:
     """The value, exactly, with the derivatives of `function`, which is nearly equal to it."""
-    return lax.stop_gradient(value) + (function - lax.stop_gradient(function))
+    value, change = lax.stop_gradient(value), function - lax.stop_gradient(function)
+    return jnp.where(jnp.isfinite(value), value + change, value)

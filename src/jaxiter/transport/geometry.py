@@ -100,6 +100,11 @@ class Geometry(eqx.Module):
         return False
 
     @property
+    def rounding(self) -> float:
+        """By how many machine epsilons of itself an evaluated cost may be off."""
+        return 0.5
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(n, m)."""
         n, m = jax.eval_shape(lambda: self.matrix()).shape
@@ -173,6 +178,10 @@ class Geometry(eqx.Module):
         del b
         return jnp.zeros_like(jnp.sum(a))
 
+    def sharp(self) -> "Geometry":
+        """The same cost evaluated with all digits, however slowly."""
+        return self
+
     def reduce(self, a: jax.Array, b: jax.Array, init: jax.Array | None = None) -> "Reduced":
         """The geometry to be solved in place of this one, for weights a `[n]`, b `[m]`.
 
@@ -197,6 +206,11 @@ class Dense(Geometry):
     def in_memory(self) -> bool:
         """True."""
         return True
+
+    @property
+    def rounding(self) -> float:
+        """The numbers are as given."""
+        return 0.0
 
     @property
     def T(self) -> "Dense":  # noqa: N802

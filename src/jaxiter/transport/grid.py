@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxiter.numerics import HIGHEST, logsumexp, stop_gradient
+from jaxiter.numerics import HIGHEST, logsumexp, safe_log, stop_gradient
 from jaxiter.transport.exact import Exact, two_sum
 from jaxiter.transport.geometry import Geometry, Reduced, Totals, finite
 
@@ -80,15 +80,39 @@ class Grid(Geometry):
     def totals(self, f: jax.Array, g: jax.Array, epsilon: Any, tails: Any = None) -> Totals:
         """As in the base class, without the matrix: the cost is a derivative of the softmin."""
         if tails is not None:
-            f, g = f + tails[0], g + tails[1]
+            return self._exact_totals(Exact(f, tails[0]), Exact(g, tails[1]), epsilon)
         one_f, one_g = (jnp.isfinite(p).astype(p.dtype) for p in (f, g))
         clean_f, clean_g = (jnp.where(jnp.isfinite(p), p, 0) for p in (f, g))
         rows = self._mass(f, clean_g, one_g, epsilon)
         columns = self.T._mass(g, clean_f, one_f, epsilon)
-        # d softmin / d C along C is the mean cost of a row's partners.
-        _, mean = jax.jvp(lambda costs: self._softmin(costs, clean_g, one_g, epsilon),
-                          (self.costs,), (tuple(finite(cost) for cost in self.costs),))
-        return Totals(rows, columns, jnp.sum(rows * mean))
+        return Totals(rows, columns, jnp.sum(rows * self._mean_cost(g, epsilon)))
+
+    def _mean_cost(self, g: jax.Array, epsilon: Any) -> jax.Array:
+        """The mean cost of a row's partners: the derivative of its softmin along C."""
+        there, g = jnp.isfinite(g).astype(g.dtype), jnp.where(jnp.isfinite(g), g, 0)
+        return jax.jvp(lambda costs: self._softmin(costs, g, there, epsilon),
+                       (self.costs,), (tuple(finite(cost) for cost in self.costs),))[1]
+
+    def _exact_totals(self, f: Exact, g: Exact, epsilon: Any) -> Totals:
+        """The sums as if in twice the digits; a constant."""
+        rows = self._exact_mass(f, g, epsilon)
+        columns = self.T._exact_mass(g, f, epsilon)
+        cost = jnp.sum(rows * self._mean_cost(g.high, epsilon))
+        return Totals(rows, columns, cost)
+
+    def _exact_mass(self, f: Exact, g: Exact, epsilon: Any) -> jax.Array:
+        shape = tuple(cost.shape[1] for cost in self.costs)
+        z = Exact(*(part.reshape(shape) for part in g))
+        for axis, cost in enumerate(self.costs):
+            high, low = (jnp.moveaxis(part, axis, -1)[..., None, :] for part in z)
+            high, lost = two_sum(high, -cost)
+            peak = jnp.max(high, axis=-1, keepdims=True)
+            peak = jnp.where(jnp.isfinite(peak), peak, 0)
+            terms = jnp.exp(((high - peak) + (low + lost)) / epsilon)
+            z = two_sum(peak[..., 0], epsilon * safe_log(jnp.sum(terms, axis=-1)))
+            z = Exact(*(jnp.moveaxis(part, -1, axis) for part in z))
+        high, lost = two_sum(f.high, z.high.reshape(-1))
+        return jnp.exp((high + (lost + f.low + z.low.reshape(-1))) / epsilon)
 
     def typical(self, cap: Any) -> jax.Array:
         """As in the base class, the cap on each axis."""

@@ -67,6 +67,10 @@ class Marginals(NamedTuple):
         """The source potentials of the given cost."""
         return f if self.rows is None else f + self.rows
 
+    def held(self, f: jax.Array) -> jax.Array:
+        """The source marginal that is optimal for f `[n]`: a, or `a exp(-f / rho_a)`."""
+        return self.a if self.rho_a is None else self.a * jnp.exp(-self.given(f) / self.rho_a)
+
     def damped(self, f: jax.Array) -> jax.Array:
         """Source potentials that are optimal under the penalty, from those of a constraint."""
         if self.rho_a is None:
@@ -105,10 +109,9 @@ def column_error(g: jax.Array, image: jax.Array, marginals: Marginals) -> jax.Ar
     no pass over the cost is needed. What rounding adds in the returned potentials is counted in,
     up to three times the error: where it is more, no further step could help.
     """
-    b, rho_b = marginals.b, marginals.rho_b
-    target = b if rho_b is None else b * jnp.exp(-marginals.T.given(g) / rho_b)
     ratio = (g - image) / (marginals.epsilon * marginals.damping[1])
-    error = jnp.sum(jnp.where(b > 0, target * jnp.abs(jnp.expm1(ratio)), 0))
+    error = jnp.abs(jnp.expm1(ratio)) * marginals.T.held(g)
+    error = jnp.sum(jnp.where(marginals.b > 0, error, 0))
     return with_rounding(error, rounding(g, marginals))
 
 
@@ -125,12 +128,16 @@ def rounding(g: jax.Array, marginals: Marginals) -> jax.Array:
     """
     a, b = marginals.a, marginals.b
     size = 2 * weighted(b, jnp.abs(g))
+    # With penalties the plan may hold more than the weights do.
+    more = 1 if marginals.balanced else jnp.sum(marginals.T.held(g)) / jnp.sum(b)
     rows, columns = marginals.rows, marginals.columns
     if rows is not None and columns is not None:
         middle = jnp.sum(jnp.where(a > 0, rows, 0)) / jnp.sum((a > 0).astype(a.dtype))
         size = size + weighted(a, jnp.abs(rows - middle)) + weighted(b, jnp.abs(columns + middle))
     lost = machine_epsilon(g) / 3 * size
-    return (lost if marginals.blur is None else lost + marginals.blur) / marginals.epsilon
+    if marginals.blur is not None:
+        lost = lost + marginals.blur
+    return more * (lost / marginals.epsilon + 2 * machine_epsilon(g) * jnp.sum(a))
 
 
 def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
@@ -140,8 +147,9 @@ def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
 
 def floor(g: jax.Array, marginals: Marginals) -> jax.Array:
     """Where the iteration cannot go on: rounding of the potentials that it carries."""
-    size = weighted(marginals.b, jnp.abs(g)) / marginals.epsilon
-    lost = 2 * machine_epsilon(g) * (jnp.sum(marginals.a) + size)
+    held = marginals.T.held(g)
+    size = weighted(held, jnp.abs(g)) / marginals.epsilon
+    lost = 2 * machine_epsilon(g) * (jnp.sum(held) + size)
     return with_rounding(lost, rounding(g, marginals))
 
 

@@ -39,10 +39,21 @@ class PowerNorm(NamedTuple):
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`1 - cos(x, y)` of two points `[d]`; 1 when one of them is 0."""
-    size = jnp.sum(x * x) * jnp.sum(y * y)
-    inverse = jnp.where(size > 0, lax.rsqrt(jnp.where(size > 0, size, 1)), 0)
-    return 1 - jnp.sum(x * y) * inverse
+    """`1 - cos(x, y)` of two points `[d]`; 1 when one of them is 0.
+
+    As half the squared distance of unit vectors: near 0 nothing cancels.
+    """
+    def unit(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+        square = jnp.sum(point * point)
+        there = square > 0
+        return point * lax.rsqrt(jnp.where(there, square, 1)), there
+
+    (u, some), (v, other) = unit(x), unit(y)
+    return jnp.where(some & other, squared_euclidean(u, v) / 2, 1)
+
+
+def _by_differences(x: jax.Array, y: jax.Array) -> jax.Array:
+    return squared_euclidean(x, y)
 
 
 class _Flipped(NamedTuple):
@@ -135,13 +146,24 @@ class PointCloud(Geometry):
         out = lax.map(one, blocks)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], out)
 
+    @property
+    def rounding(self) -> float:
+        """Of a function of the user's nothing is known: more than of a squared distance."""
+        return 0.5 if self.cost in (squared_euclidean, _by_differences) else 1.0
+
     def blur(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Rounding in the sums and products of the cost, where points lie off their middle."""
         if self.cost is not squared_euclidean:
             return jnp.zeros_like(jnp.sum(a))
         x, y = self._placed()
         size = jnp.sum(a * jnp.sum(x * x, 1)) + jnp.sum(b * jnp.sum(y * y, 1))
-        return machine_epsilon(x) * size
+        return machine_epsilon(x) / 3 * size
+
+    def sharp(self) -> "PointCloud":
+        """As in the base class: squared distances by differences, not by a product."""
+        if self.cost is not squared_euclidean:
+            return self
+        return PointCloud(*self._placed(), _by_differences, self.block)
 
     def reduce(self, a: jax.Array, b: jax.Array, init: jax.Array | None = None) -> Reduced:
         """As in the base class; squared distances lose first what the two means contribute."""
@@ -149,14 +171,14 @@ class PointCloud(Geometry):
             return super().reduce(a, b, init)
         # With x = x' + p, y = y' + q, d = p - q, and what rounding takes from each kept:
         # |x - y|^2 = |x' - y'|^2 + 2 d.x' - 2 d.y' + |d|^2.
-        p, q = (stop_gradient(jnp.mean(points, axis=0)) for points in (self.x, self.y))
+        p, q = _middle(self.x), _middle(self.y)
         d = two_sum(p, -q)
         x, y = two_sum(self.x, -p), two_sum(self.y, -q)
 
         def along(points: Exact) -> tuple[Exact, jax.Array]:
             """`2 d.points`, and the same to be differentiated."""
             main = exact_dot(points.high, d.high)
-            rest = points.low @ d.high + stop_gradient(points.high) @ d.low
+            rest = exact_dot(points.low, d.high).high + exact_dot(points.high, d.low).high
             return (exact_sum(2 * main.high, 2 * (main.low + rest)),
                     2 * jnp.matmul(points.high, d.high, precision=HIGHEST))
 
@@ -165,11 +187,25 @@ class PointCloud(Geometry):
         columns, columns_like = along(y)
         columns = exact_sum(
             -columns.high, jnp.broadcast_to(square.high[0], columns.high.shape),
-            square.low[0] + 2 * (d.high @ d.low) - columns.low)
+            square.low[0] + 2 * exact_dot(d.high[None, :], d.low).high[0] - columns.low)
         return reduced(
             _Centred(x.high, y.high, self.cost, self.block),
             Exact(with_derivative(rows.high, rows_like), rows.low),
             Exact(with_derivative(columns.high, -columns_like), columns.low), a, b, init)
+
+
+def _middle(points: jax.Array) -> jax.Array:
+    """About the mean `[d]`; a constant, the same wherever a compiler computes it.
+
+    Of a mean proper, a product, some uses might see more digits than others.
+    """
+    points, info = stop_gradient(points), jnp.finfo(points.dtype)
+
+    def rounded(points: jax.Array) -> jax.Array:
+        return lax.reduce_precision(jnp.mean(points, axis=0), info.nexp, info.nmant // 2)
+
+    first = rounded(points)
+    return first + rounded(points - first)
 
 
 class _Centred(PointCloud):

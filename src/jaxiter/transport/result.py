@@ -82,14 +82,17 @@ class TransportResult(NamedTuple):
 
 def assemble(
     pair: tuple[jax.Array, jax.Array], solve: Solution, given: Geometry, parts: Reduced,
-    marginals: Marginals,
+    marginals: Marginals, returned: tuple[Exact, Exact],
 ) -> TransportResult:
-    """The result for reduced potentials ("ab" convention) whose derivatives are attached."""
+    """The result for reduced potentials ("ab" convention) whose derivatives are attached.
+
+    `returned` are the floats that were judged: f and g to the last digit.
+    """
     a, b, epsilon = marginals[:3]
     f, g = pair
     fp, gp = with_weights(f, a, epsilon), with_weights(g, b, epsilon)
     totals = parts.geometry.totals(fp, gp, epsilon)
-    error = marginal_error(totals, marginals.given(f), marginals.T.given(g), marginals)
+    error = marginal_error(totals, marginals.held(f), marginals.T.held(g))
     shift = _shift_cost(totals, marginals)
     dual = dual_objective(pair, (parts.geometry, marginals))
     # The primal value at P; its derivative is that of the dual, which needs no linear solve.
@@ -97,7 +100,8 @@ def assemble(
               + epsilon * (jnp.sum(a) * jnp.sum(b) - jnp.sum(totals.rows))
               + _penalty(totals.rows, a, marginals.rho_a)
               + _penalty(totals.columns, b, marginals.rho_b))
-    full_f, full_g = (full.high for full in present(pair, parts, marginals))
+    full_f, full_g = (with_derivative(judged.high, full.high) for judged, full in zip(
+        returned, present(pair, parts, marginals), strict=True))
     return TransportResult(
         full_f, full_g, error, totals.cost + shift, with_derivative(primal, dual), dual, solve,
         given, epsilon, Centred(parts.geometry, fp, gp))
@@ -117,12 +121,9 @@ def present(
             exact_sum(gp, parts.shift_columns, parts.columns.high, middle, parts.columns.low))
 
 
-def marginal_error(
-    totals: Totals, f: jax.Array, g: jax.Array, marginals: Marginals
-) -> jax.Array:
-    """The l1 error of both marginals, for potentials (f, g) of the given cost ("ab")."""
-    return (jnp.sum(jnp.abs(totals.rows - _target(f, marginals.a, marginals.rho_a)))
-            + jnp.sum(jnp.abs(totals.columns - _target(g, marginals.b, marginals.rho_b))))
+def marginal_error(totals: Totals, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The l1 error of both marginals, against what they should be."""
+    return jnp.sum(jnp.abs(totals.rows - a)) + jnp.sum(jnp.abs(totals.columns - b))
 
 
 def _shift_cost(totals: Totals, marginals: Marginals) -> jax.Array:
@@ -142,11 +143,6 @@ def with_weights(potential: jax.Array, weights: jax.Array, epsilon: Any) -> jax.
     positive = weights > 0
     return jnp.where(
         positive, potential + epsilon * jnp.log(jnp.where(positive, weights, 1)), -jnp.inf)
-
-
-def _target(potential: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:
-    """The marginal that the first-order condition asks for."""
-    return weights if rho is None else weights * jnp.exp(-potential / rho)
 
 
 def _penalty(marginal: jax.Array, weights: jax.Array, rho: Any) -> jax.Array:
