@@ -15,7 +15,7 @@ from jaxiter.stop import Stop
 from jaxiter.transport.checks import judged
 from jaxiter.transport.equations import Pair, equations, scaled_equations
 from jaxiter.transport.geometry import Geometry, Reduced
-from jaxiter.transport.iteration import Marginals, sources
+from jaxiter.transport.iteration import Marginals
 from jaxiter.transport.result import TransportResult, assemble, present
 
 
@@ -41,15 +41,20 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
     return of_pair
 
 
+def without_driver(solve: Solution) -> Solution:
+    """A solution without what only the driver can use: its value is a potential of our own."""
+    return solve._replace(displacement=None, state=None)
+
+
 def conclude(
-    g: jax.Array, solve: Solution, given: Geometry, parts: Reduced, marginals: Marginals,
+    pair: Pair, solve: Solution, given: Geometry, parts: Reduced, marginals: Marginals,
     stop: Stop, adjoint: Adjoint,
 ) -> TransportResult:
-    """The result for solved potentials g `[m]` of a reduced cost; `given` is the cost itself."""
+    """The result for solved potentials (f, g) of a reduced cost; `given` is the cost itself."""
     unrolled = adjoint.differentiates_loop
     if marginals.balanced and not unrolled:
-        g = g - jnp.mean(g)  # the normalisation that `equations` knows
-    pair = sources(g, parts.geometry, marginals), g
+        middle = jnp.mean(pair[1])  # 0 is the normalisation that `equations` knows
+        pair = pair[0] + middle, pair[1] - middle
     returned = present(*stop_gradient((pair, parts, marginals)))
     solve = judged(solve, pair, returned, parts, marginals, stop)
     if not unrolled:

@@ -13,10 +13,10 @@ from jaxiter.numerics import stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.adjoint import conclude
+from jaxiter.transport.adjoint import conclude, without_driver
 from jaxiter.transport.checks import reduce, valid
-from jaxiter.transport.geometry import Dense
-from jaxiter.transport.iteration import Marginals, absorb, kernel_problem
+from jaxiter.transport.geometry import Dense, Reduced
+from jaxiter.transport.iteration import Marginals, absorb, kernel_problem, sources
 from jaxiter.transport.result import TransportResult
 
 
@@ -64,13 +64,14 @@ def sinkhorn_many(
     solve = solve_many(
         kernel_problem(valid), jnp.zeros_like(b), *stop_gradient((parts.geometry, marginals)),
         lanes=lanes, solver=solver, stop=stop, adjoint=frozen(), max_steps=max_steps)
-    return jax.vmap(lambda *operands: conclude(*operands, stop, adjoint))(
-        solve.value, _plain(solve), given, parts, marginals)
 
+    def finish(
+        g: jax.Array, solve: Solution, given: Dense, parts: Reduced, marginals: Marginals
+    ) -> TransportResult:
+        pair = sources(g, *stop_gradient((parts.geometry, marginals))), g
+        return conclude(pair, solve, given, parts, marginals, stop, adjoint)
 
-def _plain(solve: Solution) -> Solution:
-    """Without what only the driver can use."""
-    return solve._replace(displacement=None, state=None)
+    return jax.vmap(finish)(solve.value, without_driver(solve), given, parts, marginals)
 
 
 def sinkhorn_histograms(
@@ -144,7 +145,9 @@ def sinkhorn_histograms(
 
     def finish(solved: tuple[Solution, Marginals]) -> TransportResult:
         solve, marginals = solved
-        return conclude(solve.value, solve, geometry, parts, marginals, stop, adjoint)
+        g = solve.value
+        pair = sources(g, fixed, stop_gradient(marginals)), g
+        return conclude(pair, solve, geometry, parts, marginals, stop, adjoint)
 
     # One after the other: a plan each in memory would be batch times the cost.
-    return jax.lax.map(finish, (_plain(solve), marginals))
+    return jax.lax.map(finish, (without_driver(solve), marginals))

@@ -12,6 +12,7 @@ from jaxiter.numerics import stop_gradient
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
 from jaxiter.stop import Stop, tolerance
+from jaxiter.transport.adjoint import without_driver
 from jaxiter.transport.checks import judged, prepare, reduce, valid
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, log_problem, sources
@@ -126,5 +127,4 @@ def _self_term(
     solve = judged(solve, (f, f), returned, parts, own, stop)
     f = adjoint.attach(lambda f, *args: sources(f, *args) - f, f, (parts.geometry, own),
                        solve.status)
-    return dual_objective((f, f), (parts.geometry, own)), solve._replace(
-        displacement=None, state=None)
+    return dual_objective((f, f), (parts.geometry, own)), without_driver(solve)

@@ -70,15 +70,15 @@ def exact_dot(x: jax.Array, d: jax.Array) -> Exact:
     makes one instruction of both.
     """
     x, d = stop_gradient((x, d))
-    high = jnp.concatenate([p * q for p in _halves(x) for q in _halves(d)], axis=-1)
-    low = jnp.zeros_like(high)
-    while high.shape[-1] > 1:  # halves are added until one column is left
-        half = -(-high.shape[-1] // 2)
-        pad = [(0, 0)] * (high.ndim - 1) + [(0, 2 * half - high.shape[-1])]
-        high, low = jnp.pad(high, pad), jnp.pad(low, pad)
-        total = two_sum(high[..., :half], high[..., half:])
-        high, low = total.high, total.low + (low[..., :half] + low[..., half:])
-    return two_sum(high[..., 0], low[..., 0])
+    products = jnp.concatenate([p * q for p in _halves(x) for q in _halves(d)], axis=-1)
+
+    def add(one: tuple, other: tuple) -> tuple:
+        high, low = two_sum(one[0], other[0])
+        return high, low + one[1] + other[1]
+
+    zero = jnp.zeros((), products.dtype)
+    return two_sum(*lax.reduce(
+        (products, jnp.zeros_like(products)), (zero, zero), add, (products.ndim - 1,)))
 
 
 def with_derivative(value: jax.Array, function: jax.Array) -> jax.Array:

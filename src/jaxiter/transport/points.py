@@ -178,7 +178,7 @@ class PointCloud(Geometry):
         def along(points: Exact) -> tuple[Exact, jax.Array]:
             """`2 d.points`, and the same to be differentiated."""
             main = exact_dot(points.high, d.high)
-            rest = exact_dot(points.low, d.high).high + exact_dot(points.high, d.low).high
+            rest = jnp.sum(points.low * d.high + stop_gradient(points.high) * d.low, 1)
             return (exact_sum(2 * main.high, 2 * (main.low + rest)),
                     2 * jnp.matmul(points.high, d.high, precision=HIGHEST))
 
@@ -187,7 +187,7 @@ class PointCloud(Geometry):
         columns, columns_like = along(y)
         columns = exact_sum(
             -columns.high, jnp.broadcast_to(square.high[0], columns.high.shape),
-            square.low[0] + 2 * exact_dot(d.high[None, :], d.low).high[0] - columns.low)
+            square.low[0] + 2 * jnp.sum(d.high * d.low) - columns.low)
         return reduced(
             _Centred(x.high, y.high, self.cost, self.block),
             Exact(with_derivative(rows.high, rows_like), rows.low),

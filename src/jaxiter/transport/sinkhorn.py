@@ -11,10 +11,10 @@ from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import stop_gradient
 from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.adjoint import conclude
+from jaxiter.transport.adjoint import conclude, without_driver
 from jaxiter.transport.checks import prepare, reduce, valid, warn_below_floor
 from jaxiter.transport.geometry import Geometry
-from jaxiter.transport.iteration import Marginals, log_problem
+from jaxiter.transport.iteration import Marginals, log_problem, sources
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.stages import Choices, epsilon_scaling, place, solve_stages
 
@@ -91,13 +91,14 @@ def sinkhorn(
         solve = fixed_point(
             log_problem(valid), jnp.zeros_like(marginals.b), parts.geometry, marginals,
             solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps, monitor=monitor)
-        return conclude(solve.value, solve, geometry, parts, marginals, stop, adjoint)
+        pair = sources(solve.value, parts.geometry, marginals), solve.value
+        return conclude(pair, without_driver(solve), geometry, parts, marginals, stop, adjoint)
     choices = Choices(method, solver, stop, monitor, max_steps)
     if epsilon_schedule is not None:
         epsilon_schedule = jnp.asarray(epsilon_schedule, marginals.b.dtype)
-    solve, end = solve_stages(*stop_gradient((parts, marginals)), choices, epsilon_schedule)
+    end = solve_stages(*stop_gradient((parts, marginals)), choices, epsilon_schedule)
     parts, marginals = place(parts, marginals, end)
-    return conclude(end.g, solve, geometry, parts, marginals, stop, adjoint)
+    return conclude((end.f, end.g), end.solve, geometry, parts, marginals, stop, adjoint)
 
 
 def _warm(init: jax.Array, marginals: Marginals) -> jax.Array:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor
+from jaxiter.numerics import accumulation_dtype, anchor
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import StepInfo, Stop, tolerance
@@ -50,60 +50,57 @@ class Choices(NamedTuple):
 class Progress(NamedTuple):
     """Where a solve stands between two stages.
 
-    Potentials g `[m]` of a cost from which the shifts are taken out, steps so far, the trace.
+    Attributes:
+      rows, columns: what has been taken out of the cost. f, g: potentials of what is left.
+      level: stages at larger epsilons that are still to come.
+      solve: how the last stage ended, with all steps so far and the trace of all.
     """
 
     rows: jax.Array
     columns: jax.Array
+    f: jax.Array
     g: jax.Array
-    steps: jax.Array
-    trace: PyTree
+    level: jax.Array
+    solve: Solution
 
 
 def solve_stages(
     parts: Reduced, marginals: Marginals, choices: Choices, schedule: jax.Array | None
-) -> tuple[Solution, Progress]:
-    """All stages; the solution counts their steps together, its value is g."""
-    g = jnp.zeros_like(marginals.b)
-    trace = None
-    if choices.monitor is not None:
-        infinite = jnp.full((), jnp.inf, g.dtype)
-        trace = choices.monitor.init(StepInfo(
-            jnp.int32(0), g, g, infinite, infinite, infinite, jnp.bool_(True)))
-    now = Progress(parts.shift_rows, parts.shift_columns, g, jnp.int32(0), trace)
+) -> Progress:
+    """All stages on one budget of steps; the solution counts them together, its value is g."""
     if schedule is None:
-        now = _scaled(parts, marginals, choices, now, _levels(parts, marginals),
-                      lambda level: marginals.epsilon * SCALING ** level.astype(g.dtype))
-    elif schedule.size:
-        now = _scaled(parts, marginals, choices, now, jnp.int32(schedule.size),
-                      lambda level: schedule[schedule.size - level])
-    solver, stop, most = choices.solver, choices.stop, None
-    if choices.method == "auto":
-        solver, most = anderson(), AUTO_STEPS
-    elif choices.method == "newton":
-        stop, most = tolerance(rtol=WARMUP_ERROR, atol=0.0), WARMUP_STEPS
-    first = _stage(parts, marginals, choices, now, most, solver=solver, stop=stop)
-    now = now._replace(g=first.value, steps=now.steps + first.steps, trace=first.trace)
+        levels = _levels(parts, marginals)
+        larger = lambda level: marginals.epsilon * SCALING ** level.astype(marginals.a.dtype)  # noqa: E731
+    else:
+        # The last one is epsilon itself.
+        every = jnp.append(schedule, marginals.epsilon)
+        levels, larger = jnp.int32(schedule.size), lambda level: every[schedule.size - level]
+    levels = jnp.where(valid(None, None, marginals), levels, 0)
+    now = _sinkhorn(parts, marginals, choices, larger, _start(parts, marginals, choices, levels))
     if choices.method not in ("auto", "newton"):
-        return _merged(first, now), now
-    done = (first.status == Status.BAD_INPUT) | (first.status == Status.NONFINITE)
+        return now
+    status, steps = now.solve.status, now.solve.steps
+    done = (status == Status.BAD_INPUT) | (status == Status.NONFINITE)
     if choices.method == "auto":
-        done |= first.status != Status.MAX_STEPS
-    needed = ~done & (now.steps < choices.max_steps)
-
-    def refine(now: Progress) -> tuple[Solution, Progress]:
-        return _newton(parts, marginals, choices, now)
-
-    second, later = if_needed(needed, refine, (now,), (parts, marginals))
-    now = jax.tree.map(lambda new, old: jnp.where(needed, new, old), later, now)
-    end = jax.tree.map(lambda new, old: jnp.where(needed, new, old), second, _merged(first, now))
-    return end._replace(steps=now.steps, trace=now.trace, value=now.g), now
+        done |= status != Status.MAX_STEPS
+    needed = ~done & (steps < choices.max_steps)
+    later = if_needed(needed, lambda now: _newton(parts, marginals, choices, now), (now,), (
+        parts, marginals))
+    return jax.tree.map(lambda new, old: jnp.where(needed, new, old), later, now)
 
 
-def _merged(solution: Solution, now: Progress) -> Solution:
-    """The last stage's solution with all steps; what only the driver can use is left out."""
-    return solution._replace(
-        value=now.g, steps=now.steps, trace=now.trace, displacement=None, state=None)
+def _start(
+    parts: Reduced, marginals: Marginals, choices: Choices, levels: jax.Array
+) -> Progress:
+    """Potentials 0 of the reduced cost, nothing done."""
+    g = jnp.zeros_like(marginals.b)
+    infinite = jnp.full((), jnp.inf, accumulation_dtype(g.dtype))
+    info = StepInfo(jnp.int32(0), g, g, infinite, infinite, infinite, jnp.bool_(True))
+    trace = None if choices.monitor is None else choices.monitor.init(info)
+    solve = Solution(g, jnp.int32(Status.RUNNING), jnp.int32(0), infinite, infinite,
+                     None, None, None, trace)
+    return Progress(parts.shift_rows, parts.shift_columns, jnp.zeros_like(marginals.a), g,
+                    levels.astype(jnp.int32), solve)
 
 
 def place(parts: Reduced, marginals: Marginals, now: Progress) -> tuple[Reduced, Marginals]:
@@ -113,33 +110,64 @@ def place(parts: Reduced, marginals: Marginals, now: Progress) -> tuple[Reduced,
     return parts, marginals._replace(rows=rows, columns=columns)
 
 
-def _moved(parts: Reduced, marginals: Marginals, now: Progress) -> Progress:
+def _moved(parts: Reduced, now: Progress) -> Progress:
     """The same point with its potentials taken out of the cost: they go on with all digits."""
     if not parts.shiftable:
         return now
-    here, marginals = place(parts, marginals, now)
-    f = sources(now.g, here.geometry, marginals)
-    return now._replace(
-        rows=now.rows + f, columns=now.columns + now.g, g=jnp.zeros_like(now.g))
+    return now._replace(rows=now.rows + now.f, columns=now.columns + now.g,
+                        f=jnp.zeros_like(now.f), g=jnp.zeros_like(now.g))
 
 
-def _stage(
-    parts: Reduced, marginals: Marginals, choices: Choices, now: Progress, most: int | None,
-    **keywords: Any,
-) -> Solution:
-    """One solve by Sinkhorn's iteration, of at most `most` steps of what the budget has left."""
-    here, marginals = place(parts, marginals, now)
-    kernel = here.base.in_memory and choices.method != "log"
+def _sinkhorn(
+    parts: Reduced, marginals: Marginals, choices: Choices,
+    larger: Callable[[jax.Array], jax.Array], now: Progress,
+) -> Progress:
+    """Sinkhorn's iteration at one epsilon after the other, each from the last one's point.
+
+    All but the last are solved roughly; "newton" solves the last one no better.
+    """
+    solver, stop, most = choices.solver, choices.stop, choices.max_steps
+    if choices.method == "auto":
+        solver, most = anderson(), AUTO_STEPS
+    elif choices.method == "newton":
+        stop, most = tolerance(rtol=WARMUP_ERROR, atol=0.0), WARMUP_STEPS
+    kernel = parts.base.in_memory and choices.method != "log"
     problem = kernel_problem(valid) if kernel else log_problem(valid)
-    return fixed_point(
-        problem, now.g, here.geometry, marginals, adjoint=frozen(),
-        max_steps=_left(choices.max_steps, now.steps, most),
-        monitor=_continued(choices.monitor, now, lambda x: x), **keywords)
+
+    def body(now: Progress) -> Progress:
+        rough = now.level > 0
+        here, there = place(parts, marginals._replace(epsilon=larger(now.level)), now)
+        left = jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps
+        out = fixed_point(
+            problem, now.g, here.geometry, there, solver=solver, adjoint=frozen(),
+            stop=_rough_or(stop, rough), monitor=_continued(choices.monitor, now, lambda x: x),
+            max_steps=jnp.minimum(left, jnp.where(rough, ROUGH_STEPS, most)))
+        now = now._replace(f=sources(out.value, here.geometry, there), g=out.value,
+                           level=now.level - 1, solve=_counted(out, now))
+        moved = _moved(parts, now)
+        return anchor(jax.tree.map(
+            lambda new, old: jnp.where(rough, new, old), moved, now), (parts, marginals))
+
+    def going(now: Progress) -> jax.Array:
+        left = now.solve.steps < choices.max_steps
+        return (now.level >= 0) & (left | (now.solve.steps == 0))
+
+    return lax.while_loop(going, body, anchor(now, (parts, marginals)))
 
 
-def _left(limit: Any, spent: Any, most: int | None) -> Any:
-    left = jnp.asarray(limit, jnp.int32) - spent
-    return left if most is None else jnp.minimum(left, most)
+def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
+    """The rule, or, for a stage before the last, a relative error of `ROUGH_ERROR`."""
+    def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
+        status, state = stop.update(info, state)
+        near = jnp.where(info.merit <= ROUGH_ERROR * info.scale, Status.CONVERGED, Status.RUNNING)
+        return jnp.where(rough, near, status).astype(jnp.int32), state
+
+    return Stop(stop.init, update)
+
+
+def _counted(out: Solution, now: Progress) -> Solution:
+    """A stage's solution with the steps of those before it, without what only a driver can use."""
+    return out._replace(steps=now.solve.steps + out.steps, displacement=None, state=None)
 
 
 def _continued(
@@ -151,10 +179,10 @@ def _continued(
 
     def update(info: StepInfo, state: PyTree, active: jax.Array) -> PyTree:
         seen = info._replace(
-            step=info.step + now.steps, x=view(info.x), residual=view(info.residual))
+            step=info.step + now.solve.steps, x=view(info.x), residual=view(info.residual))
         return monitor.update(seen, state, active)
 
-    return Monitor(lambda info: now.trace, update)
+    return Monitor(lambda info: now.solve.trace, update)
 
 
 def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
@@ -168,45 +196,23 @@ def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
     return jnp.where(level > 0, level + EASIER, 0)
 
 
-def _scaled(
-    parts: Reduced, marginals: Marginals, choices: Choices, now: Progress, levels: jax.Array,
-    epsilon: Callable[[jax.Array], jax.Array],
-) -> Progress:
-    """Rough solves at `epsilon(level)`, from `levels` down to 1, each from the last one's point."""
-    rough = tolerance(rtol=ROUGH_ERROR, atol=0.0)
-
-    def body(state: tuple[jax.Array, Progress]) -> tuple[jax.Array, Progress]:
-        level, now = state
-        larger = marginals._replace(epsilon=epsilon(level))
-        out = _stage(parts, larger, choices, now, ROUGH_STEPS, solver=anderson(), stop=rough)
-        now = now._replace(g=out.value, steps=now.steps + out.steps, trace=out.trace)
-        return anchor((level - 1, _moved(parts, larger, now)), (parts, marginals))
-
-    def going(state: tuple[jax.Array, Progress]) -> jax.Array:
-        level, now = state
-        return (level > 0) & (now.steps < choices.max_steps)
-
-    levels = jnp.where(valid(now.g, parts.geometry, marginals), levels, 0)
-    like = (parts, marginals)
-    return lax.while_loop(going, body, anchor((levels.astype(jnp.int32), now), like))[1]
-
-
 def _newton(
     parts: Reduced, marginals: Marginals, choices: Choices, now: Progress
-) -> tuple[Solution, Progress]:
+) -> Progress:
     """Newton steps from where Sinkhorn's iteration stopped."""
-    now = _moved(parts, marginals, now)
+    now = _moved(parts, now)
     here, marginals = place(parts, marginals, now)
     a, b, epsilon = marginals[:3]
     # The "P" convention, with a finite number where the weight is 0: a solver's state.
     logs = epsilon * _log(b)
     out = fixed_point(
-        newton_problem(valid), (epsilon * _log(a), logs), here.geometry, marginals,
-        stop=choices.stop, adjoint=frozen(), max_steps=_left(choices.max_steps, now.steps, None),
+        newton_problem(valid), (now.f + epsilon * _log(a), now.g + logs), here.geometry, marginals,
+        stop=choices.stop, adjoint=frozen(),
+        max_steps=jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps,
         monitor=_continued(choices.monitor, now, lambda x: x[1] - logs))
     g = jnp.where(b > 0, out.value[1] - logs, 0)
-    now = now._replace(g=g, steps=now.steps + out.steps, trace=out.trace)
-    return _merged(out, now), now
+    return now._replace(f=sources(g, here.geometry, marginals), g=g,
+                        solve=_counted(out._replace(value=g), now))
 
 
 def _log(weights: jax.Array) -> jax.Array:
