@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.linear import LinearSolution, LinearSolver, bicgstab
-from jaxiter.numerics import anchor, hoist, is_array, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_array, stop_gradient, while_loop
 from jaxiter.solution import Status
 
 PyTree = Any
@@ -37,7 +37,7 @@ class Adjoint(eqx.Module):
     def loop(self, going: Callable, body: Callable, state: PyTree, max_steps: Any) -> PyTree:
         """Run `body` while `going`; the driver's only loop primitive."""
         del max_steps
-        return lax.while_loop(going, body, state)
+        return while_loop(going, body, state)
 
     def attach(self, equations: Callable, x: PyTree, args: tuple, status: jax.Array) -> PyTree:
         """x, with derivatives with respect to args and to everything `equations` closes over."""

@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, as_adjoint, split
-from jaxiter.driver import active, conclude, first_step, init, run
+from jaxiter.driver import conclude
+from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, stop_gradient

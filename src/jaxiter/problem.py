@@ -138,13 +138,12 @@ def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
 
 
 def measure(
-    problem: Problem, x: PyTree, x_norm: jax.Array, image: PyTree, residual: PyTree,
-    cache: PyTree, memory: PyTree, args: tuple,
+    problem: Problem, x: PyTree, image: PyTree, norms: tuple, cache: PyTree, memory: PyTree,
+    args: tuple,
 ) -> Measure:
-    """The norms on which the status rests; at least float32, never differentiated."""
+    """What the status rests on, from l2 norms of (x, image, residual); never differentiated."""
     rest = (*extras(problem, cache, memory), *args)
-    residual_norm, image_norm = trees.quick_norm(residual), trees.quick_norm(image)
-    kind = residual_norm.dtype
+    x_norm, image_norm, residual_norm = norms
     merit = residual_norm if problem.merit is None else problem.merit(x, image, *rest)
     if problem.scale is None:
         scale = jnp.maximum(x_norm, image_norm)
@@ -155,7 +154,7 @@ def measure(
     else:
         floor = problem.floor(x, *rest)
     scalars = (residual_norm, image_norm, merit, scale, floor)
-    return Measure(*(jnp.asarray(value).astype(kind) for value in scalars))
+    return Measure(*(jnp.asarray(value).astype(residual_norm.dtype) for value in scalars))
 
 
 def root_equations(problem: Problem, has_aux: bool = False) -> Callable:

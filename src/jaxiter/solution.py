@@ -161,9 +161,12 @@ class Solution(NamedTuple):
       value: the point whose residual was measured: `norm(T(value) - value) == residual`.
       status: a `Status` code (int32). steps: evaluations of T, the one at x0 included (int32).
       residual: l2 norm of `T(value) - value`. merit: what the tolerance was measured on.
+      error: estimated distance of `value` from the fixed point, by the stop rule `accuracy`; NaN
+        with rules that do not estimate it.
       displacement: `T(value) - value`; with NO_FIXED_POINT it is the certificate.
       aux: the map's auxiliary output at `value` (has_aux=True), else None.
-      state: pass it as `resume=` to continue bitwise. trace: what `monitor` recorded, or None.
+      state: pass it as `resume=` to continue bitwise; one that ended is measured again.
+      trace: what `monitor` recorded, or None.
     """
 
     value: PyTree
@@ -171,6 +174,7 @@ class Solution(NamedTuple):
     steps: jax.Array
     residual: jax.Array
     merit: jax.Array
+    error: jax.Array
     displacement: PyTree
     aux: PyTree
     state: PyTree

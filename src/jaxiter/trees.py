@@ -98,9 +98,7 @@ def max_norm(a: PyTree) -> jax.Array:
 
     That NaN is added by hand: across devices a maximum may drop it.
     """
-    kind = norm_dtype(a)
-    peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
-    return _total(peaks, jnp.maximum) + _zero(a)
+    return _peak(a) + _zero(a)
 
 
 def norm_dtype(a: PyTree) -> Any:
@@ -122,7 +120,7 @@ def finite(a: PyTree) -> jax.Array:
 
 
 def quick_norm(a: PyTree) -> jax.Array:
-    """The l2 norm in one pass: for hot loops.
+    """The l2 norm in one pass, for hot loops over vectors of about unit size.
 
     Below the safe range of the sum of squares (3e-16 in float32, 1e-146 in
     float64) it returns that bound: too large, never a false zero.
@@ -132,12 +130,51 @@ def quick_norm(a: PyTree) -> jax.Array:
     return lax.sqrt(lax.max(total, lax.full_like(total, info.tiny / info.eps)))
 
 
-def magnitude(a: PyTree) -> jax.Array:
-    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
+def root_of_squares(a: PyTree) -> jax.Array:
+    """The l2 norm in one pass; 0 or inf where the sum of squares under- or overflows.
 
-    Capped so that its reciprocal is a normal number: processors flush the others to zero.
+    For loops that ask `in_safe_range` of the largest norm, and else take `norms`.
     """
-    peak = max_norm(a)
+    return lax.sqrt(squared_norm(a))
+
+
+def in_safe_range(norm: jax.Array) -> jax.Array:
+    """Whether what is one epsilon smaller than `norm` still has a square, and `norm` has one."""
+    info = jnp.finfo(norm.dtype)
+    lowest = 10 * float(info.tiny) ** 0.5 / float(info.eps)
+    return lax.gt(norm, lax.full_like(norm, lowest)) & lax.lt(norm, lax.full_like(norm, jnp.inf))
+
+
+def norms(*vectors: PyTree) -> list[jax.Array]:
+    """l2 norms as by `norm`, in units of the largest entry of them all."""
+    peak = reduce(jnp.maximum, [_peak(vector) for vector in vectors])
+    unit = _unit(peak)
+    return [jnp.sqrt(squared_norm(_divide(vector, unit))) * unit for vector in vectors]
+
+
+def _peak(a: PyTree) -> jax.Array:
+    kind = norm_dtype(a)
+    peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
+    return _total(peaks, jnp.maximum)
+
+
+def _divide(a: PyTree, unit: jax.Array) -> PyTree:
+    """`a / unit`, in at least the precision of the unit."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        wide = x if jnp.iscomplexobj(x) else x.astype(unit.dtype)
+        return wide / unit.astype(wide.dtype)
+
+    return jax.tree.map(leaf, a)
+
+
+def magnitude(a: PyTree) -> jax.Array:
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
+    return _unit(max_norm(a))
+
+
+def _unit(peak: jax.Array) -> jax.Array:
+    # Capped so that its reciprocal is a normal number: processors flush the others to zero.
     cap = 0.25 / jnp.finfo(peak.dtype).tiny
     return jnp.where((peak > 0) & (peak < jnp.inf), jnp.minimum(peak, cap), 1)
 
@@ -149,12 +186,7 @@ def norm(a: PyTree) -> jax.Array:
     sum of squares neither under- nor overflows. NaN when some entry is not finite.
     """
     unit = magnitude(a)
-
-    def shrink(leaf: jax.Array) -> jax.Array:
-        wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(unit.dtype)
-        return wide / unit.astype(wide.dtype)
-
-    return jnp.sqrt(squared_norm(jax.tree.map(shrink, a))) * unit
+    return jnp.sqrt(squared_norm(_divide(a, unit))) * unit
 
 
 def into_ball(radius: Any, a: PyTree) -> PyTree:
