@@ -12,7 +12,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import check_fraction, check_positive, safe_divide
-from jaxiter.optim.transform import transformation
+from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any
 
@@ -65,7 +65,6 @@ def alr(
     check_fraction(beta=beta)
     check_positive(c=c, eta_max=eta_max)
     default = f_min
-    unbounded = isinstance(eta_max, float) and eta_max == float("inf")
 
     def init(params: PyTree) -> AlrState:
         memory = params if kind == "hb" else trees.zeros_like(params)
@@ -74,26 +73,27 @@ def alr(
     def update(
         g: PyTree, state: AlrState, params: PyTree, *, value: Any, f_min: Any = None, **_: Any
     ) -> tuple[PyTree, AlrState]:
-        least = jnp.asarray(default if f_min is None else f_min)
-        square_dtype = trees.norm_dtype(g)
-        loss = jnp.asarray(value).astype(square_dtype)
-        least = least.astype(square_dtype)
+        loss, least, momentum, slack, most = scalars(
+            g, value, default if f_min is None else f_min, beta, c, eta_max)
         gap = loss - least
         # The difference of nearly equal losses is rounding.
-        gap = jnp.where(gap > 4 * jnp.finfo(square_dtype).eps * jnp.abs(loss), gap, 0)
+        gap = jnp.where(gap > 4 * jnp.finfo(gap.dtype).eps * jnp.abs(loss), gap, 0)
         below = state.below_f_min + (loss < least).astype(jnp.int32)
+
+        def over_square(top: jax.Array, vector: PyTree) -> jax.Array:
+            length = trees.norm(vector)  # whose square may over- or underflow
+            return safe_divide(safe_divide(top, length), length)
+
         if kind == "mag":
-            memory = trees.axpy(beta, state.memory, g)
-            eta = jnp.minimum(safe_divide(gap, c * trees.squared_norm(memory)), eta_max)
+            memory = trees.axpy(momentum, state.memory, g)
+            eta = jnp.minimum(over_square(gap / slack, memory), most)
             updates = trees.scale(-eta, memory)
         else:
             moved = trees.subtract(params, state.memory)
             memory = params
-            top = gap / c + beta * trees.dot(g, moved)
-            eta = safe_divide(top, trees.squared_norm(g))
-            if not unbounded:
-                eta = jnp.clip(eta, 0, eta_max)
-            updates = trees.axpy(-eta, g, trees.scale(beta, moved))
+            eta = over_square(gap / slack + momentum * trees.dot(g, moved).real, g)
+            eta = jnp.where(most < jnp.inf, jnp.clip(eta, 0, most), eta)
+            updates = trees.axpy(-eta, g, trees.scale(momentum, moved))
         return updates, AlrState(memory, eta.astype(jnp.float32), below)
 
     return transformation("alr", init, update, ("value", "params") if kind == "hb" else ("value",))
