@@ -77,23 +77,31 @@ def alr(
             g, value, default if f_min is None else f_min, beta, c, eta_max)
         gap = loss - least
         # The difference of nearly equal losses is rounding.
-        gap = jnp.where(gap > 4 * jnp.finfo(gap.dtype).eps * jnp.abs(loss), gap, 0)
+        rounding = 4 * jnp.finfo(gap.dtype).eps * jnp.abs(loss)
+        gap = jnp.where((gap <= rounding) & jnp.isfinite(loss), 0, gap)
         below = state.below_f_min + (loss < least).astype(jnp.int32)
-
-        def over_square(top: jax.Array, vector: PyTree) -> jax.Array:
-            length = trees.norm(vector)  # whose square may over- or underflow
-            return safe_divide(safe_divide(top, length), length)
 
         if kind == "mag":
             memory = trees.axpy(momentum, state.memory, g)
-            eta = jnp.minimum(over_square(gap / slack, memory), most)
-            updates = trees.scale(-eta, memory)
+            eta, updates = _polyak(gap / slack, memory, most)
         else:
             moved = trees.subtract(params, state.memory)
             memory = params
-            eta = over_square(gap / slack + momentum * trees.dot(g, moved).real, g)
-            eta = jnp.where(most < jnp.inf, jnp.clip(eta, 0, most), eta)
-            updates = trees.axpy(-eta, g, trees.scale(momentum, moved))
+            eta, step = _polyak(gap / slack + momentum * trees.dot(g, moved).real, g, most)
+            updates = trees.axpy(momentum, moved, step)
         return updates, AlrState(memory, eta.astype(jnp.float32), below)
 
     return transformation("alr", init, update, ("value", "params") if kind == "hb" else ("value",))
+
+
+def _polyak(top: jax.Array, d: PyTree, most: jax.Array) -> tuple[jax.Array, PyTree]:
+    """`eta = top / |d|^2`, in [0, most] if that is finite, and the step `-eta d`.
+
+    By lengths: the square may over- or underflow, and eta with it, where the step does not.
+    """
+    length = trees.norm(d)
+    inverse = safe_divide(1, jnp.where(length < jnp.finfo(length.dtype).tiny, 0, length))
+    bounded = most < jnp.inf
+    along = top * inverse
+    along = jnp.where(bounded, jnp.clip(along, 0, jnp.where(bounded, most, 0) * length), along)
+    return along * inverse, trees.scale(-along, trees.scale(inverse, d))

@@ -26,7 +26,8 @@ def sign_agreement(
 
     "mask" keeps u where `sign u g > 0` and scales what is left, per leaf; "gradient_sign" gives
     |u| the descending sign of g. For mode "mask", and for "gradient_sign" always,
-    `<update, g> <= 0` whatever the inner optimiser.
+    `<update, g> <= 0` whatever the inner optimiser. Of complex numbers `u g` is the real part of
+    `conj(u) g`, and the sign `g / |g|`. The inner optimiser sees the parameters' own precision.
 
     Args:
       inner: any optax transformation. Wrap it before weight decay is added. Whatever comes before
@@ -66,8 +67,8 @@ def sign_agreement(
                 u, raw), state
 
         def mask(u: jax.Array, g: jax.Array) -> jax.Array:
-            # Of signs, for the product of two small numbers is 0.
-            kept = sign * (jnp.conj(_sign(g, u)) * _sign(u, u)).real > 0
+            # Of signs, for the product of two small numbers is 0. A NaN is not masked: it shows.
+            kept = ~(sign * (jnp.conj(_sign(g, u)) * _sign(u, u)).real <= 0) & (g != 0)
             # In float32: a mean of a million ones in bfloat16 is wrong.
             total = jnp.sum(kept, dtype=jnp.float32)
             factor = {"mean": lambda: 1 / jnp.maximum(total / max(kept.size, 1), 1e-3),

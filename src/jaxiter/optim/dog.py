@@ -155,7 +155,7 @@ def u_dog(
         weight = s.weight + omega
         average = trees.axpy(omega / weight, trees.subtract(x, s.average), s.average)
         return average, s._replace(x=x, average=average, probe_gradient=g, radii=radii,
-                                   weight=weight, largest=largest, probing=jnp.bool_(False))
+                                   weight=weight, largest=largest)
 
     def after_average(g: PyTree, s: UDogState) -> tuple[PyTree, UDogState]:
         """The gradient at the average is here: move y, and ask for one at the next probe."""
@@ -166,10 +166,10 @@ def u_dog(
                                                    trees.norm(trees.subtract(y, s.start))))
         omega = s.radii + radius  # alpha times the radius of the next step
         probe = trees.axpy(omega / (s.weight + omega), trees.subtract(y, s.average), s.average)
-        return probe, s._replace(y=y, radius=radius, length=length, probing=jnp.bool_(True))
+        return probe, s._replace(y=y, radius=radius, length=length)
 
     def update(g: PyTree, state: UDogState, params: PyTree, **_: Any) -> tuple[PyTree, UDogState]:
         target, new = jax.lax.cond(state.probing, after_probe, after_average, g, state)
-        return trees.subtract(target, params), new
+        return trees.subtract(target, params), new._replace(probing=~state.probing)
 
     return transformation("u_dog", init, update, ("params",))

@@ -40,7 +40,7 @@ def nag_gs(
       learning_rate: positive, or a schedule; for quadratics `nag_gs_optimal_alpha`.
       mu: strong convexity, or a guess; 0 is allowed. gamma: the damping at the start.
       constant_gamma: keep gamma; with gamma = mu the optimal rate on quadratics is known.
-      accumulator_dtype: of v; default each leaf's own, at least float32.
+      accumulator_dtype: of v, where it is real; default each leaf's own, at least float32.
 
     mu pulls v towards x, not x to 0: put weight decay into the gradient. Not a strong
     default for networks.
@@ -64,7 +64,8 @@ def nag_gs(
     def stored(v: PyTree) -> PyTree:
         if accumulator_dtype is None:
             return v
-        return jax.tree.map(lambda leaf: leaf.astype(accumulator_dtype), v)
+        return jax.tree.map(lambda leaf: leaf if jnp.iscomplexobj(leaf)
+                            else leaf.astype(accumulator_dtype), v)
 
     def init(params: PyTree) -> NagGsState:
         return NagGsState(jnp.int32(0), scalars(params, gamma)[0], stored(params))

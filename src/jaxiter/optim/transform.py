@@ -87,14 +87,16 @@ def _merged(updates: PyTree, new: PyTree) -> PyTree:
 
 
 def of_optax(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same, where jax's promotion of dtypes is strict too: optax mixes dtypes."""
+    """The same under strict promotion of dtypes too, with a state that keeps its own."""
     inner = optax.with_extra_args_support(inner)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"):
-            return inner.update(updates, state, params, **extra)
+            updates, new = inner.update(updates, state, params, **extra)
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype) if _is_float(new)
+                                     else new, new, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
