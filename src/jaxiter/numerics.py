@@ -55,8 +55,9 @@ def accumulation_dtype(dtype: Any) -> np.dtype:
 
 
 def machine_epsilon(tree: PyTree) -> float:
-    """The largest machine epsilon among the floating leaves of a tree."""
-    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+    """The largest machine epsilon among the floating leaves of a tree; float32's if it is empty."""
+    return max((float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree)),
+               default=float(jnp.finfo(jnp.float32).eps))
 
 
 def _touch(leaf: Any) -> jax.Array:

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxiter.numerics import HIGHEST, accumulation_dtype
+from jaxiter.numerics import HIGHEST, accumulation_dtype, is_array
 
 PyTree = Any
 
@@ -60,8 +61,15 @@ def full_like(a: PyTree, value: float) -> PyTree:
 
 def _total(parts: list[jax.Array], combine: Callable = jnp.add) -> jax.Array:
     """Combine the leaves' results in the widest of their dtypes (a tree may mix precisions)."""
-    kind = jnp.result_type(*[part.dtype for part in parts]) if len(parts) > 1 else parts[0].dtype
+    kind = _widest([part.dtype for part in parts])
+    if not parts:
+        return jnp.zeros((), kind)
     return reduce(combine, [part.astype(kind) for part in parts])
+
+
+def _widest(kinds: list) -> np.dtype:
+    """The widest of dtypes of at least float32, whatever jax's promotion rules; float32 of none."""
+    return np.result_type(np.float32, *kinds)
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -74,7 +82,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
     def leaf_dot(x: jax.Array, y: jax.Array) -> jax.Array:
         kind = accumulation_dtype(x.dtype)
         if jnp.iscomplexobj(x):
-            return jnp.vdot(x, y, precision=HIGHEST)
+            return _sum(lax.mul(lax.conj(x), y))
         x, y = lax.convert_element_type(x, kind), lax.convert_element_type(y, kind)
         return _sum(lax.mul(x, y))
 
@@ -102,9 +110,8 @@ def max_norm(a: PyTree) -> jax.Array:
 
 
 def norm_dtype(a: PyTree) -> Any:
-    """The dtype of `norm(a)`, without computing it."""
-    kinds = [accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)]
-    return jnp.result_type(*kinds)
+    """The dtype of `norm(a)`, without computing it; float32 for an empty tree."""
+    return _widest([accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)])
 
 
 def _zero(a: PyTree) -> jax.Array:
@@ -201,24 +208,28 @@ def _row(leaf: jax.Array) -> jax.Array:
     XLA multiplies matrices; a history stored with the leaf's own axes would be
     copied into a matrix every step.
     """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(_row, leaf)
     spec = jax.typeof(leaf).sharding.spec
     return leaf if any(axis is not None for axis in spec[1:]) else leaf.reshape(-1)
 
 
 def columns(a: PyTree, count: int) -> PyTree:
     """An empty history of `count` vectors shaped like `a`: leaves `[count, size]`."""
-
-    def leaf(x: jax.Array) -> jax.Array:
-        row = _row(x)
-        return jnp.zeros_like(row, shape=(count, *row.shape))
-
-    return jax.tree.map(leaf, a)
+    # Zeros like a row first: they are sharded like it.
+    return jax.tree.map(lambda x: lax.broadcast(jnp.zeros_like(_row(x)), (count,)), a)
 
 
 def columns_set(history: PyTree, index: jax.Array | int, column: PyTree) -> PyTree:
     """The history with vector `index` replaced, in place inside a loop."""
     return jax.tree.map(
         lambda h, c: lax.dynamic_update_index_in_dim(h, _row(c), index, 0), history, column)
+
+
+def columns_push(history: PyTree, column: PyTree) -> PyTree:
+    """The history without its first vector, and with another at the end."""
+    return jax.tree.map(
+        lambda h, c: lax.concatenate([h[1:], lax.broadcast(_row(c), (1,))], 0), history, column)
 
 
 def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
@@ -230,9 +241,12 @@ def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
     def leaf(h: jax.Array, *xs: jax.Array) -> jax.Array:
         kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
         axes = tuple(range(1, h.ndim))
+        sharding = jax.typeof(h).sharding
+        spread = any(axis is not None for axis in sharding.spec)
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if spread else None
         return lax.dot_general(
             jnp.conj(h), jnp.stack([_row(x) for x in xs]), ((axes, axes), ((), ())),
-            precision=HIGHEST, preferred_element_type=kind)
+            precision=HIGHEST, preferred_element_type=kind, out_sharding=everywhere)
 
     return _total(jax.tree.leaves(jax.tree.map(leaf, history, *vectors)))
 
@@ -248,6 +262,22 @@ def columns_combine(weights: jax.Array, history: PyTree, like: PyTree) -> PyTree
         return row.astype(h.dtype).reshape(x.shape)
 
     return jax.tree.map(leaf, history, like)
+
+
+def unshared(tree: PyTree, other: PyTree) -> PyTree:
+    """The tree, with copies of the arrays that it holds twice or shares with the other.
+
+    A buffer can be donated to a compiled function only once.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(other)}
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen and is_array(leaf):
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
 
 
 def path_name(path: tuple) -> str:
