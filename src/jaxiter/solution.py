@@ -57,8 +57,8 @@ _MESSAGES = {
     ),
     Status.MAX_STEPS: (
         "max_steps evaluations were spent before the tolerance was met. Allow more steps, loosen "
-        "the tolerance, or accelerate with anderson(); a map that is merely nonexpansive needs "
-        "damped(), halpern() or anderson()."
+        "the tolerance, or try another solver: a slow contraction wants acceleration, a map that "
+        "overshoots damping, one that is merely nonexpansive an anchor (halpern)."
     ),
     Status.STAGNATED: (
         "The merit stopped improving above the tolerance. The map may be noisy, may cycle, or the "
