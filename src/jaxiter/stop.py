@@ -41,8 +41,8 @@ class StepInfo(NamedTuple):
     scale: jax.Array
     floor: jax.Array
     finite: jax.Array
-    previous_x: PyTree
-    previous_image: PyTree
+    previous_x: PyTree = None
+    previous_image: PyTree = None
 
 
 class Stop(NamedTuple):
