@@ -20,7 +20,7 @@ from jaxiter.stop import (
 )
 
 #: The largest of so many measured rates counts: a rate that rotates shows its worst side.
-WINDOW = 8
+WINDOW = 16
 #: A rate is measured over as many steps as it takes to see a decay of this many times the
 #: rounding of the steps: one step for most maps, hundreds for a rate of 0.9999 in float32.
 CLEAR = 10.0
@@ -49,7 +49,7 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
 
         c_k = |T(x_k) - T(x_{k-1})| / |x_k - x_{k-1}|,    error <= r / (1 - max c)
 
-    over the last 8 measurements; a measurement spans as many steps as rounding requires. In
+    over the last 16 measurements; a measurement spans as many steps as rounding requires. In
     the norm in which T contracts, c_k never exceeds q, so the estimate is at most
     `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
     shows in the steps. An estimate, no bound: `Solution.error` holds it, inf where the map did

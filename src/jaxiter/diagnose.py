@@ -12,7 +12,14 @@ from jaxiter import trees
 from jaxiter.adjoint import linear_report
 from jaxiter.linear import LinearSolution, LinearSolver, bicgstab
 from jaxiter.numerics import anchor, machine_epsilon
-from jaxiter.problem import Problem, as_point, as_problem, evaluate, root_equations
+from jaxiter.problem import (
+    Problem,
+    as_point,
+    as_problem,
+    evaluate,
+    image_and_residual,
+    root_equations,
+)
 from jaxiter.solution import Solution, Status
 
 PyTree = Any
@@ -115,7 +122,8 @@ def diagnose(
 
     def image(x: PyTree) -> PyTree:
         cache = None if problem.cache is None else problem.cache(x, *args)
-        return evaluate(problem, x, cache, memory, args, has_aux)[0]
+        output = evaluate(problem, x, cache, memory, args, has_aux)[0]
+        return image_and_residual(problem, x, output)[0]
 
     def follow(carry: tuple, _: None) -> tuple:
         x, last, worst = carry

@@ -12,7 +12,7 @@ from jaxiter.loop import first_step, init, reopened, run, run_in_range
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, stop_gradient
-from jaxiter.problem import Problem, as_point, evaluate, root_equations
+from jaxiter.problem import Problem, as_point, evaluate, image_and_residual, root_equations
 from jaxiter.solution import Kept, LoopState, Solution, Status
 from jaxiter.stop import Stop
 
@@ -21,8 +21,8 @@ PyTree = Any
 
 def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     """The solution that a final state stands for (no derivatives attached yet)."""
-    point = Kept(state.x, state.image, state.merit) if state.kept is None else state.kept
-    displacement = trees.subtract(point.image, point.x)
+    point = Kept(state.x, state.output, state.merit) if state.kept is None else state.kept
+    _, displacement = image_and_residual(method.problem, point.x, point.output)
     # The loop's norms are quick ones; the reported one is right over the whole float range.
     residual = trees.norm(stop_gradient(displacement))
     if state.kept is None:

@@ -17,8 +17,14 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.method import Method
 from jaxiter.numerics import anchor, pin, stop_gradient, while_loop
-from jaxiter.problem import Measure, evaluate, measure
-from jaxiter.solution import Kept, LoopState, Status
+from jaxiter.problem import (
+    Measure,
+    evaluate,
+    image_and_residual,
+    measure,
+    nothing_measured,
+)
+from jaxiter.solution import Kept, LoopState, Status, most_severe
 from jaxiter.stop import StepInfo
 
 PyTree = Any
@@ -40,7 +46,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         valid &= problem.valid(x0, *args)
     return LoopState(
         x=x0,
-        image=x0,
+        output=x0 if problem.residual is None else trees.zeros_like(x0),
         next=None if _follows_image(method, x0, solver) else x0,
         next_norm=trees.norm(x0),
         merit=infinite,
@@ -76,7 +82,7 @@ def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
         same = all(x is y for x, y in pairs)
 
     jax.eval_shape(probe, x0, solver_state)
-    return same and method.problem.retract is None
+    return same and method.problem.retract is None and method.problem.residual is None
 
 
 def first_step(method: Method, x0: PyTree, args: tuple) -> LoopState:
@@ -96,8 +102,8 @@ def advance(
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem, nan = method.problem, jnp.full_like(state.merit, jnp.nan)
     x = _next(state)
-    image, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
-    residual = trees.subtract(image, x)
+    output, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
+    image, residual = image_and_residual(problem, x, output)
     step = state.step + 1
     measured = (step % method.check_every == 0) | (step >= max_steps) if method.lazy else None
 
@@ -108,12 +114,12 @@ def advance(
         return lax.cond(measured, norms, lambda: anchor(blank, state.merit))
 
     def look() -> Measure:
-        point, value, gap, *rest = stop_gradient((x, image, residual, cache, state.memory, args))
-        norm = trees.root_of_squares(point) if method.lazy else stop_gradient(state.next_norm)
-        norms = norm, trees.root_of_squares(value), trees.root_of_squares(gap)
-        return stop_gradient(measure(problem, point, value, norms, *rest))
+        norm = trees.root_of_squares(stop_gradient(x)) if method.lazy else state.next_norm
+        norms = norm, *(trees.root_of_squares(part) for part in stop_gradient((image, residual)))
+        held = stop_gradient((x, output, norms, cache, state.memory, args))
+        return stop_gradient(measure(problem, *held))
 
-    norms = when_measured(look, Measure(*(nan for _ in Measure._fields)))
+    norms = when_measured(look, nothing_measured(nan))
     merit = None if method.lazy else norms.merit
     increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
     following, ahead = None, image
@@ -126,8 +132,9 @@ def advance(
     else:
         next_norm = when_measured(lambda: trees.root_of_squares(stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
-                    lax.is_finite(next_norm), state.x, state.image)
-    moved = LoopState(x, image, following, next_norm, norms.merit, memory, solver, state.stop,
+                    lax.is_finite(next_norm), state.x,
+                    image_and_residual(problem, state.x, state.output)[0])
+    moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
                       state.monitor, state.kept, step, state.status)
     inside = trees.in_safe_range(norms.image_norm) & info.finite if _plain(method) else None
     return _judged(method, moved, info, norms, measured, inside, active(state, max_steps))
@@ -142,6 +149,8 @@ def _judged(
     `measured`: whether the norms were taken; `inside`: whether they can be trusted; None: yes.
     """
     status, stop = method.stop.update(stop_gradient(info), state.stop)
+    if method.problem.certify is not None:
+        status = most_severe(status, norms.certificate)
     # A guarded solver steps back from a residual that is not finite; only a next point that is
     # not finite ends the solve. BAD_INPUT is the only status more severe than NONFINITE.
     keep = info.finite | (status == Status.BAD_INPUT)
@@ -163,7 +172,7 @@ def _judged(
         better = counts & lax.is_finite(norms.residual_norm)
         if method.keep_best:
             better &= norms.merit < kept.merit
-        kept = trees.where(better, Kept(state.x, state.image, norms.merit), kept)
+        kept = trees.where(better, Kept(state.x, state.output, norms.merit), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)
 
 
@@ -176,12 +185,12 @@ def _plain(method: Method) -> bool:
 def measured_again(method: Method, state: LoopState, args: tuple) -> LoopState:
     """A state, where it is OUT_OF_RANGE judged by norms that neither under- nor overflow."""
     out = state.status == OUT_OF_RANGE
-    x, image = stop_gradient((state.x, state.image))
-    residual = trees.subtract(image, x)
+    x, output = stop_gradient((state.x, state.output))
+    image, residual = image_and_residual(method.problem, x, output)
     ahead = () if state.next is None else (stop_gradient(state.next),)
     sizes = trees.norms(x, image, residual, *ahead)
     next_norm = sizes[-1] if ahead else sizes[1]
-    norms = measure(method.problem, x, image, tuple(sizes[:3]), None, state.memory, args)
+    norms = measure(method.problem, x, output, tuple(sizes[:3]), None, state.memory, args)
     # The point before is gone: a rule that asks for it sees no move.
     info = StepInfo(state.step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), x, image)
@@ -192,7 +201,7 @@ def measured_again(method: Method, state: LoopState, args: tuple) -> LoopState:
 
 def _next(state: LoopState) -> PyTree:
     """Where the next step evaluates T."""
-    return state.image if state.next is None else state.next
+    return state.output if state.next is None else state.next
 
 
 def _update(

@@ -123,7 +123,7 @@ class Kept(NamedTuple):
     """The point that will be returned when it is not the last one (best, or last measured)."""
 
     x: PyTree
-    image: PyTree
+    output: PyTree
     merit: jax.Array
 
 
@@ -131,8 +131,8 @@ class LoopState(NamedTuple):
     """Everything a solve carries between two steps; arrays only, save it with any pytree saver.
 
     Attributes:
-      x: the point evaluated last. image: T(x).
-      next: where the next step evaluates T; None when that is `image` itself (picard).
+      x: the point evaluated last. output: T(x), or the residual of a problem that gives it.
+      next: where the next step evaluates T; None when that is `output` itself (picard).
       next_norm: l2 norm of the next point. merit: what the tolerance is measured on. Both are
         NaN after a step that check_every did not measure.
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
@@ -141,7 +141,7 @@ class LoopState(NamedTuple):
     """
 
     x: PyTree
-    image: PyTree
+    output: PyTree
     next: PyTree
     next_norm: jax.Array
     merit: jax.Array
