@@ -20,6 +20,7 @@ from jaxiter.testing.audit.systems import audit_linear
 from jaxiter.testing.audit.transport import (
     audit_batched,
     audit_clouds,
+    audit_grids,
     audit_sinkhorn,
     audit_unbalanced,
 )
@@ -27,8 +28,8 @@ from jaxiter.testing.audit.verdict import SPECIAL, Verdict
 
 __all__ = [
     "SPECIAL", "Verdict", "all_cases", "audit_accuracy", "audit_batched", "audit_clouds",
-    "audit_fixed_point", "audit_hypergradient", "audit_inner", "audit_linear", "audit_logits",
-    "audit_near_singular", "audit_piecewise", "audit_recurrence", "audit_resume", "audit_root",
-    "audit_rows", "audit_sample", "audit_sinkhorn", "audit_sixteen", "audit_unbalanced",
-    "audit_unrolled",
+    "audit_fixed_point", "audit_grids", "audit_hypergradient", "audit_inner", "audit_linear",
+    "audit_logits", "audit_near_singular", "audit_piecewise", "audit_recurrence",
+    "audit_resume", "audit_root", "audit_rows", "audit_sample", "audit_sinkhorn", "audit_sixteen",
+    "audit_unbalanced", "audit_unrolled",
 ]

@@ -120,7 +120,8 @@ def audit_fixed_point(
                                      np.ones((regular.sum(), size, 1)))[..., 0]
     silent, lost = wrong_gradients(slope, exact, regular, size * half_ulp(dtype) * condition)
     front = "fixed_point" if lanes is None else "solve_many"
-    extra = "".join(f", {key}={value}" for key, value in options.items())
+    extra = "".join(f", {key}={value}" if isinstance(value, int) else f", own {key}"
+                    for key, value in options.items())
     unsolved = ~good & certain & (not sixteen) & _certain(a, b, x0)
     return verdict(
         f"{front}, {solver_name}{extra}, {kind} maps, {name(dtype)}, n = {size}", status, false,

@@ -122,6 +122,7 @@ def _program(step: Callable, solver: Any) -> Callable:
 def audit_piecewise(
     seed: int, count: int, size: int, kind: str, solver: Any, solver_name: str,
     dtype: Any = jnp.float32, rates: tuple | None = None, certain: bool = True,
+    scaled: bool = True,
 ) -> Verdict:
     """Random contractions by abs, max, min and clip; all of them must be solved.
 
@@ -129,10 +130,11 @@ def audit_piecewise(
       kind: "layers" (l2 norm), "pieces" (largest norm) or "bellman" (dynamic programs).
       rates: Lipschitz constants to draw from; one above 1 makes expansive maps.
       certain: the solver converges on contractions; else only lies count.
+      scaled: data of every scale, not only of 1.
     """
     rng = np.random.default_rng(seed)
     rates = RATES[kind] if rates is None else rates
-    network, x0 = random_network(rng, kind, count, size, rates)
+    network, x0 = random_network(rng, kind, count, size, rates, scaled)
     network, x0 = Network(*cast(dtype, *network)), cast(dtype, x0)[0]
     exact, start = Network(*exactly(*network)), exactly(x0)[0]
 
@@ -159,6 +161,7 @@ def audit_piecewise(
         false = good & ~(lengths(image - x) <= 1.05 * limit(x, image) + room)
     unsolved = ~good & certain & (max(rates) < 1)
     label = kind if max(rates) < 1 else f"expansive {kind}"
+    label += ", scaled" if scaled else ""
     return verdict(f"fixed_point, {solver_name}, {label}, {name(dtype)}, n = {size}", status,
                    false, unsolved=unsolved)
 
