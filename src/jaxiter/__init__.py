@@ -2,10 +2,11 @@
 
 from jaxiter import bilevel, diffusion, linear, operators, optim, recurrence, transport
 from jaxiter.accuracy import accuracy
-from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
+from jaxiter.adjoint import frozen, neumann, one_step, unrolled
 from jaxiter.citation import cite
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import attach_implicit, implicit
 from jaxiter.infeasibility import no_fixed_point
 from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, as_adjoint, split
+from jaxiter.adjoint import Adjoint, split
+from jaxiter.implicit import as_adjoint
 from jaxiter.loop import first_step, init, reopened, run, run_in_range
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, stop_gradient
+from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
 from jaxiter.problem import Problem, as_point, evaluate, image_and_residual, root_equations
 from jaxiter.solution import Kept, LoopState, Solution, Status
 from jaxiter.stop import Stop
@@ -43,6 +44,7 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     )
 
 
+@on_own_mesh
 def fixed_point(
     problem: Problem | Callable,
     x0: PyTree,

@@ -171,7 +171,9 @@ def _judged(
     if kept is not None:
         better = counts & lax.is_finite(norms.residual_norm)
         if method.keep_best:
-            better &= norms.merit < kept.merit
+            # What the stop rule called converged is also what is returned: a smaller merit may
+            # be larger beside its own scale.
+            better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
         kept = trees.where(better, Kept(state.x, state.output, norms.merit), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)
 

@@ -5,6 +5,8 @@ explicit sharding; the rest keeps float32 honest.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh
 from jax.typing import ArrayLike
 
 PyTree = Any
@@ -90,6 +93,32 @@ def anchor(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(retype, tree)
 
 
+def mesh_of(*trees: PyTree) -> AbstractContextManager:
+    """A context with the explicit mesh over which the arrays are laid out, unless one is set.
+
+    Without `jax.set_mesh` most functions of `jax.numpy` refuse an explicitly sharded batch as
+    soon as a constant meets it.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        for leaf in jax.tree.leaves(trees):
+            mesh = jax.typeof(leaf).sharding.mesh if is_array(leaf) else None
+            if mesh is not None and AxisType.Explicit in mesh.axis_types:
+                abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+                return jax.sharding.use_abstract_mesh(abstract)
+    return nullcontext()
+
+
+def on_own_mesh(function: Callable) -> Callable:
+    """A public function, run in the context of `mesh_of` its arguments."""
+
+    @wraps(function)
+    def run(*args: Any, **keywords: Any) -> Any:
+        with mesh_of(args, keywords):
+            return function(*args, **keywords)
+
+    return run
+
+
 def pin(tree: PyTree, carried: Any) -> PyTree:
     """`tree`, made to depend on a changing part of a loop's carry.
 
@@ -151,10 +180,11 @@ def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
     constants go in as they are: the trace already fixed their device types.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
-    structure = jax.tree.structure(shapes)
+    # Not the closed one: it would keep the constants alive, which may be tracers.
+    structure, jaxpr = jax.tree.structure(shapes), closed.jaxpr
 
     def pure(constants: list, *operands: PyTree) -> PyTree:
-        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, constants))
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
         return jax.tree.unflatten(structure, run(*jax.tree.leaves(operands)))
 
     return pure, list(closed.consts), shapes
@@ -197,8 +227,9 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
         present &= weights > 0
     peak = lax.stop_gradient(jnp.max(jnp.where(present, z, -jnp.inf), axis=axis, keepdims=True))
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    terms = jnp.exp(jnp.where(z > -jnp.inf, z, peak) - peak)
-    # A weight of 0 stays in the sum: its own gradient need not be 0.
+    # A weight of 0 stays in the sum: its own gradient need not be 0. There alone the exponent
+    # may be large, and inf * 0 would be NaN.
+    terms = jnp.exp(jnp.minimum(jnp.where(z > -jnp.inf, z, peak) - peak, 80.0))
     terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)
 

@@ -185,10 +185,11 @@ def measure(
         floor = 4 * machine_epsilon(x) * jnp.asarray(scale)
     else:
         floor = problem.floor(x, *rest)
-    scalars = (jnp.asarray(value).astype(residual_norm.dtype)
-               for value in (residual_norm, image_norm, merit, scale, floor))
+    merit, scale, floor = (
+        jnp.asarray(value).astype(residual_norm.dtype) for value in (merit, scale, floor))
     code = Status.RUNNING if problem.certify is None else problem.certify(x, output, *rest)
-    return Measure(*scalars, jnp.asarray(code, jnp.int32))
+    return Measure(
+        residual_norm, image_norm, merit, scale, floor, jnp.asarray(code, jnp.int32))
 
 
 def root_equations(problem: Problem, has_aux: bool = False) -> Callable:

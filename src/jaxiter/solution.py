@@ -112,11 +112,17 @@ def most_severe(*codes: Any) -> jax.Array:
     >>> int(most_severe(Status.CONVERGED, Status.NONFINITE)) == Status.NONFINITE
     True
     """
-    severity = jnp.asarray(_SEVERITY)
-    worst = severity[jnp.asarray(codes[0], jnp.int32)]
+    worst = _look_up_traced(_SEVERITY, codes[0])
     for code in codes[1:]:
-        worst = jnp.maximum(worst, severity[jnp.asarray(code, jnp.int32)])
-    return jnp.asarray(PRECEDENCE, jnp.int32)[worst]
+        worst = jnp.maximum(worst, _look_up_traced(_SEVERITY, code))
+    return _look_up_traced(np.array(PRECEDENCE, np.int32), worst)
+
+
+def _look_up_traced(table: np.ndarray, index: Any) -> jax.Array:
+    """`table[index]` without a gather, which an explicit mesh does not let pass."""
+    places = np.arange(len(table), dtype=np.int32)
+    chosen = jnp.asarray(index, jnp.int32)[..., None] == places
+    return jnp.sum(jnp.where(chosen, table, 0), axis=-1, dtype=jnp.int32)
 
 
 class Kept(NamedTuple):

@@ -54,6 +54,13 @@ def zeros_like(a: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def signs_like(a: PyTree) -> PyTree:
+    """Random signs, the same every time: a vector that nothing which occurs is orthogonal to."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.choice([-1.0, 1.0], leaf.shape), leaf.dtype), a)
+
+
 def full_like(a: PyTree, value: float) -> PyTree:
     """A tree filled with `value`."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)

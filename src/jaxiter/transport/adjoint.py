@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, as_adjoint, attach_implicit
+from jaxiter.adjoint import Adjoint
+from jaxiter.implicit import as_adjoint, attach_implicit
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
 from jaxiter.numerics import anchor, safe_divide
 from jaxiter.solution import Status
@@ -44,7 +45,7 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
         small = (residual <= default_rtol(b)) & trees.finite(out.value)
         status = jnp.where(small, jnp.int32(Status.CONVERGED), out.status)
         f = b[0] - matvec((no_f, out.value))[0]
-        return LinearSolution((f, out.value), status, out.steps, residual)
+        return LinearSolution((f, out.value), status, out.steps, residual, out.condition)
 
     return of_pair
 

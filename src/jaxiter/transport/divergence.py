@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import attach_implicit
 from jaxiter.numerics import stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, most_severe

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxiter.adjoint import Adjoint, as_adjoint, frozen
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, pin, stop_gradient
 from jaxiter.solution import Solution, Status

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import linear
-from jaxiter.adjoint import implicit
+from jaxiter.implicit import implicit
 from jaxiter.solvers import (
     anderson,
     damped,

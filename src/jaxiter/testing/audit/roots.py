@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxiter.driver import root
+from jaxiter.roots import root
 from jaxiter.solution import Status
 from jaxiter.testing.audit.verdict import (
     TOLERANCES,
