@@ -33,7 +33,7 @@ def adjoint_report(
 
     Args:
       problem, *args: as given to `fixed_point`. solution: what it returned.
-      cotangent: the gradient of the loss with respect to `value`; default fixed random signs, for
+      cotangent: the gradient of the loss with respect to `value`; default a fixed random vector, for
         centred maps annihilate ones.
       solve: the adjoint's linear solver; default `bicgstab()`.
 
@@ -50,7 +50,7 @@ def adjoint_report(
     equations = root_equations(as_problem(problem), has_aux)
     x = lax.stop_gradient(solution.value)
     if cotangent is None:
-        cotangent = trees.signs_like(x)
+        cotangent = trees.probe_like(x)
     memory = solution.state.memory
     return linear_report(
         lambda x, *args: equations(x, memory, *args), x, args,
@@ -142,7 +142,7 @@ def diagnose(
     equations = root_equations(problem, has_aux)
     report = linear_report(
         lambda x, *args: equations(x, memory, *args), end, args, bicgstab(),
-        trees.signs_like(end))
+        trees.probe_like(end))
     leaves = jax.tree_util.tree_leaves_with_path(x)
     again = image(x)
     same = [jnp.all((p == q) | (p != p)) for p, q in

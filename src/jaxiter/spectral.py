@@ -23,13 +23,13 @@ def spectral_norm(
 
         v <- A^H A v / |A^H A v|,    |A| = |A v|
 
-    Relative error about `rtol`; where the two largest singular values nearly agree v may not
-    settle, but its gain does. Differentiable: the gradient is `u^H dA v` at the last v.
+    Where the two largest singular values nearly agree v settles late, but its gain early.
+    Differentiable: the gradient is `u^H dA v` at the last v.
 
     Args:
       operator: a matrix `[n, m]`, or a linear function of trees like `like`.
       like: for a function, a tree of the structure that it takes; values do not matter.
-      rtol: relative change of v, squared, at which to stop. max_steps: products with A^H A.
+      rtol: change of v, of length 1, at which to stop. max_steps: products with A^H A.
 
     Raises:
       ValueError: a function without `like`, a matrix that is none.
@@ -56,8 +56,8 @@ def spectral_norm(
         moved = pull(image)[0]
         return trees.scale(safe_divide(1, trees.norm(moved)), moved)
 
-    signs = trees.signs_like(like)  # nothing that occurs is orthogonal to them
-    start = trees.scale(1 / trees.norm(signs), signs)
-    v = fixed_point(step, start, stop=tolerance(rtol=rtol**0.5, atol=0.0),
+    first = trees.probe_like(like)  # nothing that occurs is orthogonal to them
+    start = trees.scale(1 / trees.norm(first), first)
+    v = fixed_point(step, start, stop=tolerance(rtol=rtol, atol=0.0),
                     max_steps=max_steps, adjoint=frozen()).value
     return trees.norm(product(stop_gradient(v)))

@@ -54,11 +54,15 @@ def zeros_like(a: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
-def signs_like(a: PyTree) -> PyTree:
-    """Random signs, the same every time: a vector that nothing which occurs is orthogonal to."""
+def probe_like(a: PyTree) -> PyTree:
+    """Random signs times random sizes, the same every time: orthogonal to nothing that occurs."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.choice([-1.0, 1.0], leaf.shape), leaf.dtype), a)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        entries = rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1.5, x.shape)
+        return jnp.asarray(entries, x.dtype)
+
+    return jax.tree.map(leaf, a)
 
 
 def full_like(a: PyTree, value: float) -> PyTree:

@@ -41,8 +41,8 @@ def dense(rtol: Any = None) -> LinearSolver:
         wide = np.promote_types(flat.dtype, np.float32)
         basis = jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
         columns = jax.vmap(lambda column: ravel_pytree(column)[0])(stacked(matvec, basis))
-        # Beside b, fixed signs: what the inverse does to them is nearly the worst it does.
-        both = jnp.stack([flat, trees.signs_like(flat)], axis=1).astype(wide)
+        # Beside b, a fixed vector: what the inverse does to them is nearly the worst it does.
+        both = jnp.stack([flat, trees.probe_like(flat)], axis=1).astype(wide)
         solved = jnp.linalg.solve(columns.T.astype(wide), both)
         x = unravel(solved[:, 0].astype(flat.dtype))
         gains = no_gains(trees.norm(flat))

@@ -25,8 +25,9 @@ class LinearSolution(NamedTuple):
     Attributes:
       value: x. status: a `Status` code. steps: products with the matrix (int32).
       residual: recomputed `norm(b - A x) / norm(b)` (0 when b is 0).
-      condition: the condition number of A as far as the solve has seen it: a lower bound. The
-        answer is off by up to `condition * residual`, and by `condition * eps` through rounding.
+      condition: the condition number of A as far as the solve has seen it: a lower bound; 1
+        where it did not look. The answer is off by up to `condition * residual`, and by
+        `condition * eps` through rounding.
     """
 
     value: PyTree
@@ -122,7 +123,9 @@ def _report(
     system: _System, x: PyTree, norm: Any, gains: Gains, steps: Any, max_steps: Any
 ) -> LinearSolution:
     """The solution in the units of the caller; `norm` is that of the recomputed residual."""
-    rounding = ROUNDINGS * machine_epsilon(x) * gains.largest * trees.quick_norm(x)
+    x_norm = trees.quick_norm(x)
+    gains = gains.seeing(jnp.where(system.norm <= 0.1, 0, system.norm / x_norm))
+    rounding = ROUNDINGS * machine_epsilon(x) * gains.largest * x_norm
     status = jnp.where(
         norm <= system.tol, Status.CONVERGED,
         jnp.where(norm <= rounding, Status.PRECISION_FLOOR,
