@@ -31,7 +31,7 @@ class Adjoint(eqx.Module):
         return None
 
     def loop(self, going: Callable, body: Callable, state: PyTree, max_steps: Any) -> PyTree:
-        """Run `body` while `going`; the driver's only loop primitive."""
+        """Run `body` while `going`; what the driver loops with."""
         del max_steps
         return while_loop(going, body, state)
 

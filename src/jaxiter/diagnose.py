@@ -33,8 +33,8 @@ def adjoint_report(
 
     Args:
       problem, *args: as given to `fixed_point`. solution: what it returned.
-      cotangent: the gradient of the loss with respect to `value`; default a fixed random vector, for
-        centred maps annihilate ones.
+      cotangent: the gradient of the loss with respect to `value`; default a fixed random vector,
+        for centred maps annihilate ones.
       solve: the adjoint's linear solver; default `bicgstab()`.
 
     Returns:

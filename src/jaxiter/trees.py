@@ -1,4 +1,4 @@
-"""Vector-space algebra on pytrees: the only place where norms are defined.
+"""Vector-space algebra on pytrees, norms included, as the core uses it.
 
 All reductions accumulate in at least float32, whatever the leaves are. Written in
 `lax`: these few functions are traced hundreds of times, and `jnp` costs twice as much.
