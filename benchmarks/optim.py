@@ -330,11 +330,13 @@ def compression() -> list[dict]:
                                       out_specs=(spec(), spec()), check_vma=False))
         keys = jax.random.split(jax.random.key(1), 300)
         end, _ = solve(params, state, keys)
-        sent = 4 * (sum(q.size + e.shape[-2] * q.shape[1] for q, e in zip(
-            state[0].q, state[0].error, strict=True) if q is not None)
-            + sum(leaf.size for leaf, q in zip(jax.tree.leaves(params), state[0].q, strict=True)
-                  if q is None)) if compressed else 4 * sum(
-                      leaf.size for leaf in jax.tree.leaves(params))
+        leaves = jax.tree.leaves(params)
+        sent = 4 * sum(leaf.size for leaf in leaves)
+        if compressed:
+            sides = zip(leaves, jax.tree.leaves(state[0].q), jax.tree.leaves(state[0].error),
+                        strict=True)
+            sent = 4 * sum(q.size + e.shape[-2] * q.shape[1] if q.size else leaf.size
+                           for leaf, q, e in sides)
         return float(loss(end, TRAIN)), int(sent)
 
     tail = (optax.trace(0.9), optax.scale(-0.05))

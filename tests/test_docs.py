@@ -40,3 +40,15 @@ def test_the_scaling_page_runs(capsys):
     for block in re.findall(r"```python\n(.*?)```", (DOCS / "scaling.md").read_text(), re.S):
         exec(compile(block, "scaling.md", "exec"), {})
     assert "CONVERGED" in capsys.readouterr().out
+
+
+def test_the_page_of_statuses_knows_all_of_them_and_runs():
+    from jaxiter.solution import PRECEDENCE, Status
+
+    page = (DOCS / "statuses.md").read_text()
+    names = [Status.name(code) for code in PRECEDENCE]
+    assert sorted(re.findall(r"^\| ([A-Z_]+) \|", page, re.M)) == sorted(names)
+    order = page[page.index("the last of this list wins: "):]
+    assert re.findall(r"[A-Z_]{4,}", order.split(".\n")[0]) == names
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(block, "statuses.md", "exec"), {})

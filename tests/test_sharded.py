@@ -105,5 +105,5 @@ def test_overflow_between_looks_is_found_at_the_next():
     out = jax.jit(lambda: ji.fixed_point(
         lambda x: 1e4 * x, jnp.ones(3), check_every=4, max_steps=50,
         stop=ji.tolerance(rtol=0, atol=1e-3)))()
-    assert out.status == ji.Status.NONFINITE and out.steps == 8
+    assert out.status == ji.Status.NONFINITE and out.steps == 12  # 1e48; 1e32 was fine
     assert np.all(np.isfinite(out.value)) and not out.converged

@@ -342,3 +342,97 @@ def test_overrelaxation_returns_to_its_best_point():
     out = ji.fixed_point(lambda x: spectrum * x + 1, jnp.zeros(2), solver=ji.overrelaxed(),
                          max_steps=6000)
     assert np.all(np.isfinite(out.value)) and out.status != Status.DIVERGED
+
+
+PIECEWISE = 500
+
+
+def piecewise_contractions(count=PIECEWISE, n=6, seed=0):
+    """Random piecewise-linear maps that contract by q, in the l2 or the l-infinity norm."""
+    rng = np.random.default_rng(seed)
+    kinds, matrices, offsets = [], [], []
+    for _ in range(count):
+        kind, q = rng.integers(3), rng.choice([0.5, 0.9, 0.99, 0.995])
+        if kind == 0:  # Bellman: rows of a stochastic matrix, times the discount
+            a = rng.dirichlet(np.full(n, rng.choice([0.05, 1.0])), size=(3, n)) * q
+        elif kind == 1:  # rows of l1 norm q, minima of maxima
+            a = rng.normal(size=(3, n, n))
+            a *= q / np.abs(a).sum(2, keepdims=True)
+        else:  # orthogonal, absolute value, q times orthogonal
+            a = np.stack([np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(3)])
+            a[1] *= q
+        kinds.append(kind), matrices.append(a)
+        offsets.append(rng.normal(size=(3, n)) * 10 ** rng.uniform(-1, 1))
+    return np.array(kinds), np.stack(matrices), np.stack(offsets), rng.normal(size=(count, n))
+
+
+def piecewise(x, kind, a, b):
+    z = jnp.einsum("aij,j->ai", a, x, precision="highest") + b
+    folded = a[1] @ jnp.abs(a[0] @ x + b[0]) + b[1]
+    return jnp.where(kind == 0, jnp.max(z, 0), jnp.where(
+        kind == 1, jnp.minimum(jnp.maximum(z[0], z[1]), z[2]), folded))
+
+
+def check_contractions_converge(memory, period, kind, dtype):
+    kinds, a, b, x0 = piecewise_contractions()
+    args = jnp.asarray(kinds), *(jnp.asarray(part, dtype) for part in (a, b))
+    starts = jnp.asarray(x0, dtype)
+    solver = ji.anderson(memory, period, kind=kind)
+
+    @jax.jit
+    def solve(starts, *args):
+        return ji.solve_many(piecewise, starts, *args, solver=solver, max_steps=40_000)
+
+    out = solve(starts, *args)
+    assert np.all((out.status == Status.CONVERGED) | (out.status == Status.PRECISION_FLOOR))
+    assert np.mean(out.converged) > 0.98, np.unique(np.asarray(out.status), return_counts=True)
+    return np.asarray(out.steps)
+
+
+@pytest.mark.parametrize("memory, period, kind", [(5, 2, 2), (30, 1, 1)])
+def test_guarded_anderson_solves_every_contraction(memory, period, kind):
+    check_contractions_converge(memory, period, kind, jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("period", [1, 2, 3, 4])
+@pytest.mark.parametrize("memory", [1, 2, 10, 30])
+def test_guarded_anderson_of_every_shape_solves_every_contraction(memory, period, kind, x64):
+    check_contractions_converge(memory, period, kind, jnp.float64)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_anderson_on_a_patient_worker(dtype, x64):
+    """McCall's model at discount 0.9999, where acceleration alone ran in circles."""
+    q, wages = 0.9999, jnp.linspace(10, 60, 31).astype(dtype)
+
+    def step(v):
+        return jnp.maximum(wages / (1 - q), 25 + q * jnp.mean(v))
+
+    for solver in (ji.anderson(20, 1), ji.anderson()):
+        out = jax.jit(lambda s=solver: ji.fixed_point(step, wages / (1 - q), solver=s))()
+        assert out.converged and out.steps < 200, out.message()
+
+
+def test_mixing_damps_every_step_of_anderson():
+    """Eight coupled logits of slope 160: an undamped step jumps from corner to corner."""
+    coupling = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)) / 8, jnp.float32)
+
+    def step(x):
+        return jax.nn.sigmoid(160 * (0.5 - (x + 0.3 * coupling @ x) / 1.3))
+
+    @jax.jit
+    def solve(mixing):
+        return ji.fixed_point(step, jnp.zeros(8), solver=ji.anderson(mixing=mixing))
+
+    assert solve(0.05).converged and solve(0.02).converged
+    first = ji.fixed_point(step, jnp.zeros(8), solver=ji.anderson(mixing=0.25, safeguard=None),
+                           max_steps=2)
+    np.testing.assert_allclose(first.value, 0.25 * step(jnp.zeros(8)), rtol=1e-6)
+
+
+def test_no_message_recommends_what_was_used():
+    for solver in (ji.picard(), ji.anderson()):
+        out = ji.fixed_point(lambda x: 0.99 * x + 1, jnp.zeros(2), solver=solver, max_steps=2)
+        assert out.status == Status.MAX_STEPS and "anderson" not in out.message()

@@ -1,13 +1,17 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
 from jaxiter import bilevel, diffusion, linear, operators, optim, recurrence, transport
-from jaxiter.adjoint import attach_implicit, frozen, implicit, neumann, one_step, unrolled
+from jaxiter.accuracy import accuracy
+from jaxiter.adjoint import frozen, neumann, one_step, unrolled
 from jaxiter.citation import cite
 from jaxiter.diagnose import adjoint_report, diagnose
-from jaxiter.driver import fixed_point, root
+from jaxiter.driver import fixed_point
+from jaxiter.implicit import attach_implicit, implicit
+from jaxiter.infeasibility import no_fixed_point
 from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
+from jaxiter.roots import root
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers import (
     anderson,
@@ -19,15 +23,18 @@ from jaxiter.solvers import (
     picard,
     restarted,
 )
-from jaxiter.stop import all_of, any_of, divergence, no_fixed_point, stagnation, tolerance
+from jaxiter.spectral import spectral_norm
+from jaxiter.stability import jacobian_penalty, spectral_rescale
+from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Problem", "Solution", "Status", "adjoint_report", "all_of", "anderson", "any_of",
-    "attach_implicit", "bilevel", "callback", "cite", "damped", "diagnose", "diffusion",
-    "divergence", "fixed_point", "frozen", "guard", "halpern", "implicit", "inertial", "linear",
-    "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed",
-    "picard", "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
+    "Problem", "Solution", "Status", "accuracy", "adjoint_report", "all_of", "anderson",
+    "any_of", "attach_implicit", "bilevel", "callback", "cite", "damped", "diagnose",
+    "diffusion", "divergence", "fixed_point", "frozen", "guard", "halpern", "implicit",
+    "inertial", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
+    "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
+    "recurrence", "restarted", "root", "solve_many", "spectral_norm", "spectral_rescale",
     "stagnation", "tolerance", "transport", "unrolled",
 ]

@@ -9,10 +9,17 @@ import numpy as np
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import linear_report
+from jaxiter.implicit import linear_report
 from jaxiter.linear import LinearSolution, LinearSolver, bicgstab
 from jaxiter.numerics import anchor, machine_epsilon
-from jaxiter.problem import Problem, as_point, as_problem, evaluate, root_equations
+from jaxiter.problem import (
+    Problem,
+    as_point,
+    as_problem,
+    evaluate,
+    image_and_residual,
+    root_equations,
+)
 from jaxiter.solution import Solution, Status
 
 PyTree = Any
@@ -26,7 +33,8 @@ def adjoint_report(
 
     Args:
       problem, *args: as given to `fixed_point`. solution: what it returned.
-      cotangent: the gradient of the loss with respect to `value`; default all ones.
+      cotangent: the gradient of the loss with respect to `value`; default a fixed random vector,
+        for centred maps annihilate ones.
       solve: the adjoint's linear solver; default `bicgstab()`.
 
     Returns:
@@ -42,7 +50,7 @@ def adjoint_report(
     equations = root_equations(as_problem(problem), has_aux)
     x = lax.stop_gradient(solution.value)
     if cotangent is None:
-        cotangent = jax.tree.map(jnp.ones_like, x)
+        cotangent = trees.probe_like(x)
     memory = solution.state.memory
     return linear_report(
         lambda x, *args: equations(x, memory, *args), x, args,
@@ -115,7 +123,8 @@ def diagnose(
 
     def image(x: PyTree) -> PyTree:
         cache = None if problem.cache is None else problem.cache(x, *args)
-        return evaluate(problem, x, cache, memory, args, has_aux)[0]
+        output = evaluate(problem, x, cache, memory, args, has_aux)[0]
+        return image_and_residual(problem, x, output)[0]
 
     def follow(carry: tuple, _: None) -> tuple:
         x, last, worst = carry
@@ -133,7 +142,7 @@ def diagnose(
     equations = root_equations(problem, has_aux)
     report = linear_report(
         lambda x, *args: equations(x, memory, *args), end, args, bicgstab(),
-        jax.tree.map(jnp.ones_like, end))
+        trees.probe_like(end))
     leaves = jax.tree_util.tree_leaves_with_path(x)
     again = image(x)
     same = [jnp.all((p == q) | (p != p)) for p, q in

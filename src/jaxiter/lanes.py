@@ -16,11 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, as_adjoint, split
-from jaxiter.driver import active, conclude, first_step, init, run
+from jaxiter.adjoint import Adjoint, split
+from jaxiter.driver import conclude
+from jaxiter.implicit import as_adjoint
+from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, stop_gradient
+from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import Stop
@@ -71,6 +73,7 @@ def normalise_axes(in_axes: Any, count: int) -> tuple:
     return tuple(axes)
 
 
+@on_own_mesh
 def solve_many(
     problem: Problem | Callable,
     x0s: PyTree,

@@ -24,6 +24,11 @@ class Method(NamedTuple):
     keep_best: bool = False
     has_aux: bool = False
 
+    @property
+    def lazy(self) -> bool:
+        """Whether some steps are not measured."""
+        return self.check_every > 1
+
 
 def make_method(
     problem: Problem | Callable, solver: Any, stop: Stop | None, monitor: Monitor | None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon, strong
+from jaxiter.solution import Status
 
 PyTree = Any
 
@@ -16,12 +17,16 @@ PyTree = Any
 class Problem(NamedTuple):
     """A map and what the driver may know about it; a bare callable is promoted to one.
 
-    With `cache` and `memory` every function below takes them after the points:
+    The map is given as `step`, or as `residual` where that is the better known: `T(x) - x`
+    loses every digit of a residual below one epsilon of x. With `cache` and `memory` every
+    function below takes them after the points:
     `step(x, c, m, *args)`, `merit(x, Tx, c, m, *args)`, `equations(x, c, m, *args)`.
 
     Attributes:
       step: `T(x, *args) -> x` (with has_aux: `(x, aux)`); same tree, shapes and dtypes.
         With `memory` it returns `(x, m)` in place of x.
+      residual: `residual(x, *args)`, which is `T(x, *args) - x`, in place of step and with the
+        same conventions; the functions below then get it where `Tx` stands.
       merit: `merit(x, Tx, *args) -> scalar`, what the tolerance is measured on;
         default: l2 norm of Tx - x.
       scale: `scale(x, Tx, *args) -> scalar`, what rtol multiplies; default max(|x|, |Tx|).
@@ -39,9 +44,11 @@ class Problem(NamedTuple):
         cache must be rebuilt. Default: always.
       valid: `valid(x0, *args) -> bool scalar`; where it is false the solve ends at once
         with BAD_INPUT. The check for inputs that are not concrete.
+      certify: `certify(x, Tx, *args) -> Status code`, asked at every measured step; RUNNING when
+        it has nothing to say. Of it and the stop rule's status the more severe one counts.
     """
 
-    step: Callable
+    step: Callable | None = None
     merit: Callable | None = None
     scale: Callable | None = None
     floor: Callable | None = None
@@ -52,25 +59,38 @@ class Problem(NamedTuple):
     refresh: int = 20
     stale: Callable | None = None
     valid: Callable | None = None
+    certify: Callable | None = None
+    residual: Callable | None = None
 
 
 class Measure(NamedTuple):
-    """Norms of one evaluation: l2 of residual and image, merit, scale and float floor."""
+    """Norms of one evaluation: l2 of residual and image, merit, scale and float floor.
+
+    `certificate`: what `certify` says; RUNNING without one.
+    """
 
     residual_norm: jax.Array
     image_norm: jax.Array
     merit: jax.Array
     scale: jax.Array
     floor: jax.Array
+    certificate: jax.Array
+
+
+def nothing_measured(nan: jax.Array) -> Measure:
+    """The measure of a step that was not looked at."""
+    return Measure(nan, nan, nan, nan, nan, jnp.int32(Status.RUNNING))
 
 
 def as_problem(problem: Problem | Callable) -> Problem:
     """Promote a bare map to a Problem.
 
     Raises:
-      TypeError: when it is neither.
+      TypeError: when it is neither, or has not exactly one of step and residual.
     """
     if isinstance(problem, Problem):
+        if (problem.step is None) == (problem.residual is None):
+            raise TypeError("a Problem needs exactly one of step and residual.")
         return problem
     if not callable(problem):
         raise TypeError(f"expected a map T(x, *args) or a Problem, got {type(problem).__name__}.")
@@ -109,8 +129,13 @@ def as_point(x0: PyTree) -> PyTree:
 def evaluate(
     problem: Problem, x: PyTree, cache: PyTree, memory: PyTree, args: tuple, has_aux: bool
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """One call of T: `(T(x), new memory, aux)`, checked against the structure of x."""
-    out = problem.step(x, *extras(problem, cache, memory), *args)
+    """One call of T: `(output, new memory, aux)`, checked against the structure of x.
+
+    The output is T(x), or the residual of a problem that is given by it.
+    """
+    function = problem.residual if problem.step is None else problem.step
+    assert function is not None
+    out = function(x, *extras(problem, cache, memory), *args)
     aux = None
     if has_aux:
         out, aux = _pair(out, "a map with has_aux=True must return (x, aux)")
@@ -123,6 +148,13 @@ def evaluate(
     out = jax.tree.map(strong, out)
     trees.check_same_structure(x, out, "The map")
     return out, new_memory, aux
+
+
+def image_and_residual(problem: Problem, x: PyTree, output: PyTree) -> tuple[PyTree, PyTree]:
+    """T(x) and `T(x) - x`, of which a problem gives one and the other follows."""
+    if problem.step is None:
+        return trees.add(x, output), output
+    return output, trees.subtract(output, x)
 
 
 def _pair(out: Any, requirement: str) -> tuple:
@@ -138,24 +170,26 @@ def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
 
 
 def measure(
-    problem: Problem, x: PyTree, x_norm: jax.Array, image: PyTree, residual: PyTree,
-    cache: PyTree, memory: PyTree, args: tuple,
+    problem: Problem, x: PyTree, output: PyTree, norms: tuple, cache: PyTree, memory: PyTree,
+    args: tuple,
 ) -> Measure:
-    """The norms on which the status rests; at least float32, never differentiated."""
+    """What the status rests on, from l2 norms of (x, image, residual); never differentiated."""
     rest = (*extras(problem, cache, memory), *args)
-    residual_norm, image_norm = trees.quick_norm(residual), trees.quick_norm(image)
-    kind = residual_norm.dtype
-    merit = residual_norm if problem.merit is None else problem.merit(x, image, *rest)
+    x_norm, image_norm, residual_norm = norms
+    merit = residual_norm if problem.merit is None else problem.merit(x, output, *rest)
     if problem.scale is None:
         scale = jnp.maximum(x_norm, image_norm)
     else:
-        scale = problem.scale(x, image, *rest)
+        scale = problem.scale(x, output, *rest)
     if problem.floor is None:
         floor = 4 * machine_epsilon(x) * jnp.asarray(scale)
     else:
         floor = problem.floor(x, *rest)
-    scalars = (residual_norm, image_norm, merit, scale, floor)
-    return Measure(*(jnp.asarray(value).astype(kind) for value in scalars))
+    merit, scale, floor = (
+        jnp.asarray(value).astype(residual_norm.dtype) for value in (merit, scale, floor))
+    code = Status.RUNNING if problem.certify is None else problem.certify(x, output, *rest)
+    return Measure(
+        residual_norm, image_norm, merit, scale, floor, jnp.asarray(code, jnp.int32))
 
 
 def root_equations(problem: Problem, has_aux: bool = False) -> Callable:
@@ -165,7 +199,7 @@ def root_equations(problem: Problem, has_aux: bool = False) -> Callable:
         cache = None if problem.cache is None else problem.cache(x, *args)
         if problem.equations is not None:
             return problem.equations(x, *extras(problem, cache, memory), *args)
-        image, _, _ = evaluate(problem, x, cache, memory, args, has_aux)
-        return trees.subtract(image, x)
+        output, _, _ = evaluate(problem, x, cache, memory, args, has_aux)
+        return image_and_residual(problem, x, output)[1]
 
     return equations

@@ -57,8 +57,8 @@ _MESSAGES = {
     ),
     Status.MAX_STEPS: (
         "max_steps evaluations were spent before the tolerance was met. Allow more steps, loosen "
-        "the tolerance, or accelerate with anderson(); a map that is merely nonexpansive needs "
-        "damped(), halpern() or anderson()."
+        "the tolerance, or try another solver: a slow contraction wants acceleration, a map that "
+        "overshoots damping, one that is merely nonexpansive an anchor (halpern)."
     ),
     Status.STAGNATED: (
         "The merit stopped improving above the tolerance. The map may be noisy, may cycle, or the "
@@ -112,18 +112,24 @@ def most_severe(*codes: Any) -> jax.Array:
     >>> int(most_severe(Status.CONVERGED, Status.NONFINITE)) == Status.NONFINITE
     True
     """
-    severity = jnp.asarray(_SEVERITY)
-    worst = severity[jnp.asarray(codes[0], jnp.int32)]
+    worst = _look_up_traced(_SEVERITY, codes[0])
     for code in codes[1:]:
-        worst = jnp.maximum(worst, severity[jnp.asarray(code, jnp.int32)])
-    return jnp.asarray(PRECEDENCE, jnp.int32)[worst]
+        worst = jnp.maximum(worst, _look_up_traced(_SEVERITY, code))
+    return _look_up_traced(np.array(PRECEDENCE, np.int32), worst)
+
+
+def _look_up_traced(table: np.ndarray, index: Any) -> jax.Array:
+    """`table[index]` without a gather, which an explicit mesh does not let pass."""
+    places = np.arange(len(table), dtype=np.int32)
+    chosen = jnp.asarray(index, jnp.int32)[..., None] == places
+    return jnp.sum(jnp.where(chosen, table, 0), axis=-1, dtype=jnp.int32)
 
 
 class Kept(NamedTuple):
     """The point that will be returned when it is not the last one (best, or last measured)."""
 
     x: PyTree
-    image: PyTree
+    output: PyTree
     merit: jax.Array
 
 
@@ -131,8 +137,8 @@ class LoopState(NamedTuple):
     """Everything a solve carries between two steps; arrays only, save it with any pytree saver.
 
     Attributes:
-      x: the point evaluated last. image: T(x).
-      next: where the next step evaluates T; None when that is `image` itself (picard).
+      x: the point evaluated last. output: T(x), or the residual of a problem that gives it.
+      next: where the next step evaluates T; None when that is `output` itself (picard).
       next_norm: l2 norm of the next point. merit: what the tolerance is measured on. Both are
         NaN after a step that check_every did not measure.
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
@@ -141,7 +147,7 @@ class LoopState(NamedTuple):
     """
 
     x: PyTree
-    image: PyTree
+    output: PyTree
     next: PyTree
     next_norm: jax.Array
     merit: jax.Array
@@ -161,9 +167,12 @@ class Solution(NamedTuple):
       value: the point whose residual was measured: `norm(T(value) - value) == residual`.
       status: a `Status` code (int32). steps: evaluations of T, the one at x0 included (int32).
       residual: l2 norm of `T(value) - value`. merit: what the tolerance was measured on.
+      error: estimated distance of `value` from the fixed point, by the stop rule `accuracy`; NaN
+        with rules that do not estimate it.
       displacement: `T(value) - value`; with NO_FIXED_POINT it is the certificate.
       aux: the map's auxiliary output at `value` (has_aux=True), else None.
-      state: pass it as `resume=` to continue bitwise. trace: what `monitor` recorded, or None.
+      state: pass it as `resume=` to continue bitwise; one that ended is measured again.
+      trace: what `monitor` recorded, or None.
     """
 
     value: PyTree
@@ -171,6 +180,7 @@ class Solution(NamedTuple):
     steps: jax.Array
     residual: jax.Array
     merit: jax.Array
+    error: jax.Array
     displacement: PyTree
     aux: PyTree
     state: PyTree

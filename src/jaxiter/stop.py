@@ -1,7 +1,7 @@
 """Stop rules: two functions that read norms and say a status."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +29,9 @@ FLOOR_PATIENCE = 5
 class StepInfo(NamedTuple):
     """What a stop rule may look at: one evaluation of the map.
 
-    `x` and `residual` are trees, so that a rule may take its own norm. `finite`
-    is False when the solve cannot go on (the next point is not finite).
+    `x` and `residual` are trees, so that a rule may take its own norm; `previous_x` and
+    `previous_image` are the evaluation before (at the first step x0, twice). `finite` is False
+    when the solve cannot go on (the next point is not finite).
     """
 
     step: jax.Array
@@ -40,13 +41,20 @@ class StepInfo(NamedTuple):
     scale: jax.Array
     floor: jax.Array
     finite: jax.Array
+    previous_x: PyTree = None
+    previous_image: PyTree = None
 
 
 class Stop(NamedTuple):
-    """A stop rule: `init(info) -> state`, `update(info, state) -> (status, state)`."""
+    """A stop rule: `init(info) -> state`, `update(info, state) -> (status, state)`.
+
+    `amplification(state) -> scalar`, where a rule has it, is its estimate of the ratio of the
+    error and the residual, from which `Solution.error` is computed.
+    """
 
     init: Callable[[StepInfo], PyTree]
     update: Callable[[StepInfo, PyTree], tuple[jax.Array, PyTree]]
+    amplification: Callable[[PyTree], jax.Array] | None = None
 
 
 def default_tolerances(x: PyTree) -> tuple[float, float]:
@@ -56,7 +64,7 @@ def default_tolerances(x: PyTree) -> tuple[float, float]:
     return DEFAULT_TOLERANCES[kind]
 
 
-def _status(*cases: tuple[jax.Array, int]) -> jax.Array:
+def first_case(*cases: tuple[jax.Array, int]) -> jax.Array:
     """The code of the first case that holds, else RUNNING; cases known to be false are skipped."""
     code = jnp.int32(Status.RUNNING)
     for holds, status in reversed(cases):
@@ -84,17 +92,79 @@ def _valid(rtol: Any, atol: Any) -> Any:
     return (rtol >= 0) & (atol >= 0) & ((rtol > 0) | (atol > 0))
 
 
-class ToleranceState(NamedTuple):
-    """Smallest merit, and the steps in a row that were far above it, or stuck at the floor."""
+class Progress(NamedTuple):
+    """Smallest merit; steps in a row that were far above it, or stuck at the floor.
+
+    `unit`: what a default atol multiplies, `min(1, scale at the first measured step)`; NaN before.
+    """
 
     best: jax.Array
     futile: jax.Array
+    unit: jax.Array
+
+
+class Futility(NamedTuple):
+    """Why the last step brought nothing: no fall at the float floor, or far above the minimum."""
+
+    stalled: jax.Array
+    high: jax.Array
+
+
+def begin(info: StepInfo) -> Progress:
+    """No progress yet."""
+    return Progress(lax.full_like(info.merit, jnp.inf), jnp.int32(0),
+                    lax.full_like(info.merit, jnp.nan))
+
+
+def follow(
+    merit: jax.Array, floor: jax.Array, scale: jax.Array, last: Progress
+) -> tuple[Progress, Futility]:
+    """The progress after one more measured step."""
+    merit = lax.convert_element_type(merit, last.best.dtype)
+    # Accelerated merits are not monotone: one step without progress proves nothing.
+    stalled = (merit <= floor) & (merit >= last.best) & lax.is_finite(floor)
+    high = merit > DIVERGENCE_FACTOR * last.best
+    futile = lax.select(stalled | high, last.futile + 1, jnp.int32(0))
+    best = lax.select(merit < last.best, merit, last.best)
+    first = lax.min(lax.convert_element_type(scale, best.dtype), lax.full_like(best, 1))
+    unit = lax.select(last.unit == last.unit, last.unit, first)
+    return Progress(best, futile, unit), Futility(stalled, high)
+
+
+def tolerances(x: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
+    """`(rtol, atol)` with the defaults for x where they are None."""
+    relative, absolute = default_tolerances(x)
+    return relative if rtol is None else rtol, absolute if atol is None else atol
+
+
+def absolute_unit(absolute: Any, atol: Any, progress: Progress) -> Any:
+    """The absolute tolerance: as the user gave it, or the default in units of the start."""
+    return absolute * progress.unit if atol is None else absolute
+
+
+def verdict(
+    finite: jax.Array, relative: Any, absolute: Any, met: jax.Array, resolved: jax.Array,
+    progress: Progress, futility: Futility,
+) -> jax.Array:
+    """The status: tolerance met and resolvable by this arithmetic, or going on is pointless."""
+    stuck = futility.stalled & (progress.futile >= FLOOR_PATIENCE)
+    return first_case(
+        (~_valid(relative, absolute), Status.BAD_INPUT),
+        (~finite, Status.NONFINITE),
+        (met & resolved, Status.CONVERGED),
+        (met | stuck, Status.PRECISION_FLOOR),
+        (futility.high & (progress.futile >= DIVERGENCE_PATIENCE), Status.DIVERGED),
+    )
 
 
 def tolerance(
     rtol: Any = None, atol: Any = None, norm: Callable[[PyTree], jax.Array] | None = None
 ) -> Stop:
     """Stop when `merit <= atol + rtol * scale`, or when going on is pointless.
+
+    This is a test of the residual, relative to x: a contraction of rate q may be `1 / (1 - q)`
+    times as far from its fixed point, and from a far start the first step may pass.
+    `accuracy` asks for the error itself.
 
     CONVERGED as above. PRECISION_FLOOR when the merit is within the float
     floor but did not fall for 5 steps, or met a tolerance below one machine
@@ -104,7 +174,9 @@ def tolerance(
 
     Args:
       rtol, atol: relative and absolute tolerance; defaults by the dtype of x:
-        float64 1e-8 / 1e-9, float32 1e-5 / 1e-6, 16-bit 1e-2 / 1e-3. May be traced.
+        float64 1e-8 / 1e-9, float32 1e-5 / 1e-6, 16-bit 1e-2 / 1e-3. May be traced. An atol
+        that is given is absolute; the default is taken times min(1, scale at the first step),
+        so that data of 1e-12 are solved as well as data of 1.
       norm: measure this norm of the residual instead of the problem's merit,
         and scale by `max(norm(x), norm(T(x)))`.
 
@@ -118,39 +190,24 @@ def tolerance(
     """
     check_tolerances(rtol, atol)
 
-    def init(info: StepInfo) -> ToleranceState:
-        return ToleranceState(lax.full_like(info.merit, jnp.inf), jnp.int32(0))
-
-    def update(info: StepInfo, state: ToleranceState) -> tuple[jax.Array, ToleranceState]:
-        relative, absolute = default_tolerances(info.x)
-        relative = relative if rtol is None else rtol
-        absolute = absolute if atol is None else atol
+    def update(info: StepInfo, state: Progress) -> tuple[jax.Array, Progress]:
         merit, scale, floor = info.merit, info.scale, info.floor
         if norm is not None:
             merit = norm(info.residual)
             scale = jnp.maximum(norm(info.x), norm(trees.add(info.x, info.residual)))
             floor = 4 * machine_epsilon(info.x) * scale
-        merit = merit.astype(state.best.dtype)
-        threshold = absolute + relative * scale
-        # An overflowed scale makes threshold and floor infinite: that proves nothing.
+        merit = lax.convert_element_type(merit, state.best.dtype)
+        progress, futility = follow(merit, floor, scale, state)
+        relative, absolute = tolerances(info.x, rtol, atol)
+        threshold = absolute_unit(absolute, atol, progress) + relative * scale
+        # An overflowed scale makes the threshold infinite: that proves nothing.
         met = (merit <= threshold) & lax.is_finite(threshold)
         # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved.
-        resolved = threshold >= floor / 4
-        # Accelerated merits are not monotone: one step without progress proves nothing.
-        stalled = (merit <= floor) & (merit >= state.best) & lax.is_finite(floor)
-        high = merit > DIVERGENCE_FACTOR * state.best
-        futile = lax.select(stalled | high, state.futile + 1, jnp.int32(0))
-        best = lax.select(merit < state.best, merit, state.best)
-        status = _status(
-            (~_valid(relative, absolute), Status.BAD_INPUT),
-            (~info.finite, Status.NONFINITE),
-            (met & resolved, Status.CONVERGED),
-            (met | (stalled & (futile >= FLOOR_PATIENCE)), Status.PRECISION_FLOOR),
-            (high & (futile >= DIVERGENCE_PATIENCE), Status.DIVERGED),
-        )
-        return status, ToleranceState(best, futile)
+        status = verdict(info.finite, relative, absolute, met, threshold >= floor / 4, progress,
+                         futility)
+        return status, progress
 
-    return Stop(init, update)
+    return Stop(begin, update)
 
 
 def stagnation(patience: int = 100, factor: float = 0.99) -> Stop:
@@ -170,7 +227,7 @@ def stagnation(patience: int = 100, factor: float = 0.99) -> Stop:
         improved = info.merit < factor * reference
         waited = jnp.where(improved, 0, waited + 1)
         reference = jnp.where(improved, info.merit, reference)
-        return _status((waited >= patience, Status.STAGNATED)), (reference, waited)
+        return first_case((waited >= patience, Status.STAGNATED)), (reference, waited)
 
     return Stop(init, update)
 
@@ -184,70 +241,7 @@ def divergence(factor: float = DIVERGENCE_FACTOR, patience: int = DIVERGENCE_PAT
     def update(info: StepInfo, state: tuple) -> tuple[jax.Array, tuple]:
         best = jnp.fmin(state[0], info.merit)
         high = jnp.where(info.merit > factor * best, state[1] + 1, 0)
-        return _status((high >= patience, Status.DIVERGED)), (best, high)
-
-    return Stop(init, update)
-
-
-class DisplacementState(NamedTuple):
-    """x0, and the residual norms at the last two checkpoints (a quarter and a half of now)."""
-
-    start: PyTree
-    quarter: jax.Array
-    half: jax.Array
-    checkpoint: jax.Array
-
-
-def no_fixed_point(agreement: float = 0.05, drift: float = 0.01, min_steps: int = 64) -> Stop:
-    """NO_FIXED_POINT when the displacement of a nonexpansive map settles on a non-zero vector.
-
-    For a nonexpansive map the displacements `T(x_k) - x_k` and the drift
-    `(x_k - x_0) / k` both converge to minus the infimal displacement vector,
-    which is zero when a fixed point exists. At steps 64, 128, 256, ... the
-    rule asks that (1) both point the same way: the relative distance of the
-    drift, rescaled, from the displacement is at most `agreement`; (2) the norm
-    of the displacement fell by less than `drift` since half the steps; and
-    (3) it fell less over the last half than over the quarter before, which a
-    slowly contracting map never does. `Solution.displacement` is then the
-    certificate. Use it with picard(), damped() or halpern(); the points of
-    anderson() carry no such meaning. Combine it:
-    `any_of(tolerance(), no_fixed_point())`.
-
-    Reference: Park and Ryu, "Accelerated Infeasibility Detection of Constrained
-    Optimization and Fixed-Point Iterations", 2023; tests (1) to (3) are ours.
-
-    >>> import jax.numpy as jnp, jaxiter
-    >>> rule = jaxiter.any_of(jaxiter.tolerance(), jaxiter.no_fixed_point())
-    >>> jaxiter.fixed_point(lambda x: x + 1.0, jnp.zeros(2), stop=rule).message()[:14]
-    'NO_FIXED_POINT'
-    """
-
-    def init(info: StepInfo) -> DisplacementState:
-        unknown = jnp.full_like(info.merit, jnp.inf)
-        return DisplacementState(info.x, unknown, unknown, jnp.int32(max(min_steps // 4, 1)))
-
-    def update(info: StepInfo, state: DisplacementState) -> tuple[jax.Array, DisplacementState]:
-        now = trees.norm(info.residual).astype(state.half.dtype)
-        travelled = trees.subtract(info.x, state.start)
-        # The component of the travelled path along the residual fixes the solver's own
-        # factor (1 for Picard, 1/2 for Halpern); what is left over measures disagreement.
-        length = trees.norm(travelled)
-        cosine = trees.dot(info.residual, travelled).real / (now * length)
-        across = jnp.sqrt(jnp.maximum(1 - cosine**2, 0))
-        noise = 100 * machine_epsilon(info.x)
-        last, before = state.half - now, state.quarter - state.half
-        settled = jnp.abs(last) <= drift * now
-        shrinking = jnp.abs(last) <= jnp.maximum(0.9 * jnp.abs(before), noise * now)
-        checked = info.step == state.checkpoint
-        found = checked & (info.step >= min_steps) & (cosine > 0) & (across <= agreement)
-        found &= settled & shrinking & (now > 25 * info.floor)
-        moved = DisplacementState(
-            state.start,
-            jnp.where(checked, state.half, state.quarter),
-            jnp.where(checked, now, state.half),
-            jnp.where(checked, 2 * state.checkpoint, state.checkpoint),
-        )
-        return _status((found, Status.NO_FIXED_POINT)), moved
+        return first_case((high >= patience, Status.DIVERGED)), (best, high)
 
     return Stop(init, update)
 
@@ -268,7 +262,13 @@ def _combine(rules: tuple[Stop, ...], every: bool) -> Stop:
             status = jnp.where(jnp.any(running), jnp.int32(Status.RUNNING), status)
         return status, tuple(new for _, new in pairs)
 
-    return Stop(init, update)
+    def amplification(state: tuple) -> jax.Array:
+        return reduce(jnp.minimum, [
+            rule.amplification(s) for rule, s in zip(rules, state, strict=True)
+            if rule.amplification is not None])
+
+    known = any(rule.amplification is not None for rule in rules)
+    return Stop(init, update, amplification if known else None)
 
 
 def any_of(*rules: Stop) -> Stop:

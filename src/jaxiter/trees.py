@@ -1,4 +1,4 @@
-"""Vector-space algebra on pytrees: the only place where norms are defined.
+"""Vector-space algebra on pytrees, norms included, as the core uses it.
 
 All reductions accumulate in at least float32, whatever the leaves are. Written in
 `lax`: these few functions are traced hundreds of times, and `jnp` costs twice as much.
@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxiter.numerics import HIGHEST, accumulation_dtype
+from jaxiter.numerics import HIGHEST, accumulation_dtype, is_array
 
 PyTree = Any
 
@@ -53,6 +54,17 @@ def zeros_like(a: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def probe_like(a: PyTree) -> PyTree:
+    """Random signs times random sizes, the same every time: orthogonal to nothing that occurs."""
+    rng = np.random.default_rng(0)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        entries = rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1.5, x.shape)
+        return jnp.asarray(entries, x.dtype)
+
+    return jax.tree.map(leaf, a)
+
+
 def full_like(a: PyTree, value: float) -> PyTree:
     """A tree filled with `value`."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
@@ -60,8 +72,15 @@ def full_like(a: PyTree, value: float) -> PyTree:
 
 def _total(parts: list[jax.Array], combine: Callable = jnp.add) -> jax.Array:
     """Combine the leaves' results in the widest of their dtypes (a tree may mix precisions)."""
-    kind = jnp.result_type(*[part.dtype for part in parts]) if len(parts) > 1 else parts[0].dtype
+    kind = _widest([part.dtype for part in parts])
+    if not parts:
+        return jnp.zeros((), kind)
     return reduce(combine, [part.astype(kind) for part in parts])
+
+
+def _widest(kinds: list) -> np.dtype:
+    """The widest of dtypes of at least float32, whatever jax's promotion rules; float32 of none."""
+    return np.result_type(np.float32, *kinds)
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -74,7 +93,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
     def leaf_dot(x: jax.Array, y: jax.Array) -> jax.Array:
         kind = accumulation_dtype(x.dtype)
         if jnp.iscomplexobj(x):
-            return jnp.vdot(x, y, precision=HIGHEST)
+            return _sum(lax.mul(lax.conj(x), y))
         x, y = lax.convert_element_type(x, kind), lax.convert_element_type(y, kind)
         return _sum(lax.mul(x, y))
 
@@ -98,15 +117,12 @@ def max_norm(a: PyTree) -> jax.Array:
 
     That NaN is added by hand: across devices a maximum may drop it.
     """
-    kind = norm_dtype(a)
-    peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
-    return _total(peaks, jnp.maximum) + _zero(a)
+    return _peak(a) + _zero(a)
 
 
 def norm_dtype(a: PyTree) -> Any:
-    """The dtype of `norm(a)`, without computing it."""
-    kinds = [accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)]
-    return jnp.result_type(*kinds)
+    """The dtype of `norm(a)`, without computing it; float32 for an empty tree."""
+    return _widest([accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)])
 
 
 def _zero(a: PyTree) -> jax.Array:
@@ -122,7 +138,7 @@ def finite(a: PyTree) -> jax.Array:
 
 
 def quick_norm(a: PyTree) -> jax.Array:
-    """The l2 norm in one pass: for hot loops.
+    """The l2 norm in one pass, for hot loops over vectors of about unit size.
 
     Below the safe range of the sum of squares (3e-16 in float32, 1e-146 in
     float64) it returns that bound: too large, never a false zero.
@@ -132,12 +148,51 @@ def quick_norm(a: PyTree) -> jax.Array:
     return lax.sqrt(lax.max(total, lax.full_like(total, info.tiny / info.eps)))
 
 
-def magnitude(a: PyTree) -> jax.Array:
-    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
+def root_of_squares(a: PyTree) -> jax.Array:
+    """The l2 norm in one pass; 0 or inf where the sum of squares under- or overflows.
 
-    Capped so that its reciprocal is a normal number: processors flush the others to zero.
+    For loops that ask `in_safe_range` of the largest norm, and else take `norms`.
     """
-    peak = max_norm(a)
+    return lax.sqrt(squared_norm(a))
+
+
+def in_safe_range(norm: jax.Array) -> jax.Array:
+    """Whether what is one epsilon smaller than `norm` still has a square, and `norm` has one."""
+    info = jnp.finfo(norm.dtype)
+    lowest = 10 * float(info.tiny) ** 0.5 / float(info.eps)
+    return lax.gt(norm, lax.full_like(norm, lowest)) & lax.lt(norm, lax.full_like(norm, jnp.inf))
+
+
+def norms(*vectors: PyTree) -> list[jax.Array]:
+    """l2 norms as by `norm`, in units of the largest entry of them all."""
+    peak = reduce(jnp.maximum, [_peak(vector) for vector in vectors])
+    unit = _unit(peak)
+    return [jnp.sqrt(squared_norm(_divide(vector, unit))) * unit for vector in vectors]
+
+
+def _peak(a: PyTree) -> jax.Array:
+    kind = norm_dtype(a)
+    peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
+    return _total(peaks, jnp.maximum)
+
+
+def _divide(a: PyTree, unit: jax.Array) -> PyTree:
+    """`a / unit`, in at least the precision of the unit."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        wide = x if jnp.iscomplexobj(x) else x.astype(unit.dtype)
+        return wide / unit.astype(wide.dtype)
+
+    return jax.tree.map(leaf, a)
+
+
+def magnitude(a: PyTree) -> jax.Array:
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
+    return _unit(max_norm(a))
+
+
+def _unit(peak: jax.Array) -> jax.Array:
+    # Capped so that its reciprocal is a normal number: processors flush the others to zero.
     cap = 0.25 / jnp.finfo(peak.dtype).tiny
     return jnp.where((peak > 0) & (peak < jnp.inf), jnp.minimum(peak, cap), 1)
 
@@ -149,12 +204,7 @@ def norm(a: PyTree) -> jax.Array:
     sum of squares neither under- nor overflows. NaN when some entry is not finite.
     """
     unit = magnitude(a)
-
-    def shrink(leaf: jax.Array) -> jax.Array:
-        wide = leaf if jnp.iscomplexobj(leaf) else leaf.astype(unit.dtype)
-        return wide / unit.astype(wide.dtype)
-
-    return jnp.sqrt(squared_norm(jax.tree.map(shrink, a))) * unit
+    return jnp.sqrt(squared_norm(_divide(a, unit))) * unit
 
 
 def into_ball(radius: Any, a: PyTree) -> PyTree:
@@ -169,24 +219,28 @@ def _row(leaf: jax.Array) -> jax.Array:
     XLA multiplies matrices; a history stored with the leaf's own axes would be
     copied into a matrix every step.
     """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(_row, leaf)
     spec = jax.typeof(leaf).sharding.spec
     return leaf if any(axis is not None for axis in spec[1:]) else leaf.reshape(-1)
 
 
 def columns(a: PyTree, count: int) -> PyTree:
     """An empty history of `count` vectors shaped like `a`: leaves `[count, size]`."""
-
-    def leaf(x: jax.Array) -> jax.Array:
-        row = _row(x)
-        return jnp.zeros_like(row, shape=(count, *row.shape))
-
-    return jax.tree.map(leaf, a)
+    # Zeros like a row first: they are sharded like it.
+    return jax.tree.map(lambda x: lax.broadcast(jnp.zeros_like(_row(x)), (count,)), a)
 
 
 def columns_set(history: PyTree, index: jax.Array | int, column: PyTree) -> PyTree:
     """The history with vector `index` replaced, in place inside a loop."""
     return jax.tree.map(
         lambda h, c: lax.dynamic_update_index_in_dim(h, _row(c), index, 0), history, column)
+
+
+def columns_push(history: PyTree, column: PyTree) -> PyTree:
+    """The history without its first vector, and with another at the end."""
+    return jax.tree.map(
+        lambda h, c: lax.concatenate([h[1:], lax.broadcast(_row(c), (1,))], 0), history, column)
 
 
 def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
@@ -198,9 +252,12 @@ def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
     def leaf(h: jax.Array, *xs: jax.Array) -> jax.Array:
         kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
         axes = tuple(range(1, h.ndim))
+        sharding = jax.typeof(h).sharding
+        spread = any(axis is not None for axis in sharding.spec)
+        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if spread else None
         return lax.dot_general(
             jnp.conj(h), jnp.stack([_row(x) for x in xs]), ((axes, axes), ((), ())),
-            precision=HIGHEST, preferred_element_type=kind)
+            precision=HIGHEST, preferred_element_type=kind, out_sharding=everywhere)
 
     return _total(jax.tree.leaves(jax.tree.map(leaf, history, *vectors)))
 
@@ -216,6 +273,22 @@ def columns_combine(weights: jax.Array, history: PyTree, like: PyTree) -> PyTree
         return row.astype(h.dtype).reshape(x.shape)
 
     return jax.tree.map(leaf, history, like)
+
+
+def unshared(tree: PyTree, other: PyTree) -> PyTree:
+    """The tree, with copies of the arrays that it holds twice or shares with the other.
+
+    A buffer can be donated to a compiled function only once.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(other)}
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen and is_array(leaf):
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
 
 
 def path_name(path: tuple) -> str:

@@ -88,7 +88,7 @@ def test_published_errors_at_an_inexact_inner_point(x64):
             problem.outer, problem.inner, x, y, solve=cg(rtol=1e-12, max_steps=20)))(y)
         for got, wanted in zip((unrolled.grad, implicit.grad), known, strict=True):
             assert wanted / 2 < error(got, exact) < 2 * wanted, (steps, error(got, exact))
-    assert int(unrolled.counts.inner) == 100 == int(unrolled.counts.products)
+    assert int(unrolled.counts.inner) - 1 == 100 == int(unrolled.counts.products)
     # The bias of short memories, which no number of steps removes.
     for last, known in ((10, 0.294), (1, 0.828)):
         got = jax.jit(lambda x, k=last: unrolled_hypergradient(

@@ -111,25 +111,6 @@ def test_wrappers_precisions_and_zero_gradients(name):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [
-    alr, lambda: alr("hb"), lambda: nag_gs(0.1), a_dog, u_dog, lambda: cautious(optax.sgd(0.1)),
-    mars_correction, lambda: opt_amsgrad(0.1), trace_complex, lambda: power_sgd(None, 1, 0.0),
-    lambda: record_gradient_norm(3), scale_by_shampoo,
-], ids=["alr", "hb", "nag_gs", "a_dog", "u_dog", "cautious", "mars", "opt_amsgrad", "trace_complex",
-        "power_sgd", "norms", "shampoo"])
-def test_integer_parameters_pass_through(make):
-    params = {"w": TREE["w"], "table": jnp.arange(3)}
-    grads = {"w": TREE["w"], "table": jnp.zeros(3, jnp.int32)}
-    optimizer = make()
-    updates, _ = optimizer.update(grads, optimizer.init(params), params, value=jnp.float32(1))
-    assert updates["table"].dtype == jnp.int32 and jnp.any(updates["w"] != 0)
-    np.testing.assert_array_equal(updates["table"], 0)
-    only, _ = optimizer.update({"table": grads["table"]},
-                               optimizer.init({"table": params["table"]}),
-                               {"table": params["table"]}, value=jnp.float32(1))
-    np.testing.assert_array_equal(only["table"], 0)
-
-
 def test_step_sizes_can_be_injected_and_batched():
     """`inject_hyperparams` makes a rate part of the state: one compile for a grid of rates."""
     optimizer = optax.inject_hyperparams(nag_gs, static_args=("constant_gamma",))(

@@ -179,15 +179,15 @@ def test_power_sgd_of_two_workers(x64):
         w, state = carry
         grad = jax.grad(m)(w)
         out = jax.vmap(lambda side, error: optimizer.update(
-            grad + side * jnp.diag(jnp.array([0.5, -0.5])), state._replace(error=(error,))),
-            in_axes=(0, 0), out_axes=(0, 0), axis_name="workers")(sides, state.error[0])
+            grad + side * jnp.diag(jnp.array([0.5, -0.5])), state._replace(error=error)),
+            in_axes=(0, 0), out_axes=(0, 0), axis_name="workers")(sides, state.error)
         updates, new = out
         w = w - 0.1 * updates[0]
-        state = new._replace(count=new.count[0], q=(new.q[0][0],))
+        state = new._replace(count=new.count[0], q=new.q[0])
         return (w, state), w
 
     w = jnp.ones((2, 2))
-    state = optimizer.init(w)._replace(q=(jnp.ones((2, 1)),), error=(jnp.zeros((2, 2, 2)),))
+    state = optimizer.init(w)._replace(q=jnp.ones((2, 1)), error=jnp.zeros((2, 2, 2)))
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.ndim else leaf, state)
     got = jax.jit(lambda w, s: jax.lax.scan(step, (w, s), None, length=3)[1])(w, state)
     np.testing.assert_allclose(got.reshape(3, 4), numbers("""

@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.bilevel.inverse import descent, neumann_series
 from jaxiter.linear import LinearSolver, cg, dense
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
-from jaxiter.solution import Status
+from jaxiter.solution import Status, reports
 
 PyTree = Any
 
@@ -24,12 +24,14 @@ class OracleCount(NamedTuple):
     products: jax.Array
 
 
+@reports
 class HypergradientResult(NamedTuple):
     """Answer of a hypergradient.
 
     Attributes:
       value: of F. grad: like x. v: the adjoint, H v = grad_y outer; None when unrolled.
-      inner_residual: norm of grad_y inner at y; linear_residual: `|H v - grad_y outer|` over
+      inner_residual: norm of grad_y inner at y (unrolled: of the next inner step);
+        linear_residual: `|H v - grad_y outer|` over
         `|grad_y outer|`. error_estimate: of `|grad - grad F|`, or None.
       counts: an `OracleCount`. status: a `jaxiter.Status` code of the linear solve.
     """

@@ -14,11 +14,12 @@ from jaxiter.bilevel.hypergradient import hypergradient
 from jaxiter.bilevel.inner import solve_inner
 from jaxiter.linear import LinearSolver
 from jaxiter.numerics import check_positive
-from jaxiter.solution import most_severe
+from jaxiter.solution import most_severe, reports
 
 PyTree = Any
 
 
+@reports
 class MamlResult(NamedTuple):
     """Means over tasks and the adapted parameters, stacked by task.
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, implicit
+from jaxiter.adjoint import Adjoint
 from jaxiter.bilevel.inverse import largest_curvature
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import implicit
 from jaxiter.linear import cg
 from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.problem import Problem

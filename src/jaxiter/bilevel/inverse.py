@@ -26,7 +26,7 @@ def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: int, rtol: Any) -> L
     wanted = default_rtol(b) if rtol is None else rtol
     status = jnp.where(residual <= wanted, Status.CONVERGED, Status.MAX_STEPS)
     status = jnp.where(jnp.isfinite(norm), status, Status.NONFINITE).astype(jnp.int32)
-    return LinearSolution(x, status, jnp.int32(products), residual)
+    return LinearSolution(x, status, jnp.int32(products), residual, jnp.ones_like(residual))
 
 
 def largest_curvature(matvec: Matvec, like: PyTree, steps: int = 10) -> jax.Array:
@@ -101,8 +101,9 @@ def descent(rtol: Any = None, max_steps: Any = 10_000) -> LinearSolver:
             scale=lambda x, image: trees.norm(b))
         out = fixed_point(problem, trees.scale(size, b) if x0 is None else x0, adjoint=frozen(),
                           stop=tolerance(rtol=wanted, atol=0), max_steps=max_steps)
-        return LinearSolution(out.value, out.status, out.steps + 10,
-                              safe_divide(out.merit, trees.norm(b)))
+        residual = safe_divide(out.merit, trees.norm(b))
+        return LinearSolution(out.value, out.status, out.steps + 10, residual,
+                              jnp.ones_like(residual))
 
     return solve
 

@@ -11,6 +11,7 @@ from jaxiter import trees
 from jaxiter.bilevel.hypergradient import HypergradientResult, OracleCount
 from jaxiter.numerics import stop_gradient
 from jaxiter.solution import Status
+from jaxiter.stop import default_tolerances
 
 PyTree = Any
 
@@ -31,8 +32,10 @@ def unrolled_hypergradient(
         run; "forward", of one tangent per entry of x, no tape: for few entries.
 
     Returns:
-      A `HypergradientResult`; `v`, `inner_residual` and `linear_residual` do not apply (None, NaN,
-      NaN). Counts: an inner gradient per step, a product per differentiated step.
+      A `HypergradientResult`; `v` and `linear_residual` do not apply (None, NaN). `inner_residual`
+      is how far one more inner step moves y: CONVERGED where that is within the default
+      tolerance, else MAX_STEPS, for the inner problem is not solved. Counts: an inner gradient per
+      step, a product per differentiated step.
 
     Raises:
       ValueError: last outside 1..steps, steps below 1, an unknown mode.
@@ -66,17 +69,28 @@ def unrolled_hypergradient(
 
     state = stop_gradient(run(x, start, steps - last)) if steps > last else start
 
-    def end(x: PyTree) -> jax.Array:
+    def end(x: PyTree) -> tuple[jax.Array, PyTree]:
         through = checkpointed if mode == "checkpoint" else run
-        return outer(x, read(through(x, state, last)))
+        y = through(x, state, last)
+        return outer(x, read(y)), y
 
     if mode == "forward":
-        value, grad = end(x), jax.jacfwd(end)(x)
+        (value, y), (grad, _) = end(x), jax.jacfwd(end, has_aux=True)(x)
     else:
-        value, grad = jax.value_and_grad(end)(x)
+        (value, y), grad = jax.value_and_grad(end, has_aux=True)(x)
     entries = sum(leaf.size for leaf in jax.tree.leaves(x)) if mode == "forward" else 1
-    status = jnp.where(trees.finite((value, grad)), Status.CONVERGED, Status.NONFINITE)
+    move, status = _ended(read(y), read(step(x, y)), (value, grad))
     missing = jnp.full((), jnp.nan, value.dtype)
-    counts = OracleCount(jnp.int32(steps), jnp.int32(1), jnp.int32(last * entries))
-    return HypergradientResult(value, grad, None, missing, missing, None, counts,
-                               status.astype(jnp.int32))
+    counts = OracleCount(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
+    return HypergradientResult(value, grad, None, move, missing, None, counts, status)
+
+
+def _ended(y: PyTree, following: PyTree, answer: PyTree) -> tuple[jax.Array, jax.Array]:
+    """How far the next inner step would move, and what that says of the truncated solve."""
+    y, following = stop_gradient((y, following))
+    move, size = trees.norm(trees.subtract(following, y)), trees.norm(y)
+    relative, absolute = default_tolerances(y)
+    still = move <= absolute * jnp.minimum(size, 1) + relative * size
+    status = jnp.where(still, Status.CONVERGED, Status.MAX_STEPS)
+    good = trees.finite((answer, y)) & jnp.isfinite(move)
+    return move, jnp.where(good, status, Status.NONFINITE).astype(jnp.int32)

@@ -159,7 +159,7 @@ def _rounds(
         memory=lambda g: (slopes[:0:-1], jnp.zeros_like(g), jnp.zeros_like(g), jnp.bool_(False)))
     tight = 1e-5 if machine_epsilon(b) > 1e-12 else 1e-12
     g = fixed_point(problem, rest, stop=tolerance(rtol=tight, atol=0.0), adjoint=frozen(),
-                    max_steps=count + 1).state.image
+                    max_steps=count + 1).state.output
     return jnp.concatenate([b[-1:], g])[::-1]
 
 

@@ -45,7 +45,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.recurrence.solve import settled
-from jaxiter.solution import Solution, Status
+from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import tolerance as tolerance_rule
 
 
@@ -78,6 +78,7 @@ class Trajectory(NamedTuple):
     past: Past | None
 
 
+@reports
 class ParallelSample(NamedTuple):
     """Answer of a parallel solve.
 
@@ -103,19 +104,11 @@ class ParallelSample(NamedTuple):
         """Largest root mean square change of the rows accepted last, over their scale."""
         return self.solve.residual
 
-    @property
-    def converged(self) -> jax.Array:
-        """Whether all rows are final."""
-        return self.solve.converged
-
-    @property
-    def status(self) -> jax.Array:
-        """A `jaxiter.Status` code."""
-        return self.solve.status
-
     def message(self) -> str:
-        """What happened, for one sample outside jit: rounds, and rows that are final."""
-        name, rows = Status.name(self.status), len(self.trajectory) - 1
+        """What happened, outside jit: rounds, and rows that are final; for a batch, in short."""
+        if self.solve.status.ndim:
+            return self.solve.message()
+        name, rows = Status.name(self.solve.status), len(self.trajectory) - 1
         final = rows - int(self.solve.merit)
         text = f"{name} after {int(self.rounds)} rounds: {final} of {rows} rows are final."
         if name == "NONFINITE":

@@ -1,4 +1,14 @@
-"""Optax transformations that optax does not have."""
+"""Optax transformations that optax does not have.
+
+All compute in at least float32 (but what `cautious` wraps) and return updates in the dtypes of
+the gradients, so bfloat16 and float16 parameters work. Numbers may be traced, as by
+`optax.inject_hyperparams`; sizes are static. Integers and None pass through: where there are
+some, `optax.tree.map_params` with a second tree takes `is_leaf=lambda leaf: leaf is None`.
+
+Complex parameters are right everywhere: methods of whole-tree norms treat them as pairs of real
+ones, methods of single entries or matrices use magnitudes and conjugate transposes. As for all of
+optax, hand over `jax.tree.map(jnp.conj, grads)`: jax's gradient is the conjugate of the direction.
+"""
 
 from jaxiter.optim.alr import alr
 from jaxiter.optim.cautious import cautious, cautious_momentum, grams, sign_agreement

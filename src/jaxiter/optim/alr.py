@@ -12,7 +12,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import check_fraction, check_positive, safe_divide
-from jaxiter.optim.transform import transformation
+from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any
 
@@ -65,7 +65,6 @@ def alr(
     check_fraction(beta=beta)
     check_positive(c=c, eta_max=eta_max)
     default = f_min
-    unbounded = isinstance(eta_max, float) and eta_max == float("inf")
 
     def init(params: PyTree) -> AlrState:
         memory = params if kind == "hb" else trees.zeros_like(params)
@@ -74,26 +73,35 @@ def alr(
     def update(
         g: PyTree, state: AlrState, params: PyTree, *, value: Any, f_min: Any = None, **_: Any
     ) -> tuple[PyTree, AlrState]:
-        least = jnp.asarray(default if f_min is None else f_min)
-        square_dtype = trees.norm_dtype(g)
-        loss = jnp.asarray(value).astype(square_dtype)
-        least = least.astype(square_dtype)
+        loss, least, momentum, slack, most = scalars(
+            g, value, default if f_min is None else f_min, beta, c, eta_max)
         gap = loss - least
         # The difference of nearly equal losses is rounding.
-        gap = jnp.where(gap > 4 * jnp.finfo(square_dtype).eps * jnp.abs(loss), gap, 0)
+        rounding = 4 * jnp.finfo(gap.dtype).eps * jnp.abs(loss)
+        gap = jnp.where((gap <= rounding) & jnp.isfinite(loss), 0, gap)
         below = state.below_f_min + (loss < least).astype(jnp.int32)
+
         if kind == "mag":
-            memory = trees.axpy(beta, state.memory, g)
-            eta = jnp.minimum(safe_divide(gap, c * trees.squared_norm(memory)), eta_max)
-            updates = trees.scale(-eta, memory)
+            memory = trees.axpy(momentum, state.memory, g)
+            eta, updates = _polyak(gap / slack, memory, most)
         else:
             moved = trees.subtract(params, state.memory)
             memory = params
-            top = gap / c + beta * trees.dot(g, moved)
-            eta = safe_divide(top, trees.squared_norm(g))
-            if not unbounded:
-                eta = jnp.clip(eta, 0, eta_max)
-            updates = trees.axpy(-eta, g, trees.scale(beta, moved))
+            eta, step = _polyak(gap / slack + momentum * trees.dot(g, moved).real, g, most)
+            updates = trees.axpy(momentum, moved, step)
         return updates, AlrState(memory, eta.astype(jnp.float32), below)
 
     return transformation("alr", init, update, ("value", "params") if kind == "hb" else ("value",))
+
+
+def _polyak(top: jax.Array, d: PyTree, most: jax.Array) -> tuple[jax.Array, PyTree]:
+    """`eta = top / |d|^2`, in [0, most] if that is finite, and the step `-eta d`.
+
+    By lengths: the square may over- or underflow, and eta with it, where the step does not.
+    """
+    length = trees.norm(d)
+    inverse = safe_divide(1, jnp.where(length < jnp.finfo(length.dtype).tiny, 0, length))
+    bounded = most < jnp.inf
+    along = top * inverse
+    along = jnp.where(bounded, jnp.clip(along, 0, jnp.where(bounded, most, 0) * length), along)
+    return along * inverse, trees.scale(-along, trees.scale(inverse, d))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter.numerics import check_fraction, check_positive
-from jaxiter.optim.transform import transformation
+from jaxiter.optim.transform import of_optax, transformation
 
 PyTree = Any
 
@@ -26,7 +26,8 @@ def sign_agreement(
 
     "mask" keeps u where `sign u g > 0` and scales what is left, per leaf; "gradient_sign" gives
     |u| the descending sign of g. For mode "mask", and for "gradient_sign" always,
-    `<update, g> <= 0` whatever the inner optimiser.
+    `<update, g> <= 0` whatever the inner optimiser. Of complex numbers `u g` is the real part of
+    `conj(u) g`, and the sign `g / |g|`. The inner optimiser sees the parameters' own precision.
 
     Args:
       inner: any optax transformation. Wrap it before weight decay is added. Whatever comes before
@@ -50,7 +51,7 @@ def sign_agreement(
         raise ValueError(f"mode must be one of {_MODES}, got {mode!r}.")
     if scale not in _SCALES:
         raise ValueError(f"scale must be one of {_SCALES}, got {scale!r}.")
-    inner = optax.with_extra_args_support(inner)
+    inner = of_optax(inner)
 
     def update(
         g: PyTree, state: PyTree, params: PyTree, *, grad: PyTree = None, **extra: Any
@@ -61,20 +62,27 @@ def sign_agreement(
                              f"{jax.tree.structure(raw)}.")
         u, state = inner.update(g, state, params, **extra)
         if mode == "gradient_sign":
-            return jax.tree.map(lambda u, g: sign * jnp.sign(g).astype(u.dtype) * jnp.abs(u), u,
-                                raw), state
+            return jax.tree.map(lambda u, g: jnp.where(
+                g == 0, jnp.zeros_like(u), sign * _sign(g, u) * jnp.abs(u).astype(u.dtype)),
+                u, raw), state
 
         def mask(u: jax.Array, g: jax.Array) -> jax.Array:
-            kept = sign * u * g.astype(u.dtype) > 0
+            # Of signs, for the product of two small numbers is 0. A NaN is not masked: it shows.
+            kept = ~(sign * (jnp.conj(_sign(g, u)) * _sign(u, u)).real <= 0) & (g != 0)
             # In float32: a mean of a million ones in bfloat16 is wrong.
             total = jnp.sum(kept, dtype=jnp.float32)
-            factor = {"mean": lambda: 1 / jnp.maximum(total / kept.size, 1e-3),
+            factor = {"mean": lambda: 1 / jnp.maximum(total / max(kept.size, 1), 1e-3),
                       "paper": lambda: kept.size / (total + 1), "none": lambda: jnp.float32(1)}
-            return jnp.where(kept, u * factor[scale]().astype(u.dtype), 0)
+            return jnp.where(kept, u * factor[scale]().astype(u.dtype), jnp.zeros_like(u))
 
         return jax.tree.map(mask, u, raw), state
 
-    return transformation("sign_agreement", inner.init, update)
+    return transformation("sign_agreement", inner.init, update, like_updates=("grad",), widen=False)
+
+
+def _sign(x: jax.Array, like: jax.Array) -> jax.Array:
+    """1 or -1 or 0, or `x / |x|`; in the dtype of another array."""
+    return jnp.sign(x).astype(like.dtype)
 
 
 def cautious(
@@ -82,31 +90,51 @@ def cautious(
 ) -> optax.GradientTransformationExtraArgs:
     """`sign_agreement(inner, "mask", scale)`: the one line of cautious optimisers.
 
-    >>> optimizer = cautious(optax.scale_by_adam())
+    Args:
+      inner: gives updates to add, such as `optax.adam(1e-3)`. Around a direction that is negated
+        later, such as `optax.scale_by_adam()`, nothing would ever move: there take
+        `sign_agreement(inner, sign=1)`.
+
+    >>> import jax.numpy as jnp
+    >>> optimizer, params = cautious(optax.adam(0.1)), jnp.ones(1)
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> bool(updates[0] < -0.09)
+    True
     """
     return sign_agreement(inner, "mask", scale)
 
 
-def cautious_momentum(decay: float = 0.95, scale: str = "mean") -> optax.GradientTransformation:
+def cautious_momentum(
+    decay: Any = 0.95, scale: str = "mean"
+) -> optax.GradientTransformationExtraArgs:
     """A moving average of gradients masked by the gradient, to orthogonalise afterwards (Muon).
 
-    >>> optimizer = cautious_momentum(0.9)
+    >>> import jax.numpy as jnp
+    >>> optimizer, g = cautious_momentum(0.9), jnp.ones(1)
+    >>> update, _ = optimizer.update(g, optimizer.init(g))
+    >>> round(float(update[0]), 4)
+    0.1
     """
     check_fraction(decay=decay)
-    return sign_agreement(optax.ema(decay, debias=False), "mask", scale, sign=1)
+    inner = sign_agreement(optax.ema(decay, debias=False), "mask", scale, sign=1)
+    return transformation("cautious_momentum", inner.init, inner.update)
 
 
 def grams(
-    learning_rate: Any, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6,
-    weight_decay: float = 0.0,
-) -> optax.GradientTransformation:
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, weight_decay: Any = 0.0,
+) -> optax.GradientTransformationExtraArgs:
     """Adam's step lengths with the gradient's signs, and decoupled weight decay.
 
-    >>> optimizer = grams(1e-2)
+    >>> import jax.numpy as jnp
+    >>> optimizer, params = grams(0.1), jnp.ones(1)
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> round(float(updates[0]), 4)
+    -0.1
     """
     check_fraction(b1=b1, b2=b2)
     check_positive(eps=eps)
-    return optax.chain(
+    inner = of_optax(optax.chain(
         sign_agreement(optax.scale_by_adam(b1, b2, eps), "gradient_sign", sign=1),
         optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate))
+        optax.scale_by_learning_rate(learning_rate)))
+    return transformation("grams", inner.init, inner.update, ("params",))

@@ -6,12 +6,12 @@ Source: Lorraine, Acuna, Vicol and Duvenaud, "Complex momentum for optimization 
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from jaxiter import trees
 from jaxiter.numerics import check_fraction
-from jaxiter.optim.transform import transformation
+from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any
 
@@ -24,7 +24,7 @@ class ComplexMomentumState(NamedTuple):
 
 
 def trace_complex(
-    decay: float = 0.8, angle: float = math.pi / 8
+    decay: Any = 0.8, angle: Any = math.pi / 8
 ) -> optax.GradientTransformationExtraArgs:
     """`m <- b m + g` with `b = decay exp(i angle)`; the update is the real part of m.
 
@@ -44,18 +44,20 @@ def trace_complex(
     0.75
     """
     check_fraction(decay=decay)
-    real, imaginary = decay * math.cos(angle), decay * math.sin(angle)
 
     def init(params: PyTree) -> ComplexMomentumState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = trees.zeros_like(params)
         return ComplexMomentumState(zeros, zeros)
 
     def update(
         updates: PyTree, state: ComplexMomentumState, params: PyTree, **_: Any
     ) -> tuple[PyTree, ComplexMomentumState]:
         del params
-        new_real = jax.tree.map(lambda g, r, i: g + real * r - imaginary * i, updates, *state)
-        new_imaginary = jax.tree.map(lambda r, i: real * i + imaginary * r, *state)
+        length, turn = scalars(updates, decay, angle)
+        real, imaginary = length * jnp.cos(turn), length * jnp.sin(turn)
+        rotated = trees.axpy(-imaginary, state.imaginary, trees.scale(real, state.real))
+        new_real = trees.add(updates, rotated)
+        new_imaginary = trees.axpy(imaginary, state.real, trees.scale(real, state.imaginary))
         return new_real, ComplexMomentumState(new_real, new_imaginary)
 
     return transformation("trace_complex", init, update)

@@ -6,6 +6,7 @@ the paper gives conditions only, are reconstructed.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import accumulation_dtype, check_positive
-from jaxiter.optim.transform import transformation
+from jaxiter.numerics import check_positive
+from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any
-_FLOOR = 1e-8  # of the sums of squared gradients, as in DoG
+_FLOOR = 1e-4  # of the gradients' lengths: in the sums of squares 1e-8, as in DoG
 
 
 class ADogState(NamedTuple):
-    """Start, dual sequence w, average of the gradient steps, and the scalars of the source."""
+    """Start, dual sequence w, average of the gradient steps, and the scalars of the source.
+
+    length: root of the sum of squared gradients, which itself could overflow.
+    """
 
     start: PyTree
     w: PyTree
@@ -30,7 +34,7 @@ class ADogState(NamedTuple):
     radii: jax.Array
     alpha: jax.Array
     weight: jax.Array
-    squares: jax.Array
+    length: jax.Array
 
 
 def a_dog(
@@ -61,26 +65,24 @@ def a_dog(
     check_positive(initial_movement=initial_movement, alpha_constant=alpha_constant)
 
     def init(params: PyTree) -> ADogState:
-        wide = _wide(params)
-        radius = initial_movement * (1 + trees.norm(wide))
+        radius = scalars(params, initial_movement)[0] * (1 + trees.norm(params))
         one = jnp.ones_like(radius)
-        return ADogState(wide, wide, wide, radius, radius, one, radius, _FLOOR * one)
+        return ADogState(params, params, params, radius, radius, one, radius, _FLOOR * one)
 
-    def update(g: PyTree, state: ADogState, params: PyTree, **_: Any) -> tuple[PyTree, ADogState]:
-        start, w, average, radius, radii, alpha, weight, squares = state
-        x, g = _wide(params), _wide(g)
-        squares = squares + alpha**2 * trees.squared_norm(g)
-        eta = radius / jnp.sqrt(squares)
+    def update(g: PyTree, state: ADogState, x: PyTree, **_: Any) -> tuple[PyTree, ADogState]:
+        start, w, average, radius, radii, alpha, weight, length = state
+        length = jnp.hypot(length, alpha * trees.norm(g))
+        eta = radius / length
         y = trees.axpy(-eta, g, x)
         w = trees.axpy(-alpha * eta, g, w)
         average = trees.axpy(alpha * radius / weight, trees.subtract(y, average), average)
         radius = jnp.maximum(radius, trees.quick_norm(trees.subtract(w, start)))
         radii = radii + radius
-        alpha = jnp.maximum(1, alpha_constant * radii / radius)
+        alpha = jnp.maximum(1, scalars(g, alpha_constant)[0] * radii / radius)
         weight = weight + alpha * radius
         new = trees.axpy(1 / alpha, trees.subtract(w, y), y)
-        return _difference(new, params), ADogState(start, w, average, radius, radii, alpha, weight,
-                                                   squares)
+        return trees.subtract(new, x), ADogState(
+            start, w, average, radius, radii, alpha, weight, length)
 
     return transformation("a_dog", init, update, ("params",))
 
@@ -88,6 +90,7 @@ def a_dog(
 class UDogState(NamedTuple):
     """Start, dual sequence y, the middle sequence's average, and the scalars of the source.
 
+    largest: of the weighted gradients' lengths. length: root of the sum of squared changes.
     probing: the next gradient is wanted at the probe; else at the average.
     """
 
@@ -100,7 +103,7 @@ class UDogState(NamedTuple):
     radii: jax.Array
     weight: jax.Array
     largest: jax.Array
-    squares: jax.Array
+    length: jax.Array
     probing: jax.Array
 
 
@@ -133,52 +136,40 @@ def u_dog(
     onto = (lambda x: x) if project is None else project
 
     def init(params: PyTree) -> UDogState:
-        wide = _wide(params)
-        radius = initial_movement * (1 + trees.norm(wide))
+        radius = scalars(params, initial_movement)[0] * (1 + trees.norm(params))
         zero = jnp.zeros_like(radius)
         # The first probe is the start itself.
-        return UDogState(wide, wide, wide, wide, trees.zeros_like(wide), radius, zero, zero, zero,
-                         zero, jnp.bool_(True))
+        return UDogState(params, params, params, params, trees.zeros_like(params), radius, zero,
+                         zero, zero, zero, jnp.bool_(True))
+
+    def rate(alpha: jax.Array, radius: jax.Array, *lengths: jax.Array) -> jax.Array:
+        return alpha * radius / reduce(jnp.hypot, lengths, jnp.full_like(radius, _FLOOR))
 
     def after_probe(g: PyTree, s: UDogState) -> tuple[PyTree, UDogState]:
         """The gradient m at the probe is here: move x, and ask for the gradient at the average."""
         radii = s.radii + s.radius
         alpha = radii / s.radius
         omega = alpha * s.radius
-        largest = jnp.maximum(s.largest, alpha**2 * trees.squared_norm(g))
-        rate = alpha * s.radius / jnp.sqrt(_FLOOR + largest + s.squares)
-        x = onto(trees.axpy(-rate, g, s.y))
+        largest = jnp.maximum(s.largest, alpha * trees.norm(g))
+        x = onto(trees.axpy(-rate(alpha, s.radius, largest, s.length), g, s.y))
         weight = s.weight + omega
         average = trees.axpy(omega / weight, trees.subtract(x, s.average), s.average)
         return average, s._replace(x=x, average=average, probe_gradient=g, radii=radii,
-                                   weight=weight, largest=largest, probing=jnp.bool_(False))
+                                   weight=weight, largest=largest)
 
     def after_average(g: PyTree, s: UDogState) -> tuple[PyTree, UDogState]:
         """The gradient at the average is here: move y, and ask for one at the next probe."""
         alpha = s.radii / s.radius
-        gap = trees.squared_norm(trees.subtract(g, s.probe_gradient))
-        squares = s.squares + alpha**2 * gap
-        rate = alpha * s.radius / jnp.sqrt(_FLOOR + s.largest + squares)
-        y = onto(trees.axpy(-rate, g, s.y))
+        length = jnp.hypot(s.length, alpha * trees.norm(trees.subtract(g, s.probe_gradient)))
+        y = onto(trees.axpy(-rate(alpha, s.radius, s.largest, length), g, s.y))
         radius = jnp.maximum(s.radius, jnp.maximum(trees.norm(trees.subtract(s.x, s.start)),
                                                    trees.norm(trees.subtract(y, s.start))))
         omega = s.radii + radius  # alpha times the radius of the next step
         probe = trees.axpy(omega / (s.weight + omega), trees.subtract(y, s.average), s.average)
-        return probe, s._replace(y=y, radius=radius, squares=squares, probing=jnp.bool_(True))
+        return probe, s._replace(y=y, radius=radius, length=length)
 
     def update(g: PyTree, state: UDogState, params: PyTree, **_: Any) -> tuple[PyTree, UDogState]:
-        g = _wide(g)
         target, new = jax.lax.cond(state.probing, after_probe, after_average, g, state)
-        return _difference(target, params), new
+        return trees.subtract(target, params), new._replace(probing=~state.probing)
 
     return transformation("u_dog", init, update, ("params",))
-
-
-def _wide(tree: PyTree) -> PyTree:
-    """At least float32: radii and averages of low-precision parameters would stop growing."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), tree)
-
-
-def _difference(new: PyTree, params: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: (a - b.astype(a.dtype)).astype(b.dtype), new, params)

@@ -13,7 +13,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import check_positive, check_share
-from jaxiter.optim.transform import next_count, rate_at, transformation
+from jaxiter.optim.transform import next_count, rate_at, scalars, transformation
 
 PyTree = Any
 
@@ -40,7 +40,7 @@ def nag_gs(
       learning_rate: positive, or a schedule; for quadratics `nag_gs_optimal_alpha`.
       mu: strong convexity, or a guess; 0 is allowed. gamma: the damping at the start.
       constant_gamma: keep gamma; with gamma = mu the optimal rate on quadratics is known.
-      accumulator_dtype: of v; default each leaf's own.
+      accumulator_dtype: of v, where it is real; default each leaf's own, at least float32.
 
     mu pulls v towards x, not x to 0: put weight decay into the gradient. Not a strong
     default for networks.
@@ -61,32 +61,28 @@ def nag_gs(
     if isinstance(mu, int | float) and mu < 0:
         raise ValueError(f"mu must not be negative, got {mu}.")
 
+    def stored(v: PyTree) -> PyTree:
+        if accumulator_dtype is None:
+            return v
+        return jax.tree.map(lambda leaf: leaf if jnp.iscomplexobj(leaf)
+                            else leaf.astype(accumulator_dtype), v)
+
     def init(params: PyTree) -> NagGsState:
-        v = params if accumulator_dtype is None else jax.tree.map(
-            lambda leaf: leaf.astype(accumulator_dtype), params)
-        return NagGsState(jnp.int32(0), jnp.asarray(gamma, trees.norm_dtype(params)), v)
+        return NagGsState(jnp.int32(0), scalars(params, gamma)[0], stored(params))
 
     def update(
         g: PyTree, state: NagGsState, params: PyTree, **_: Any
     ) -> tuple[PyTree, NagGsState]:
         count, damping, v = state
-        a = jnp.asarray(rate_at(learning_rate, count)).astype(damping.dtype)
+        a, convexity = scalars(params, rate_at(learning_rate, count), mu)
         if not constant_gamma:
-            damping = (damping + a * mu) / (1 + a)
-        total = damping + a * mu
-
-        def follow(v: jax.Array, x: jax.Array, g: jax.Array) -> jax.Array:
-            x, g = x.astype(v.dtype), g.astype(v.dtype)
-            one, two, three = (part.astype(v.dtype)
-                               for part in (damping / total, a * mu / total, a / total))
-            return one * v + two * x - three * g
-
-        v = jax.tree.map(follow, v, params, g)
-        share = a / (1 + a)
-        updates = jax.tree.map(
-            lambda v, x: (share.astype(v.dtype) * (v - x.astype(v.dtype))).astype(x.dtype),
-            v, params)
-        return updates, NagGsState(next_count(count), damping, v)
+            damping = (damping + a * convexity) / (1 + a)
+        total = damping + a * convexity
+        wide = jax.tree.map(lambda v, x: v.astype(x.dtype), v, params)
+        pulled = trees.axpy(a * convexity / total, params, trees.scale(damping / total, wide))
+        v = stored(trees.axpy(-a / total, g, pulled))
+        updates = jax.tree.map(lambda v, x: v.astype(x.dtype) - x, v, params)
+        return trees.scale(a / (1 + a), updates), NagGsState(next_count(count), damping, v)
 
     return transformation("nag_gs", init, update, ("params",))
 

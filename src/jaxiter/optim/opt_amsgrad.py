@@ -12,8 +12,21 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction, check_positive, machine_epsilon, safe_divide
-from jaxiter.optim.transform import next_count, rate_at, transformation
+from jaxiter.numerics import (
+    check_fraction,
+    check_positive,
+    machine_epsilon,
+    real_dtype,
+    safe_divide,
+)
+from jaxiter.optim.transform import (
+    check_sizes,
+    moving_average,
+    next_count,
+    rate_at,
+    scalars,
+    transformation,
+)
 
 PyTree = Any
 
@@ -55,44 +68,43 @@ def opt_amsgrad(
     """
     if not callable(predictor) and predictor not in ("last", "rmpe"):
         raise ValueError(f"predictor must be 'last', 'rmpe' or a function, got {predictor!r}.")
-    if history < 1:
-        raise ValueError(f"history must be at least 1, got {history}.")
+    if predictor != "last" or isinstance(history, int):
+        check_sizes("opt_amsgrad", history=history)
     check_fraction(b1=b1, b2=b2)
     check_positive(eps=eps)
 
     def init(params: PyTree) -> OptAmsgradState:
         zero = trees.zeros_like(params)
-        return OptAmsgradState(jnp.int32(0), zero, zero, zero, zero, zero,
+        square = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, real_dtype(leaf.dtype)), params)
+        return OptAmsgradState(jnp.int32(0), zero, zero, square, square, zero,
                                None if predictor == "last" else trees.columns(params, history + 1))
 
-    def predict(gradients: PyTree, count: jax.Array, g: PyTree) -> PyTree:
-        stacked = jax.tree.map(lambda rows, leaf: rows.reshape(rows.shape[0], *leaf.shape),
-                               gradients, g)
+    def predict(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
+        if predictor == "last":
+            return g
         if predictor == "rmpe":
-            return _extrapolate(stacked, count, g)
+            return _extrapolate(rows, count, g)
+        stacked = jax.tree.map(lambda rows, leaf: rows.reshape(rows.shape[0], *leaf.shape), rows, g)
         return predictor(stacked, count)  # pyright: ignore[reportCallIssue]
 
     def update(
         g: PyTree, state: OptAmsgradState, params: PyTree, **_: Any
     ) -> tuple[PyTree, OptAmsgradState]:
-        rate = rate_at(learning_rate, state.count)
-        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, g)
-        second = jax.tree.map(lambda v, g, m: b2 * v + (1 - b2) * jnp.square(g - m),
-                              state.second, g, state.prediction)
+        rate, share, floor = scalars(g, rate_at(learning_rate, state.count), b1, eps)
+        first = moving_average(share, state.first, g)
+        missed = jax.tree.map(_square, trees.subtract(g, state.prediction))
+        second = moving_average(b2, state.second, missed)
         largest = jax.tree.map(jnp.maximum, state.largest, second)
-        gradients, prediction = None, g
-        if predictor != "last":
-            gradients = jax.tree.map(
-                lambda rows, leaf: jnp.concatenate([rows[1:], leaf.reshape(1, -1)]),
-                state.history, g)
-            prediction = predict(gradients, state.count, g)
+        gradients = None if predictor == "last" else trees.columns_push(state.history, g)
+        prediction = predict(gradients, state.count, g)
 
-        def inverse(most: jax.Array) -> jax.Array:
-            return jnp.asarray(rate, most.dtype) / (jnp.sqrt(most) + eps)
+        def inverse(most: jax.Array, like: jax.Array) -> jax.Array:
+            return (rate.astype(most.dtype) / (jnp.sqrt(most) + floor.astype(most.dtype))).astype(
+                like.dtype)
 
         # One division per entry serves the base point and the look-ahead.
-        scale = jax.tree.map(inverse, largest)
-        ahead = jax.tree.map(lambda s, m, p: -s * (b1 * m + (1 - b1) * p), scale, first, prediction)
+        scale = jax.tree.map(inverse, largest, g)
+        ahead = jax.tree.map(lambda s, m: -s * m, scale, moving_average(share, first, prediction))
         updates = jax.tree.map(lambda s, m, new, old: new - s * m - old, scale, first, ahead,
                                state.ahead)
         return updates, OptAmsgradState(next_count(state.count), ahead, first, second,
@@ -101,13 +113,20 @@ def opt_amsgrad(
     return transformation("opt_amsgrad", init, update)
 
 
+def _square(x: jax.Array) -> jax.Array:
+    """The squared magnitude, real."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
 def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
-    """RMPE: weights that make the differences cancel, applied to the gradients themselves."""
+    """RMPE: real weights that make the differences cancel, applied to the gradients themselves."""
     size = jax.tree.leaves(rows)[0].shape[0] - 1
-    differences = jax.tree.map(lambda leaf: (leaf[1:] - leaf[:-1]).reshape(size, -1), rows)
-    kind = trees.norm_dtype(g)
-    gram = sum(jnp.matmul(leaf, leaf.T, precision="highest").astype(kind)
-               for leaf in jax.tree.leaves(differences))
+    unit = trees.magnitude(rows)  # squares of large gradients would overflow
+    kind = unit.dtype
+    scaled = trees.scale(1 / unit, rows)
+    steps = jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], scaled)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], steps) for i in range(size)]
+    gram = trees.columns_dot(steps, *each).real
     # Rows from before the start are empty.
     known = jnp.arange(size, dtype=jnp.int32) >= size - count
     gram = jnp.where(known[:, None] & known, gram, 0)
@@ -116,7 +135,5 @@ def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
     system = gram + jnp.diag(jnp.where(known, ridge, 1.0).astype(kind))
     weights = jnp.where(known, jnp.linalg.solve(system, known.astype(kind)), 0)
     weights = safe_divide(weights, jnp.sum(weights))
-    guess = jax.tree.map(
-        lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf[1:], 1, precision="highest"),
-        rows)
-    return trees.where(count > 0, guess, g)
+    newest = jax.tree.map(lambda leaf: leaf[1:], rows)
+    return trees.where(count > 0, trees.columns_combine(weights, newest, g), g)

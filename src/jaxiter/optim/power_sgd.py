@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxiter.numerics import accumulation_dtype, check_positive
-from jaxiter.optim.transform import next_count, transformation
+from jaxiter.numerics import check_positive
+from jaxiter.optim.transform import check_sizes, next_count, transformation
 
 PyTree = Any
 
 
 class PowerSgdState(NamedTuple):
-    """Steps made; q: per leaf `[columns, rank]`, equal on all devices, or None where not
-    compressed; error: what this device has not sent yet, as matrices, or None.
+    """Steps made, and two trees like the parameters: q `[columns, rank]`, equal on all devices;
+    error: what this device has not sent yet, as matrices. Both `[0, 0]` where not compressed.
     """
 
     count: jax.Array
-    q: tuple
-    error: tuple
+    q: PyTree
+    error: PyTree
 
 
 def power_sgd(
@@ -44,9 +44,9 @@ def power_sgd(
 
     Args:
       axis_name: of the mesh or pmap axis; None: one device, for tests.
-      rank: at least min(sides) reproduces the mean exactly.
-      min_compression: leaves that shrink by less are averaged as they are, as are vectors.
-      start_step: steps of plain averaging first.
+      rank: at least min(sides) reproduces the mean exactly. Static.
+      min_compression: leaves that shrink by less are averaged as they are, as are vectors. Static.
+      start_step: steps of plain averaging first. Static.
       key: of q's start; the same on every device.
 
     Raises:
@@ -60,42 +60,48 @@ def power_sgd(
     True
     """
     check_positive(rank=rank)
+    check_sizes("power_sgd", rank=rank)
+    if not isinstance(min_compression, int | float) or not isinstance(start_step, int):
+        raise ValueError("power_sgd: min_compression and start_step cannot be traced; with "
+                         "optax.inject_hyperparams name them in static_args.")
     if start_step < 0:
         raise ValueError(f"start_step must not be negative, got {start_step}.")
 
     def mean(parts: list[jax.Array]) -> list[jax.Array]:
-        if axis_name is None or not parts:
+        """One collective for all, or one for each dtype."""
+        if axis_name is None:
             return parts
-        sizes = [part.size for part in parts]
-        flat = jnp.concatenate([part.ravel() for part in parts])
-        try:
-            flat = lax.pmean(flat, axis_name)
-        except NameError as error:
-            raise ValueError(f"power_sgd: no axis {axis_name!r} here; call update inside shard_map "
-                             "or pmap with that axis, or pass axis_name=None.") from error
-        ends = list(accumulate(sizes))[:-1]
-        return [piece.reshape(part.shape)
-                for piece, part in zip(jnp.split(flat, ends), parts, strict=True)]
+        out = list(parts)
+        for kind in sorted({part.dtype for part in parts}, key=str):
+            chosen = [i for i, part in enumerate(parts) if part.dtype == kind]
+            flat = jnp.concatenate([parts[i].ravel() for i in chosen])
+            try:
+                flat = lax.pmean(flat, axis_name)
+            except NameError as error:
+                raise ValueError(
+                    f"power_sgd: no axis {axis_name!r} here; call update inside shard_map or pmap "
+                    "with that axis, or pass axis_name=None.") from error
+            ends = list(accumulate(parts[i].size for i in chosen))[:-1]
+            for i, piece in zip(chosen, jnp.split(flat, ends), strict=True):
+                out[i] = piece.reshape(parts[i].shape)
+        return out
 
     def init(params: PyTree) -> PowerSgdState:
         start = jax.random.key(0) if key is None else key
+        leaves, structure = jax.tree.flatten(params)
         q, error = [], []
-        for i, leaf in enumerate(jax.tree.leaves(params)):
-            sides = _matrix(leaf.shape, rank, min_compression)
-            if sides is None:
-                q.append(None)
-                error.append(None)
-                continue
-            (n, k), kind = sides, accumulation_dtype(leaf.dtype)
-            q.append(jax.random.normal(jax.random.fold_in(start, i), (k, min(rank, n, k)), kind))
-            error.append(jnp.zeros((n, k), kind))
-        return PowerSgdState(jnp.int32(0), tuple(q), tuple(error))
+        for i, leaf in enumerate(leaves):
+            n, k = _matrix(leaf.shape, rank, min_compression)
+            q.append(jax.random.normal(
+                jax.random.fold_in(start, i), (k, min(rank, n, k)), leaf.dtype))
+            error.append(jnp.zeros((n, k), leaf.dtype))
+        return PowerSgdState(jnp.int32(0), structure.unflatten(q), structure.unflatten(error))
 
     def compress(matrices: list, q: list) -> tuple[list, list, list]:
         p = mean([m @ b for m, b in zip(matrices, q, strict=True)])
         p = [_orthonormal(part) for part in p]
-        q = mean([m.T @ part for m, part in zip(matrices, p, strict=True)])
-        low = [part @ b.T for part, b in zip(p, q, strict=True)]
+        q = mean([m.conj().T @ part for m, part in zip(matrices, p, strict=True)])
+        low = [part @ b.conj().T for part, b in zip(p, q, strict=True)]
         return low, q, [m - part for m, part in zip(matrices, low, strict=True)]
 
     def plainly(matrices: list, q: list) -> tuple[list, list, list]:
@@ -106,26 +112,24 @@ def power_sgd(
     ) -> tuple[PyTree, PowerSgdState]:
         del params
         leaves, structure = jax.tree.flatten(g)
-        chosen = [i for i, b in enumerate(state.q) if b is not None]
+        old_q, old_error = structure.flatten_up_to(state.q), structure.flatten_up_to(state.error)
+        chosen = [i for i, b in enumerate(old_q) if b.size]
         rest = [i for i in range(len(leaves)) if i not in chosen]
-        wide = [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in leaves]
-        matrices = [wide[i].reshape(state.error[i].shape) + state.error[i]
-                    for i in chosen]
-        q = [state.q[i] for i in chosen]
+        matrices = [leaves[i].reshape(old_error[i].shape) + old_error[i] for i in chosen]
+        q = [old_q[i] for i in chosen]
         if start_step and chosen:
             low, q, left = lax.cond(state.count >= start_step, compress, plainly, matrices, q)
         else:
             low, q, left = compress(matrices, q) if chosen else ([], [], [])
-        out = dict(zip(rest, mean([wide[i] for i in rest]), strict=True))
+        out = dict(zip(rest, mean([leaves[i] for i in rest]), strict=True))
         out |= dict(zip(chosen, low, strict=True))
-        updates = [out[i].reshape(leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)]
-        new = [dict(zip(chosen, part, strict=True)) for part in (q, left)]
-        count = len(leaves)
-        return jax.tree.unflatten(structure, updates), PowerSgdState(
-            next_count(state.count), tuple(new[0].get(i) for i in range(count)),
-            tuple(new[1].get(i) for i in range(count)))
+        updates = [out[i].reshape(leaf.shape) for i, leaf in enumerate(leaves)]
+        for i, b, error in zip(chosen, q, left, strict=True):
+            old_q[i], old_error[i] = b, error
+        return structure.unflatten(updates), PowerSgdState(
+            next_count(state.count), structure.unflatten(old_q), structure.unflatten(old_error))
 
-    return transformation("power_sgd", init, update)
+    return transformation("power_sgd", init, update, gather=True)
 
 
 def power_sgd_specs(state: PyTree, axis_name: str) -> PyTree:
@@ -146,15 +150,15 @@ def power_sgd_specs(state: PyTree, axis_name: str) -> PyTree:
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, PowerSgdState))
 
 
-def _matrix(shape: tuple[int, ...], rank: int, min_compression: float) -> tuple[int, int] | None:
-    """The two sides of a leaf as a matrix, or None where compression does not pay."""
+def _matrix(shape: tuple[int, ...], rank: int, min_compression: float) -> tuple[int, int]:
+    """The two sides of a leaf as a matrix, or zeros where compression does not pay."""
     if len(shape) < 2 or 0 in shape:
-        return None
+        return 0, 0
     n, k = shape[0], 1
     for side in shape[1:]:
         k *= side
     low = min(rank, n, k)
-    return (n, k) if n * k >= min_compression * low * (n + k) else None
+    return (n, k) if n * k >= min_compression * low * (n + k) else (0, 0)
 
 
 def _orthonormal(p: jax.Array) -> jax.Array:
@@ -164,7 +168,7 @@ def _orthonormal(p: jax.Array) -> jax.Array:
         column = p[:, i]
         for _ in range(2):
             for other in columns:
-                column = column - (other @ column) * other
-            column = column / (jnp.linalg.norm(column) + 1e-16)
+                column = column - jnp.vdot(other, column) * other
+            column = column / (jnp.linalg.norm(column) + 1e-16).astype(column.dtype)
         columns.append(column)
     return jnp.stack(columns, axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxiter import trees
-from jaxiter.optim.transform import next_count, transformation
+from jaxiter.optim.transform import check_sizes, next_count, transformation
 
 PyTree = Any
 
@@ -89,8 +89,7 @@ def record_gradient_norm(total: int, order: int = 2) -> optax.GradientTransforma
     """
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}.")
-    if total < 1:
-        raise ValueError(f"total must be at least 1, got {total}.")
+    check_sizes("record_gradient_norm", total=total)
 
     def init(params: PyTree) -> GradientNorms:
         del params
@@ -103,7 +102,7 @@ def record_gradient_norm(total: int, order: int = 2) -> optax.GradientTransforma
         if order == 2:
             norm = trees.norm(g)
         else:
-            norm = trees.dot(jax.tree.map(jnp.sign, g), g)
+            norm = trees.dot(jax.tree.map(jnp.sign, g), g).real
         norms = state.norms.at[state.count].set(norm.astype(state.norms.dtype), mode="drop")
         return g, GradientNorms(next_count(state.count), norms)
 

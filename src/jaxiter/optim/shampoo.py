@@ -8,6 +8,7 @@ Source: Morwani, Shapira, Vyas, Malach, Kakade and Janson, "A new perspective on
 preconditioner", 2024. The floor of the eigenvalues is ours.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,33 +17,36 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxiter.numerics import accumulation_dtype, check_fraction, check_positive, safe_divide
-from jaxiter.optim.transform import next_count, transformation
+from jaxiter import trees
+from jaxiter.numerics import check_fraction, check_positive, safe_divide
+from jaxiter.optim.transform import (
+    check_sizes,
+    moving_average,
+    next_count,
+    of_optax,
+    transformation,
+)
 
 PyTree = Any
 
 
-class Factors(NamedTuple):
-    """Second moments of a leaf's blocks `[b, m, m]`, `[b, n, n]`, and their roots."""
-
-    left: jax.Array
-    right: jax.Array
-    left_root: jax.Array
-    right_root: jax.Array
-
-
 class ShampooState(NamedTuple):
-    """Steps made, momentum, `Factors` per leaf in a tuple, the state of the graft."""
+    """Steps made, momentum, and the state of the graft; and trees like the parameters of the
+    second moments `[b, m, m]`, `[b, n, n]` of a leaf's blocks, and of their roots.
+    """
 
     count: jax.Array
     momentum: PyTree
-    factors: tuple
+    left: PyTree
+    right: PyTree
+    left_root: PyTree
+    right_root: PyTree
     graft: PyTree
 
 
 def scale_by_shampoo(
-    power: float = 0.5, b1: float = 0.9, b2: float | None = 0.95, every: int = 10,
-    damping: float = 1e-3, block_size: int = 1024,
+    power: Any = 0.5, b1: Any = 0.9, b2: Any = 0.95, every: Any = 10,
+    damping: Any = 1e-3, block_size: int = 1024,
     graft: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditions matrices by Kronecker factors of their second moment.
@@ -54,7 +58,7 @@ def scale_by_shampoo(
         In between, gradients leave the span that the roots know: with `every` above 5 use a
         graft (a digits network diverged at rates where the grafted one was best).
       damping: floor of the eigenvalues, relative to the largest; 1e-6 serves `every=1`.
-      block_size: larger sides are cut into blocks with factors of their own.
+      block_size: larger sides are cut into blocks with factors of their own. Static.
       graft: an optax transformation whose update's length each leaf takes over, such as
         `optax.scale_by_adam()`.
 
@@ -71,84 +75,96 @@ def scale_by_shampoo(
     >>> update["w"].shape
     (3, 3)
     """
-    if power not in (0.25, 0.5):
+    if isinstance(power, int | float) and power not in (0.25, 0.5):
         raise ValueError(f"power must be 1/2 or 1/4, got {power}.")
     check_fraction(b1=b1, **({} if b2 is None else {"b2": b2}))
-    check_positive(every=every, damping=damping, block_size=block_size)
+    check_positive(every=every, damping=damping)
+    check_sizes("scale_by_shampoo", block_size=block_size)
 
     def init(params: PyTree) -> ShampooState:
-        def factors(leaf: jax.Array) -> Factors:
-            if leaf.ndim != 2:
-                raise ValueError(f"scale_by_shampoo takes matrices, got shape {leaf.shape}: give "
-                                 "other leaves to another optimiser with optax.partition.")
-            count, m, n = _blocks(leaf, block_size).shape
-            kind = accumulation_dtype(leaf.dtype)
-            start = 1e-6 if b2 is None else 0.0
-            left, right = (jnp.broadcast_to(jnp.eye(size, dtype=kind), (count, size, size))
-                           for size in (m, n))
-            return Factors(start * left, start * right, left, right)
+        left, right = (jax.tree.map(lambda leaf, side=side: _identity(leaf, block_size, side),
+                                    params) for side in (1, 2))
+        start = 1e-6 if b2 is None else 0.0
+        return ShampooState(
+            jnp.int32(0), trees.zeros_like(params), trees.scale(start, left),
+            trees.scale(start, right), left, right,
+            None if graft is None else of_optax(graft).init(params))
 
-        return ShampooState(jnp.int32(0), jax.tree.map(jnp.zeros_like, params),
-                            tuple(factors(leaf) for leaf in jax.tree.leaves(params)),
-                            None if graft is None else graft.init(params))
+    def root(debias: jax.Array, power_of_trace: Any) -> Callable:
+        return lambda leaf: _root(leaf / debias.astype(leaf.dtype), power, damping, power_of_trace)
 
-    def accumulate(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old + new if b2 is None else b2 * old + (1 - b2) * new
+    def precondition(m: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+        steps = jnp.matmul(left, _blocks(m, block_size), precision="highest")
+        return _unblock(jnp.matmul(steps, right, precision="highest"), m.shape, block_size)
 
     def update(
         g: PyTree, state: ShampooState, params: PyTree, **_: Any
     ) -> tuple[PyTree, ShampooState]:
         count = next_count(state.count)
-        momentum = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.momentum, g)
         age = count.astype(jnp.float32)
-        debias_m = 1 - b1**age
-        debias = jnp.float32(1) if b2 is None else 1 - b2**age
-        leaves, structure = jax.tree.flatten(g)
-        updates, factors = [], []
-        for leaf, m, old in zip(leaves, jax.tree.leaves(momentum), state.factors, strict=True):
-            blocks = _blocks(leaf, block_size).astype(old.left.dtype)
-            left, right = (
-                accumulate(o, jnp.einsum(rule, blocks, blocks, precision="highest"))
-                for o, rule in ((old.left, "bij,bkj->bik"), (old.right, "bij,bik->bjk")))
-            roots = lax.cond(
-                state.count % every == 0,
-                lambda left=left, right=right: (
-                    _root(left / debias.astype(left.dtype), power, damping, power == 0.5),
-                    _root(right / debias.astype(left.dtype), power, damping, False)),
-                lambda old=old: (old.left_root, old.right_root))
-            steps = _blocks(m, block_size).astype(left.dtype) / debias_m.astype(left.dtype)
-            steps = jnp.matmul(jnp.matmul(roots[0], steps, precision="highest"), roots[1],
-                               precision="highest")
-            updates.append(_unblock(steps, leaf.shape, block_size).astype(leaf.dtype))
-            factors.append(Factors(left, right, *roots))
-        updates = jax.tree.unflatten(structure, updates)
-        grafted = state.graft
+        debias, debias_m = (jnp.float32(1) if decay is None else
+                            1 - jnp.asarray(decay).astype(jnp.float32) ** age for decay in (b2, b1))
+        momentum = moving_average(b1, state.momentum, g)
+        blocks = jax.tree.map(lambda leaf: _blocks(leaf, block_size), g)
+        left, right = (
+            trees.add(old, new) if b2 is None else moving_average(b2, old, new)
+            for old, new in ((state.left, jax.tree.map(_left_moment, blocks)),
+                             (state.right, jax.tree.map(_right_moment, blocks))))
+        left_root, right_root = lax.cond(
+            state.count % every == 0,
+            # The power of the trace, 1/2 or 0, makes the step independent of the scale of g.
+            lambda: (jax.tree.map(root(debias, 2 * power - 0.5), left),
+                     jax.tree.map(root(debias, None), right)),
+            lambda: (state.left_root, state.right_root))
+        out = trees.scale(1 / debias_m, jax.tree.map(precondition, momentum, left_root, right_root))
+        inner = None
         if graft is not None:
-            lengths, grafted = graft.update(g, state.graft, params)
-            updates = jax.tree.map(_with_length, updates, lengths)
-        return updates, ShampooState(count, momentum, tuple(factors), grafted)
+            lengths, inner = of_optax(graft).update(g, state.graft, params)
+            out = jax.tree.map(_with_length, out, lengths)
+        return out, ShampooState(count, momentum, left, right, left_root, right_root, inner)
 
-    return transformation("scale_by_shampoo", init, update)
+    return transformation("scale_by_shampoo", init, update, gather=True)
+
+
+def _identity(leaf: jax.Array, block_size: int, side: int) -> jax.Array:
+    """An identity for each block of a leaf, on one side."""
+    if leaf.ndim != 2:
+        raise ValueError(f"scale_by_shampoo takes matrices, got shape {leaf.shape}: give "
+                         "other leaves to another optimiser with optax.partition.")
+    shape = _blocks(leaf, block_size).shape
+    one = jnp.eye(shape[side], dtype=leaf.dtype)
+    return jnp.broadcast_to(one, (shape[0], *one.shape))
+
+
+def _left_moment(blocks: jax.Array) -> jax.Array:
+    return jnp.einsum("bij,bkj->bik", blocks, blocks.conj(), precision="highest")
+
+
+def _right_moment(blocks: jax.Array) -> jax.Array:
+    return jnp.einsum("bij,bik->bjk", blocks.conj(), blocks, precision="highest")
 
 
 def _with_length(step: jax.Array, other: jax.Array) -> jax.Array:
     return step * safe_divide(jnp.linalg.norm(other), jnp.linalg.norm(step)).astype(step.dtype)
 
 
-def _root(matrix: jax.Array, power: float, damping: float, traced: bool) -> jax.Array:
-    """`matrix^-power` `[b, m, m]`, times sqrt(trace) where asked; 0 for a zero matrix."""
+def _root(matrix: jax.Array, power: Any, damping: Any, power_of_trace: Any) -> jax.Array:
+    """`matrix^-power` `[b, m, m]`, times a power of its trace; 0 for a zero matrix."""
     values, basis = jnp.linalg.eigh(matrix)
-    top = values[:, -1:]
+    power, damping = (jnp.asarray(number).astype(values.dtype) for number in (power, damping))
+    top = jnp.max(values, axis=-1, keepdims=True, initial=0.0)
     inverse = safe_divide(1.0, jnp.maximum(values, damping * top) ** power)
-    if traced:
-        inverse = inverse * jnp.sqrt(jnp.trace(matrix, axis1=1, axis2=2))[:, None]
-    return jnp.einsum("bij,bj,bkj->bik", basis, inverse, basis, precision="highest")
+    if power_of_trace is not None:
+        trace = jnp.trace(matrix, axis1=1, axis2=2).real[:, None]
+        inverse = inverse * trace ** jnp.asarray(power_of_trace).astype(trace.dtype)
+    inverse = inverse.astype(basis.dtype)
+    return jnp.einsum("bij,bj,bkj->bik", basis, inverse, basis.conj(), precision="highest")
 
 
 def _sides(shape: tuple[int, ...], block_size: int) -> list[tuple[int, int]]:
     """Blocks along each side, and their length."""
     return [(count, -(-side // count)) for side in shape
-            for count in (-(-side // block_size),)]
+            for count in (max(-(-side // block_size), 1),)]
 
 
 def _blocks(x: jax.Array, block_size: int) -> jax.Array:

@@ -15,12 +15,13 @@ from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete
 from jaxiter.problem import Problem
 from jaxiter.recurrence.solve import settled
-from jaxiter.solution import Solution
+from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance as tolerance_rule
 
 PyTree = Any
 
 
+@reports
 class ParallelRun(NamedTuple):
     """Answer of `parallel_optimize`.
 
@@ -38,11 +39,6 @@ class ParallelRun(NamedTuple):
     def rounds(self) -> jax.Array:
         """Batches of gradients, one after the other."""
         return self.solve.steps
-
-    @property
-    def converged(self) -> jax.Array:
-        """Whether all steps were made."""
-        return self.solve.converged
 
 
 class Run(NamedTuple):

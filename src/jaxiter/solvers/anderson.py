@@ -51,7 +51,7 @@ def anderson(
         type II:  gamma = argmin |r - Y gamma|^2 + ridge |gamma|^2
         type I:   gamma = (S^T Y)^{-1} S^T r
         x <- x + mixing r - (S + mixing Y) gamma       every `period`-th step,
-        x <- x + r                                     otherwise.
+        x <- x + mixing r                              otherwise.
 
     The robust choice for every map that is slower than a few dozen Picard steps:
     memory 10, period 2 and the safeguard were within a factor 2 of the best
@@ -64,7 +64,7 @@ def anderson(
       safeguard: wraps the solver in `guard(..., safeguard)`; None leaves it bare,
         for use inside `optax.chain`, with the guard outside.
       kind: 2 (default) or 1.
-      mixing: beta in (0, 1], may be traced.
+      mixing: beta in (0, 1], may be traced; below 1 it damps every step, as `damped` does.
       ridge: relative to the unit columns; default 10 machine epsilons. May be traced.
       weight_cap: forget the history when |gamma| exceeds it; default 1e6 in
         float64, 1e4 below.
@@ -100,18 +100,22 @@ def anderson(
         m = max(min(memory, size), 1)  # more columns than unknowns are dependent
         history = trees.columns(params, m)
         zero = trees.zeros_like(params)
-        product = jax.eval_shape(trees.dot, zero, zero).dtype
-        return AndersonState(
+        # Real weights where some leaf is real: such a tree is a real vector space.
+        mixed = not all(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(zero))
+        product = trees.norm_dtype(zero) if mixed else jax.eval_shape(trees.dot, zero, zero).dtype
+        return trees.unshared(AndersonState(
             zero, zero, history, history, history if kind == 1 else None,
             jnp.zeros((m, m), product), jnp.ones((m,), trees.norm_dtype(zero)),
             jnp.int32(0), jnp.int32(0),
-        )
+        ), params)
 
     def update(
         residual: PyTree, state: AndersonState, params: Any = None, **extra: Any
     ) -> tuple[PyTree, AndersonState]:
         del extra
         params = require_params("anderson", params)
+        if not jax.tree.leaves(residual):
+            return residual, state
         state, projected = _store(state, residual, params, mixing)
         gamma = _weights(state, projected, ridge, kind, machine_epsilon(params))
         cap = _default_cap(params) if weight_cap is None else weight_cap
@@ -120,15 +124,14 @@ def anderson(
         used = due & sound
         gamma = jnp.where(used, gamma, 0)
         correction = trees.columns_combine(gamma, state.moves, params)
-        beta = jnp.where(used, mixing, 1.0)
-        increment = trees.subtract(trees.scale(beta, residual), correction)
+        increment = trees.subtract(trees.scale(mixing, residual), correction)
         stored = jnp.where(due & ~sound, 0, state.stored)
         return increment, state._replace(stored=stored, age=state.age + 1)
 
     core = optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
     if safeguard is None:
         return core
-    return guard(core, safeguard, reset=_forget)
+    return guard(core, safeguard, reset=_forget, mixing=mixing)
 
 
 def _forget(state: AndersonState, params: PyTree) -> AndersonState:
@@ -155,7 +158,7 @@ def _store(
 
     def unit(column: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda c: jnp.where(usable, c * factor.astype(c.dtype), jnp.zeros_like(c)), column)
+            lambda c: jnp.where(usable, _times(factor, c), jnp.zeros_like(c)), column)
 
     slot = state.stored % state.lengths.shape[0]
     newest = unit(y)
@@ -163,13 +166,13 @@ def _store(
     moves = trees.columns_set(state.moves, slot, unit(trees.axpy(mixing, y, s)))
     if state.points is None:
         points = None
-        products = trees.columns_dot(residuals, newest, residual)
+        products = _like(trees.columns_dot(residuals, newest, residual), state.gram)
         row = jnp.conj(products[:, 0])
     else:
         point = unit(s)
         points = trees.columns_set(state.points, slot, point)
-        products = trees.columns_dot(points, newest, residual)
-        row = jnp.conj(trees.columns_dot(residuals, point)[:, 0])
+        products = _like(trees.columns_dot(points, newest, residual), state.gram)
+        row = _like(jnp.conj(trees.columns_dot(residuals, point)[:, 0]), state.gram)
     gram = lax.dynamic_update_index_in_dim(state.gram, products[:, 0], slot, 1)
     gram = lax.dynamic_update_index_in_dim(gram, row, slot, 0)
     new = AndersonState(
@@ -178,6 +181,17 @@ def _store(
         state.stored + usable.astype(jnp.int32), state.age,
     )
     return new, products[:, 1]
+
+
+def _like(products: jax.Array, gram: jax.Array) -> jax.Array:
+    return products if jnp.iscomplexobj(gram) else products.real
+
+
+def _times(factor: jax.Array, c: jax.Array) -> jax.Array:
+    """`factor * c`, where the factor alone may not fit into half precision."""
+    if jnp.iscomplexobj(c):
+        return c * factor.astype(c.dtype)
+    return (c.astype(factor.dtype) * factor).astype(c.dtype)
 
 
 def _weights(

@@ -14,12 +14,34 @@ from jaxiter.numerics import is_concrete, stop_gradient
 PyTree = Any
 
 
+#: Steps in which the solver must halve the smallest merit, and plain steps when it did not.
+#: Both double whenever it failed, so that plain steps cannot be outnumbered for ever.
+PATIENCE, RECOVERY = 30, 30
+#: The merit may never exceed its smallest value by more than this: stop rules call it divergence.
+LARGEST_RISE = 100.0
+
+
 class GuardState(NamedTuple):
-    """Inner state, the plain image of the last accepted point and its merit."""
+    """Inner state; where to return to; what the solver has to achieve, and how long it may take.
+
+    Attributes:
+      inner: the solver's state.
+      image: the plain image of the last accepted point, and merit: the merit there.
+      best_image, best: the same of the best point since the solver last began.
+      target: the merit that the solver must reach, else it has failed. waited: steps since it
+        was set. plain: plain steps still to take. level: how often the solver failed.
+      must_accept: whether the point is one that was returned to. rejected: rejections so far.
+    """
 
     inner: PyTree
     image: PyTree
+    best_image: PyTree
     merit: jax.Array
+    best: jax.Array
+    target: jax.Array
+    waited: jax.Array
+    plain: jax.Array
+    level: jax.Array
     must_accept: jax.Array
     rejected: jax.Array
 
@@ -35,25 +57,31 @@ def guard(
     solver: optax.GradientTransformation,
     factor: Any = 2.0,
     reset: Callable[[PyTree, PyTree], PyTree] | None = None,
+    mixing: Any = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Accept a point while its merit is at most `factor` times that of the last accepted one.
+    """Let a solver move as it likes, as long as the merit falls; else take plain steps.
 
-    Otherwise, and also when the residual is not finite, return to the plain image
-    `T(x)` of the last accepted point, reset the inner solver, and accept what
-    follows. A rejection costs one evaluation. The merit is the driver's when
-    given, else the l2 norm of the residual.
+    A point is accepted while its merit is at most `factor` times that of the last accepted one,
+    and 100 times the smallest. Otherwise, and also when the residual is not finite, return to
+    the plain image `x + mixing (T(x) - x)` of the last accepted point, reset the solver, and
+    accept what follows: a rejection costs one evaluation. When the solver did not halve the
+    smallest merit within 30 steps, return to the plain image of the best point, and take 30
+    plain steps before it may try again; both numbers double whenever that happens. So on a
+    contraction a guarded solver converges if the plain iteration does, in at most a few times
+    its steps. The merit is the driver's when given, else the l2 norm of the residual.
 
     Args:
       solver: any optax transformation of the residual.
       factor: at least 1; may be traced.
       reset: `reset(inner_state, params) -> inner_state`; default `solver.init(params)`.
         A solver with a large memory can forget more cheaply than that.
+      mixing: what plain steps multiply the residual by; may be traced.
 
     Raises:
       ValueError: a concrete factor below 1; params missing.
 
     Reference: Zhang, O'Donoghue and Boyd, "Globally convergent type-I Anderson acceleration for
-    nonsmooth fixed-point iterations", SIAM J. Optim. 30, 2020; here its safeguard is a local test.
+    nonsmooth fixed-point iterations", SIAM J. Optim. 30, 2020; the tests here are ours.
 
     >>> import jax.numpy as jnp, jaxiter, optax
     >>> wild = guard(optax.scale(1.9), factor=1.0)
@@ -66,9 +94,11 @@ def guard(
 
     def init(params: PyTree) -> GuardState:
         # Widened like every merit, so that a carried state keeps its dtype.
-        merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
-        return GuardState(
-            solver.init(params), trees.zeros_like(params), merit, jnp.bool_(True), jnp.int32(0))
+        merit, zero = jnp.full((), jnp.inf, trees.norm_dtype(params)), jnp.int32(0)
+        none = trees.zeros_like(params)
+        return trees.unshared(GuardState(
+            solver.init(params), none, none, merit, merit, merit, zero, zero, zero,
+            jnp.bool_(True), zero), params)
 
     def update(
         residual: PyTree, state: GuardState, params: PyTree = None, *, merit: Any = None,
@@ -78,19 +108,53 @@ def guard(
         if merit is None:
             merit = trees.norm(stop_gradient(residual))
         merit = jnp.asarray(merit).astype(state.merit.dtype)
-        reject = ~(merit <= factor * state.merit) & ~state.must_accept
+        verdict, state = _judge(state, merit, jnp.asarray(factor).astype(merit.dtype))
         increment, inner = solver.update(residual, state.inner, params, merit=merit, **extra)
         fresh = solver.init(params) if reset is None else reset(inner, params)
-        retreat = trees.subtract(state.image, params)
-        return trees.where(reject, retreat, increment), GuardState(
-            trees.where(reject, fresh, inner),
-            trees.where(reject, state.image, trees.add(params, residual)),
-            jnp.where(reject, state.merit, merit),
-            reject,
-            state.rejected + reject.astype(jnp.int32),
-        )
+        step = trees.scale(mixing, residual)
+        plain = trees.add(params, step)
+        best_image = trees.where(verdict.better, plain, state.best_image)
+        image = trees.where(verdict.wild, state.image, plain)
+        image = trees.where(verdict.late, best_image, image)
+        move = trees.where(state.plain > 0, step, increment)
+        move = trees.where(state.must_accept, trees.subtract(image, params), move)
+        inner = trees.where(state.must_accept | (state.plain > 0), fresh, inner)
+        return move, state._replace(inner=inner, image=image, best_image=best_image)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+class _Verdict(NamedTuple):
+    """On a point: its merit is out of bounds; the solver's time is up; it is the best so far."""
+
+    wild: jax.Array
+    late: jax.Array
+    better: jax.Array
+
+
+def _judge(
+    state: GuardState, merit: jax.Array, factor: jax.Array
+) -> tuple[_Verdict, GuardState]:
+    """The verdict on a point of this merit, and the state after it, its vectors aside."""
+    free = state.plain == 0  # the solver moves, no plain steps are due
+    bound = jnp.minimum(factor * state.merit, LARGEST_RISE * state.best)
+    wild = free & ~state.must_accept & ~(merit <= bound)  # also for NaN
+    begins = free & (state.waited == 0)  # after plain steps the solver starts from what it finds
+    better = ~wild & ((merit < state.best) | begins)
+    best = jnp.where(better, merit, state.best)
+    reached = merit <= state.target
+    waited = jnp.where(reached, 1, state.waited + 1)
+    late = free & ~reached & (waited > PATIENCE * 2**state.level)
+    back = wild | late
+    return _Verdict(wild, late, better), state._replace(
+        merit=jnp.where(late, best, jnp.where(wild, state.merit, merit)),
+        best=best,
+        target=jnp.where(reached | begins, best / 2, state.target),
+        waited=jnp.where(free & ~late, waited, 0),
+        plain=jnp.where(late, RECOVERY * 2**state.level, jnp.maximum(state.plain - 1, 0)),
+        level=jnp.where(late, jnp.minimum(state.level + 1, 20), state.level),
+        must_accept=back,
+        rejected=state.rejected + back.astype(jnp.int32))
 
 
 class RestartState(NamedTuple):
@@ -146,7 +210,7 @@ def restarted(
         if every is not None:
             due |= state.age >= every
         if increase is not None:
-            due |= merit > increase * state.merit
+            due |= merit > jnp.asarray(increase).astype(merit.dtype) * state.merit
         inner = trees.where(due, solver.init(params), state.inner)
         increment, inner = solver.update(residual, inner, params, merit=merit, **extra)
         return increment, RestartState(inner, jnp.where(due, 1, state.age + 1), merit)

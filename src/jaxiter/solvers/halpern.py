@@ -80,7 +80,8 @@ def halpern(
     def init(params: PyTree) -> HalpernState:
         merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
         zero = jnp.int32(0)
-        return HalpernState(params, zero, zero, merit, merit, jnp.ones_like(merit))
+        state = HalpernState(params, zero, zero, merit, merit, jnp.ones_like(merit))
+        return trees.unshared(state, params)
 
     def weight(state: HalpernState, age: jax.Array, residual: PyTree, params: PyTree) -> tuple:
         kind = state.inverse_phi.dtype
@@ -132,7 +133,8 @@ def halpern(
 def _due(restart: Any, state: HalpernState, merit: jax.Array) -> jax.Array:
     started = state.age > 0
     if not isinstance(restart, str):
-        return started & (merit <= restart * state.anchor_merit)
+        factor = jnp.asarray(restart).astype(merit.dtype)
+        return started & (merit <= factor * state.anchor_merit)
     fell = merit <= SUFFICIENT * state.anchor_merit
     turned = (merit <= NECESSARY * state.anchor_merit) & (merit > state.last_merit)
     long = state.age.astype(merit.dtype) >= ARTIFICIAL * state.step.astype(merit.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import is_concrete, stop_gradient
 from jaxiter.solvers.guard import require_params
 
 PyTree = Any
@@ -29,7 +29,7 @@ class OverrelaxedState(NamedTuple):
     count: jax.Array
 
 
-def overrelaxed(every: int = 60) -> optax.GradientTransformationExtraArgs:
+def overrelaxed(every: Any = 60) -> optax.GradientTransformationExtraArgs:
     """Over-relaxation for maps whose Jacobian has real eigenvalues in [0, 1), such as Sinkhorn's.
 
     `d <- omega^2 r + (omega - 1)^2 d`, `x <- x + d`: for the largest eigenvalue s the
@@ -39,7 +39,7 @@ def overrelaxed(every: int = 60) -> optax.GradientTransformationExtraArgs:
     over 10 steps it returns to the best point, plain (without this it can diverge).
 
     Args:
-      every: steps between two estimates of the rate, a multiple of 10; static.
+      every: steps between two estimates of the rate, a multiple of 10; may be traced.
 
     Raises:
       ValueError: every is no positive multiple of 10.
@@ -56,13 +56,14 @@ def overrelaxed(every: int = 60) -> optax.GradientTransformationExtraArgs:
     >>> steps(overrelaxed()) < steps(jaxiter.picard()) / 5
     True
     """
-    if every < WINDOW or every % WINDOW:
+    if is_concrete(every) and (every < WINDOW or every % WINDOW):
         raise ValueError(f"every must be a positive multiple of {WINDOW}, got {every}.")
 
     def init(params: PyTree) -> OverrelaxedState:
         infinite = jnp.full((), jnp.inf, trees.norm_dtype(params))
-        return OverrelaxedState(trees.zeros_like(params), params, infinite, infinite,
-                                jnp.ones_like(infinite), jnp.int32(0))
+        state = OverrelaxedState(trees.zeros_like(params), params, infinite, infinite,
+                                 jnp.ones_like(infinite), jnp.int32(0))
+        return trees.unshared(state, params)
 
     def update(
         residual: PyTree, state: OverrelaxedState, params: PyTree = None, *, merit: Any = None,

@@ -12,9 +12,10 @@ KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce
 class Collectives(NamedTuple):
     """Counts of collective instructions in a compiled program.
 
-    looped: those that run in every iteration of some loop. branched: those in a branch of a
-    conditional in a loop, such as a stop test that is due every so many steps. total: all of
-    them. Dictionaries from the kind, as XLA names it, to the count, without zeros.
+    looped: those that run in every iteration of an innermost loop, the steps of a solve. branched:
+    those in a branch of a conditional in such a loop, such as a stop test that is due every so
+    many steps. total: all of them, those of the loops around the steps included. Dictionaries
+    from the kind, as XLA names it, to the count, without zeros.
     """
 
     looped: dict[str, int]
@@ -38,12 +39,17 @@ def collectives(compiled: jax.stages.Compiled) -> Collectives:
     """
     text = compiled.as_text() or ""
     functions = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
-    loops = re.findall(r"(?:body|condition)=%?([\w.\-]+)", text)
+    loops = [name for pair in re.findall(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", text)
+             if not _holds_loop(functions, pair) for name in pair]
     everything = _reached(functions, loops, branches=True)
     always = _reached(functions, loops, branches=False)
     return Collectives(
         _count(functions[name] for name in always),
         _count(functions[name] for name in everything - always), _count([text]))
+
+
+def _holds_loop(functions: dict[str, str], pair: tuple[str, ...]) -> bool:
+    return any(" while(" in functions[name] for name in _reached(functions, list(pair), True))
 
 
 def _reached(functions: dict[str, str], roots: list[str], branches: bool) -> set[str]:

@@ -15,7 +15,6 @@ from jaxiter.adjoint import Adjoint, unrolled
 from jaxiter.driver import fixed_point
 from jaxiter.lanes import solve_many
 from jaxiter.monitor import record
-from jaxiter.problem import as_problem
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import never, tolerance
 from jaxiter.testing.problems import ReferenceProblem, reference_problems
@@ -55,7 +54,7 @@ def residual_is_honest(solver: Solver) -> None:
     for name in ("symmetric", "pytree", "rotation"):
         reference = reference_problems()[name]
         solution = _solve(reference, solver, max_steps=7)
-        image = jax.jit(as_problem(reference.problem).step)(solution.value, *reference.args)
+        image = jax.jit(reference.map)(solution.value, *reference.args)
         gaps = jax.tree.map(lambda t, x: np.asarray(t, np.float64) - np.asarray(x, np.float64),
                             image, solution.value)
         true = np.sqrt(sum(np.sum(gap**2) for gap in jax.tree.leaves(gaps)))
@@ -245,7 +244,7 @@ def value_is_untouched(adjoint: Adjoint) -> None:
     """Attaching derivatives does not change the value."""
     reference = reference_problems()["cosine"]
     solution = _solve(reference, fixed_picard(), adjoint=adjoint)
-    image = as_problem(reference.problem).step(solution.value, *reference.args)
+    image = reference.map(solution.value, *reference.args)
     np.testing.assert_allclose(
         np.linalg.norm(image - solution.value), solution.residual, rtol=1e-2, atol=1e-7)
 

@@ -42,6 +42,12 @@ class ReferenceProblem(NamedTuple):
     contracts: bool = True
     regular: bool = True
 
+    def map(self, x: PyTree, *args: PyTree) -> PyTree:
+        """T(x)."""
+        step = self.problem.step if isinstance(self.problem, Problem) else self.problem
+        assert step is not None
+        return step(x, *args)
+
 
 def linear(name: str, matrix: np.ndarray, offset: np.ndarray, dtype: Any) -> ReferenceProblem:
     """`T(x) = M x + c`, solved by numpy."""

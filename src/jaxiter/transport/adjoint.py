@@ -36,7 +36,7 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
         small = (residual <= default_rtol(b)) & trees.finite(out.value)
         status = jnp.where(small, jnp.int32(Status.CONVERGED), out.status)
         f = b[0] - matvec((no_f, out.value))[0]
-        return LinearSolution((f, out.value), status, out.steps, residual)
+        return LinearSolution((f, out.value), status, out.steps, residual, out.condition)
 
     return of_pair
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, as_adjoint, frozen
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import stop_gradient, strong
 from jaxiter.problem import Problem

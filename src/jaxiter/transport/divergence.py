@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxiter.adjoint import Adjoint, as_adjoint, frozen
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint
 from jaxiter.numerics import stop_gradient
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, as_adjoint
+from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import stop_gradient
 from jaxiter.stop import Stop, tolerance

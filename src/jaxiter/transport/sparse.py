@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, attach_implicit, frozen
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import attach_implicit
 from jaxiter.numerics import stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.problem import Problem

@@ -1,0 +1,137 @@
+"""A stop rule on the error, not only on the residual."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.numerics import machine_epsilon
+from jaxiter.stop import (
+    Progress,
+    StepInfo,
+    Stop,
+    absolute_unit,
+    begin,
+    check_tolerances,
+    follow,
+    tolerances,
+    verdict,
+)
+
+#: The largest of so many measured rates counts: a rate that rotates shows its worst side.
+WINDOW = 16
+#: A rate is measured over as many steps as it takes to see a decay of this many times the
+#: rounding of the steps: one step for most maps, hundreds for a rate of 0.9999 in float32.
+CLEAR = 10.0
+
+
+class AccuracyState(NamedTuple):
+    """Progress of the merit; logarithm of the decay so far, over how many steps; measured rates.
+
+    `noise`: the relative rounding of the steps in the running measurement. `rates`: `[WINDOW]`,
+    -1 where there is none yet.
+    """
+
+    progress: Progress
+    decay: jax.Array
+    steps: jax.Array
+    noise: jax.Array
+    rates: jax.Array
+    measured: jax.Array
+
+
+def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
+    """Stop when the estimated error `|x - x*|` is at most `atol + rtol * max(|x|, |T(x)|)`.
+
+    A residual r of a contraction of rate q means an error of up to `r / (1 - q)`. The rate is
+    what the map does to the steps that are taken, whatever the solver:
+
+        c_k = |T(x_k) - T(x_{k-1})| / |x_k - x_{k-1}|,    error <= r / (1 - max c)
+
+    over the last 16 measurements; a measurement spans as many steps as rounding requires. In
+    the norm in which T contracts, c_k never exceeds q, so the estimate is at most
+    `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
+    shows in the steps. An estimate, no bound: `Solution.error` holds it, inf where the map did
+    not contract along the steps (a rotation under `halpern()`), which never says CONVERGED.
+
+    Args:
+      rtol, atol: as in `tolerance`, with the same defaults; atol is absolute where given, else
+        the table's value times `min(1, max(|x0|, |T(x0)|))`.
+
+    CONVERGED as above. PRECISION_FLOOR when the merit reached the float floor first, or the
+    tolerance is below the error that rounding alone can cause, `4 eps |x| / (1 - q)`. The
+    other statuses are those of `tolerance`. Costs two norms more a step.
+
+    Raises:
+      ValueError: concrete tolerances that are negative or both zero.
+
+    Reference: Ortega and Rheinboldt, "Iterative solution of nonlinear equations in several
+    variables", 1970, theorem 12.1.2 (the bound); measuring the rate along the steps is ours.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> slow = lambda x: 0.99 * x + 0.01  # from 0 to 1
+    >>> solution = jaxiter.fixed_point(slow, jnp.zeros(1), stop=jaxiter.accuracy(1e-3))
+    >>> bool(abs(solution.value[0] - 1) < 1e-3), bool(abs(solution.error - 1e-3) < 1e-4)
+    (True, True)
+    """
+    check_tolerances(rtol, atol)
+
+    def init(info: StepInfo) -> AccuracyState:
+        zero = jnp.zeros_like(info.merit)
+        rates = jnp.full((WINDOW,), -1, info.merit.dtype)
+        return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0))
+
+    def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
+        image = trees.add(info.x, info.residual)
+        lengths = _Lengths(*(trees.root_of_squares(vector) for vector in (
+            info.x, image, info.residual, trees.subtract(info.x, info.previous_x),
+            trees.subtract(image, info.previous_image))))
+        state = _observe(info, lengths, state)
+        residual, size = lengths.residual, jnp.maximum(lengths.x, lengths.image)
+        factor = amplification(state)
+        # A residual of exactly 0 is a fixed point, also where no rate was measured.
+        error = jnp.where(residual > 0, factor * residual, 0)
+        progress, futility = follow(info.merit, info.floor, size, state.progress)
+        relative, absolute = tolerances(info.x, rtol, atol)
+        threshold = absolute_unit(absolute, atol, progress) + relative * size
+        floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)
+        status = verdict(info.finite, relative, absolute, error <= threshold, threshold >= floor,
+                         progress, futility)
+        return status, state._replace(progress=progress)
+
+    return Stop(init, update, amplification)
+
+
+def amplification(state: AccuracyState) -> jax.Array:
+    """Estimated ratio of error and residual; inf while no rate is known, or one is above 1."""
+    worst = jnp.max(state.rates)
+    return jnp.where((worst >= 0) & (worst < 1), 1 / (1 - worst), jnp.inf)
+
+
+class _Lengths(NamedTuple):
+    """Norms of x, T(x) and their difference, and of how far both have moved."""
+
+    x: jax.Array
+    image: jax.Array
+    residual: jax.Array
+    step: jax.Array
+    image_step: jax.Array
+
+
+def _observe(info: StepInfo, lengths: _Lengths, state: AccuracyState) -> AccuracyState:
+    """One more step, and perhaps one more measured rate."""
+    moved = (info.step > 1) & (lengths.step > 0)
+    step = jnp.where(moved, lengths.step, 1)
+    size = jnp.maximum(lengths.x, lengths.image)
+    noise = jnp.maximum(state.noise, jnp.where(moved, machine_epsilon(info.x) * size / step, 0))
+    decay = state.decay + jnp.where(moved, jnp.log(lengths.image_step / step), 0)
+    steps = state.steps + moved.astype(jnp.int32)
+    clear = moved & (jnp.abs(decay) >= CLEAR * noise)
+    rate = jnp.exp(decay / jnp.maximum(steps, 1).astype(decay.dtype))
+    slot = jnp.arange(WINDOW, dtype=jnp.int32) == state.measured % WINDOW
+    return state._replace(
+        decay=jnp.where(clear, 0, decay), steps=jnp.where(clear, 0, steps),
+        noise=jnp.where(clear, 0, noise),
+        rates=jnp.where(slot & clear, rate, state.rates),
+        measured=state.measured + clear.astype(jnp.int32))

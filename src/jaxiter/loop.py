@@ -1,0 +1,278 @@
+"""What one step does, and the loop around it that every solve of the library runs.
+
+A step is: T is evaluated at the next point, the residual is measured there, the
+solver turns it into an increment, the stop rule says a status. The state keeps
+both the measured point and the next one, so the returned value is always a
+point whose residual was measured, and a resumed solve continues bitwise.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.method import Method
+from jaxiter.numerics import anchor, pin, stop_gradient, while_loop
+from jaxiter.problem import (
+    Measure,
+    evaluate,
+    image_and_residual,
+    measure,
+    nothing_measured,
+)
+from jaxiter.solution import Kept, LoopState, Status, most_severe
+from jaxiter.stop import StepInfo
+
+PyTree = Any
+
+#: What only `advance` says and only `run` reads: sums of squares left the float range.
+OUT_OF_RANGE = -1
+
+
+def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
+    """The state before the first step; evaluates nothing. An invalid start is BAD_INPUT."""
+    infinite = jnp.full((), jnp.inf, trees.norm_dtype(x0))
+    step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
+    problem = method.problem
+    memory = () if problem.memory is None else problem.memory(x0, *args)
+    solver = method.solver.init(x0)
+    info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True), x0, x0)
+    valid = trees.finite(x0)
+    if problem.valid is not None:
+        valid &= problem.valid(x0, *args)
+    return LoopState(
+        x=x0,
+        output=x0 if problem.residual is None else trees.zeros_like(x0),
+        next=None if _follows_image(method, x0, solver) else x0,
+        next_norm=trees.norm(x0),
+        merit=infinite,
+        memory=jax.tree.map(jnp.asarray, memory),
+        solver=solver,
+        stop=method.stop.init(info),
+        monitor=None if method.monitor is None else method.monitor.init(info),
+        kept=Kept(x0, x0, infinite) if method.keep_best or method.lazy else None,
+        step=step,
+        status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
+    )
+
+
+def reopened(method: Method, state: LoopState, *args: PyTree) -> LoopState:
+    """A new start at the point of an old state: what counts on are its steps and monitor."""
+    x = state.x if state.kept is None else state.kept.x
+    return init(method, x, *args)._replace(step=state.step, monitor=state.monitor)
+
+
+def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
+    """Whether the next point is always T(x): the solver hands the residual back untouched.
+
+    Then the loop carries one array less and the addition is saved: picard costs what a
+    hand-written loop does. Found by looking whether the very same arrays come back.
+    """
+    same = False
+
+    def probe(residual: PyTree, state: PyTree) -> None:
+        nonlocal same
+        merit = jnp.zeros((), trees.norm_dtype(residual))
+        increment, _ = _update(method.solver, residual, state, residual, jnp.int32(0), merit)
+        pairs = zip(jax.tree.leaves(increment), jax.tree.leaves(residual), strict=True)
+        same = all(x is y for x, y in pairs)
+
+    jax.eval_shape(probe, x0, solver_state)
+    return same and method.problem.retract is None and method.problem.residual is None
+
+
+def first_step(method: Method, x0: PyTree, args: tuple) -> LoopState:
+    """One step outside any loop: tracing it finds what the method closes over, and checks it."""
+    cache = None if method.problem.cache is None else method.problem.cache(x0, *args)
+    return advance(method, init(method, x0, *args), cache, *args)
+
+
+def active(state: LoopState, max_steps: Any) -> jax.Array:
+    """Whether the solve goes on: no status yet, and steps left."""
+    return (state.status == Status.RUNNING) & (state.step < max_steps)
+
+
+def advance(
+    method: Method, state: LoopState, cache: PyTree, *args: PyTree, max_steps: Any = 2**31 - 1
+) -> LoopState:
+    """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
+    problem, nan = method.problem, jnp.full_like(state.merit, jnp.nan)
+    x = _next(state)
+    output, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
+    image, residual = image_and_residual(problem, x, output)
+    step = state.step + 1
+    measured = (step % method.check_every == 0) | (step >= max_steps) if method.lazy else None
+
+    def when_measured(norms: Callable, blank: PyTree) -> PyTree:
+        """Norms, but only when they are looked at: over devices, each is a reduction."""
+        if measured is None:
+            return norms()
+        return lax.cond(measured, norms, lambda: anchor(blank, state.merit))
+
+    def look() -> Measure:
+        norm = trees.root_of_squares(stop_gradient(x)) if method.lazy else state.next_norm
+        norms = norm, *(trees.root_of_squares(part) for part in stop_gradient((image, residual)))
+        held = stop_gradient((x, output, norms, cache, state.memory, args))
+        return stop_gradient(measure(problem, *held))
+
+    norms = when_measured(look, nothing_measured(nan))
+    merit = None if method.lazy else norms.merit
+    increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
+    following, ahead = None, image
+    if state.next is not None:
+        following = ahead = trees.add(x, increment)
+        if problem.retract is not None:
+            following = ahead = problem.retract(following)
+    if following is None and not method.lazy:
+        next_norm = norms.image_norm
+    else:
+        next_norm = when_measured(lambda: trees.root_of_squares(stop_gradient(ahead)), nan)
+    info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
+                    lax.is_finite(next_norm), state.x,
+                    image_and_residual(problem, state.x, state.output)[0])
+    moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
+                      state.monitor, state.kept, step, state.status)
+    inside = trees.in_safe_range(norms.image_norm) & info.finite if _plain(method) else None
+    return _judged(method, moved, info, norms, measured, inside, active(state, max_steps))
+
+
+def _judged(
+    method: Method, state: LoopState, info: StepInfo, norms: Measure, measured: Any, inside: Any,
+    going: jax.Array,
+) -> LoopState:
+    """The state after the stop rule, the monitor and `kept` saw its evaluation.
+
+    `measured`: whether the norms were taken; `inside`: whether they can be trusted; None: yes.
+    """
+    status, stop = method.stop.update(stop_gradient(info), state.stop)
+    if method.problem.certify is not None:
+        status = most_severe(status, norms.certificate)
+    # A guarded solver steps back from a residual that is not finite; only a next point that is
+    # not finite ends the solve. BAD_INPUT is the only status more severe than NONFINITE.
+    keep = info.finite | (status == Status.BAD_INPUT)
+    status = jnp.where(keep, status, jnp.int32(Status.NONFINITE)).astype(jnp.int32)
+    if inside is not None:
+        status = jnp.where(inside, status, jnp.int32(OUT_OF_RANGE))
+    if measured is not None:
+        status = jnp.where(measured, status, state.status)
+    conditions = [c for c in (measured, inside) if c is not None]
+    counts = conditions[0] & conditions[-1] if conditions else jnp.bool_(True)
+    if conditions:
+        stop = jax.tree.map(
+            lambda new, old: new if new is old else lax.select(counts, new, old), stop, state.stop)
+    monitor = state.monitor
+    if method.monitor is not None:
+        monitor = method.monitor.update(stop_gradient(info), monitor, going & counts)
+    kept = state.kept
+    if kept is not None:
+        better = counts & lax.is_finite(norms.residual_norm)
+        if method.keep_best:
+            # What the stop rule called converged is also what is returned: a smaller merit may
+            # be larger beside its own scale.
+            better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
+        kept = trees.where(better, Kept(state.x, state.output, norms.merit), kept)
+    return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)
+
+
+def _plain(method: Method) -> bool:
+    """Whether the status rests on l2 norms alone, so that `measured_again` can take them again."""
+    problem = method.problem
+    return problem.merit is None and problem.scale is None and problem.cache is None
+
+
+def measured_again(method: Method, state: LoopState, args: tuple) -> LoopState:
+    """A state, where it is OUT_OF_RANGE judged by norms that neither under- nor overflow."""
+    out = state.status == OUT_OF_RANGE
+    x, output = stop_gradient((state.x, state.output))
+    image, residual = image_and_residual(method.problem, x, output)
+    ahead = () if state.next is None else (stop_gradient(state.next),)
+    sizes = trees.norms(x, image, residual, *ahead)
+    next_norm = sizes[-1] if ahead else sizes[1]
+    norms = measure(method.problem, x, output, tuple(sizes[:3]), None, state.memory, args)
+    # The point before is gone: a rule that asks for it sees no move.
+    info = StepInfo(state.step, x, residual, norms.merit, norms.scale, norms.floor,
+                    lax.is_finite(next_norm), x, image)
+    state = state._replace(next_norm=jnp.where(out, next_norm, state.next_norm),
+                           merit=jnp.where(out, norms.merit, state.merit))
+    return _judged(method, state, info, norms, out, None, out)
+
+
+def _next(state: LoopState) -> PyTree:
+    """Where the next step evaluates T."""
+    return state.output if state.next is None else state.next
+
+
+def _update(
+    solver: optax.GradientTransformation, residual: PyTree, state: PyTree, x: PyTree,
+    step: jax.Array, merit: jax.Array | None,
+) -> tuple[PyTree, PyTree]:
+    """Ask the solver for an increment; plain optax transformations get no extra arguments."""
+    if isinstance(solver, optax.GradientTransformationExtraArgs):
+        increment, new = solver.update(residual, state, x, step=step, merit=merit)
+    else:
+        increment, new = solver.update(residual, state, x)
+    trees.check_same_structure(x, increment, "The solver's increment")
+    return increment, new
+
+
+def run(
+    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any,
+    pause: Any = None,
+) -> LoopState:
+    """Advance until a status or `max_steps`; `pause` is a step at which to hand back unfinished.
+
+    Where sums of squares leave the float range the loop ends after every step, and the one around
+    it, which else runs once, measures again: this costs the usual solve nothing.
+    """
+    end = max_steps if pause is None else pause
+    if not _plain(method):
+        return run_in_range(method, loop, state, args, max_steps, end)
+
+    def body(state: LoopState) -> LoopState:
+        return measured_again(
+            method, run_in_range(method, loop, state, args, max_steps, end), args)
+
+    return while_loop(lambda state: active(state, end), body, state)
+
+
+def run_in_range(
+    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any, end: Any
+) -> LoopState:
+    """Advance until a status or `end`; with a cache, in blocks of `refresh` steps."""
+    problem = method.problem
+
+    def going(s: LoopState) -> jax.Array:
+        return active(s, end)
+
+    def step(s: LoopState, cache: PyTree) -> LoopState:
+        return advance(method, s, cache, *args, max_steps=max_steps)
+
+    build, stale = problem.cache, problem.stale
+    if build is None:
+        return loop(going, lambda s: step(s, None), state, max_steps)
+
+    blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps
+
+    def block(s: LoopState, cache: PyTree) -> LoopState:
+        rebuild = s.step + problem.refresh
+        return loop(
+            lambda t: going(t) & (t.step < rebuild),
+            lambda t: step(t, cache), s, problem.refresh)
+
+    if stale is None:
+        return loop(going, lambda s: block(s, build(_next(s), *args)), state, blocks)
+
+    def keeping(carry: tuple) -> tuple:  # the cache lives on until it is stale
+        s, cache = carry
+        s = block(s, cache)
+        old = going(s) & stale(_next(s), cache, *args)
+        # A loop of at most one round, for a conditional would rebuild always under vmap.
+        _, cache = loop(
+            lambda c: c[0], lambda c: (~c[0], build(pin(_next(s), c[0]), *args)), (old, cache), 1)
+        return s, cache
+
+    return loop(lambda c: going(c[0]), keeping, (state, build(_next(state), *args)), blocks)[0]

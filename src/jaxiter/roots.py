@@ -1,0 +1,229 @@
+"""Zeros of F as fixed points."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxiter import trees
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.problem import Problem
+from jaxiter.solution import Solution, Status
+from jaxiter.solvers.anderson import anderson
+
+PyTree = Any
+
+#: The first move is this share of the size of x0: it only has to show the slope of F.
+FIRST_MOVE, LONGER = 0.01, 1e3
+#: Steps in a row, far from the start and no nearer to a root, that make a solve DIVERGED.
+PATIENCE = 20
+#: The flattest of so many moves says how far a root may be, the steepest what rounding does.
+WINDOW = 10
+
+
+class Trail(NamedTuple):
+    """What a root solve remembers of its way: it judges F by how F has changed along it.
+
+    Attributes:
+      x, value: the last point and F there.
+      slopes: `|change of F| / |move|` of the last moves, `[WINDOW]`; 0 where there was none.
+      steepest: the largest of all. moves: their count. move: length of the last.
+      unit: size of x at the start, at most 1. start: |F(x0)|.
+      reach: distance of the root when |F| fell to epsilon times start; inf before.
+      lost: steps in a row at which x was far from everything.
+    """
+
+    x: PyTree
+    value: PyTree
+    slopes: jax.Array
+    steepest: jax.Array
+    moves: jax.Array
+    move: jax.Array
+    unit: jax.Array
+    start: jax.Array
+    reach: jax.Array
+    lost: jax.Array
+
+
+class _Sight(NamedTuple):
+    """One more point seen from the trail; `distance`: |F| / slope, an estimate of the error."""
+
+    norm: jax.Array
+    x_norm: jax.Array
+    move: jax.Array
+    slopes: jax.Array
+    moves: jax.Array
+    distance: jax.Array
+
+
+def _begin(x0: PyTree, *args: PyTree) -> Trail:
+    del args
+    zero, none = jnp.zeros((), trees.norm_dtype(x0)), jnp.int32(0)
+    return Trail(x0, trees.zeros_like(x0), jnp.zeros((WINDOW,), zero.dtype), zero, none, zero,
+                 zero, zero, zero + jnp.inf, none)
+
+
+def _look(x: PyTree, value: PyTree, trail: Trail) -> _Sight:
+    x, value, trail = stop_gradient((x, value, trail))
+    norm, x_norm, move, change = (trees.norm(part) for part in (
+        value, x, trees.subtract(x, trail.x), trees.subtract(value, trail.value)))
+    new = (jnp.arange(WINDOW, dtype=jnp.int32) == trail.moves % WINDOW) & (move > 0)
+    slopes = jnp.where(new, safe_divide(change, move), trail.slopes)
+    moves = trail.moves + (move > 0).astype(jnp.int32)
+    return _Sight(norm, x_norm, move, slopes, moves, norm / _flattest(slopes, moves))
+
+
+def _flattest(slopes: jax.Array, moves: jax.Array) -> jax.Array:
+    """The smallest slope of the last moves; 0 while there is none."""
+    known = jnp.arange(WINDOW, dtype=jnp.int32) < moves
+    return jnp.where(moves > 0, jnp.min(jnp.where(known, slopes, jnp.inf)), 0)
+
+
+def _follow(x: PyTree, value: PyTree, trail: Trail) -> Trail:
+    """The trail with one more point."""
+    seen, epsilon = _look(x, value, trail), machine_epsilon(x)
+    first, second = trail.start == 0, (trail.moves == 0) & (seen.moves > 0)
+    start = jnp.where(first, seen.norm, trail.start)
+    size = jnp.minimum(jnp.maximum(seen.x_norm, seen.move), 1)
+    fell = jnp.isinf(trail.reach) & (seen.norm <= epsilon * start) & (seen.moves > 0)
+    far = (seen.x_norm * epsilon > jnp.maximum(trail.unit, 1)) & (
+        ~(seen.distance <= 0.1 * seen.x_norm))
+    return Trail(
+        x, value, seen.slopes, jnp.maximum(trail.steepest, jnp.max(seen.slopes)), seen.moves,
+        seen.move, jnp.where(second, size, trail.unit), start,
+        jnp.where(fell, seen.distance, trail.reach),
+        jnp.where(far, trail.lost + 1, 0))
+
+
+def _scale(x: PyTree, value: PyTree, trail: Trail) -> jax.Array:
+    """What rtol multiplies: what a relative change of x would change F by; 0 while unknown."""
+    seen = _look(x, value, trail)
+    size = jnp.maximum(seen.x_norm, 0.1 * trail.unit)
+    # Exactly zero is a root however flat F was on the way, unless `_runs_away` objects.
+    slope = jnp.where(seen.norm == 0, jnp.max(seen.slopes), _flattest(seen.slopes, seen.moves))
+    return slope * size
+
+
+def _floor(x: PyTree, trail: Trail) -> jax.Array:
+    """What rounding of x alone changes F by; never so much that F would not have fallen."""
+    epsilon = machine_epsilon(x)
+    rounding = 4 * epsilon * jnp.max(trail.slopes) * trees.norm(stop_gradient(x))
+    return jnp.minimum(rounding, epsilon**0.5 * trail.start)
+
+
+def _runs_away(x: PyTree, value: PyTree, trail: Trail) -> jax.Array:
+    """DIVERGED where F tends to zero only because x runs to infinity, or x is lost."""
+    seen, epsilon = _look(x, value, trail), machine_epsilon(x)
+    # Down by two epsilons without having come nearer, or to exactly 0 on the way.
+    tiny = (seen.norm <= epsilon**2 * trail.start) & (seen.distance >= 0.5 * trail.reach)
+    flat = (seen.norm == 0) & (jnp.min(seen.slopes) <= epsilon * trail.steepest) & (
+        seen.move >= 0.5 * trail.move) & (trail.moves > 1)
+    away = tiny | flat | (trail.lost >= PATIENCE)
+    return jnp.where(away, jnp.int32(Status.DIVERGED), jnp.int32(Status.RUNNING))
+
+
+class _Unit(NamedTuple):
+    """The inner state; the residual's factor, and whether it is final; last point and residual.
+
+    The factor is 0 before the first step, and changes once, when F has changed with x.
+    """
+
+    inner: PyTree
+    factor: jax.Array
+    known: jax.Array
+    x: PyTree
+    residual: PyTree
+
+
+def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A solver that sees F in units of x: so its points do not depend on the scale of F.
+
+    The first move is a hundredth of x0; how F changes along it is what the residual is then
+    divided by, with its sign.
+    """
+    solver = optax.with_extra_args_support(solver)
+
+    def init(params: PyTree) -> _Unit:
+        none = trees.zeros_like(params)
+        zero = jnp.zeros((), trees.norm_dtype(params))
+        return trees.unshared(
+            _Unit(solver.init(params), zero, jnp.bool_(False), none, none), params)
+
+    def update(residual: PyTree, state: _Unit, params: PyTree = None, **extra: Any) -> tuple:
+        x, r = stop_gradient((params, residual))
+        move, change = trees.subtract(x, state.x), trees.subtract(r, state.residual)
+        x_norm = trees.norm(x)
+        first = FIRST_MOVE * safe_divide(jnp.where(x_norm > 0, x_norm, 1), trees.norm(r))
+        secant = safe_divide(trees.norm(move), trees.norm(change))
+        uphill = trees.dot(change, move).real > 0
+        secant = jnp.where(uphill, -secant, secant).astype(first.dtype)
+        # A move too small to change F shows nothing: one a thousand times as long will.
+        second = jnp.where(secant != 0, secant, LONGER * state.factor)
+        factor = jnp.where(state.known, state.factor, jnp.where(state.factor == 0, first, second))
+        inner = trees.where(state.known, state.inner, solver.init(params))
+        scaled, inner = solver.update(trees.scale(factor, residual), inner, params, **extra)
+        known = state.known | ((state.factor != 0) & (secant != 0))
+        return scaled, _Unit(inner, factor, known, x, r)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+def root(
+    function: Callable, x0: PyTree, *args: PyTree, solver: Any = None, has_aux: bool = False,
+    **keywords: Any,
+) -> Solution:
+    """Solve `F(x, *args) = 0` as the fixed point of `x - F(x)`.
+
+    F is judged by itself, so that multiplying it by a constant changes nothing: with the flattest
+    slope of F along the last 10 moves, `|F(x)| <= rtol * slope * |x|`, that is, the root is
+    within rtol of x if F is about linear there. `tolerance(rtol=0, atol=...)` asks for
+    `|F(x)| <= atol`. PRECISION_FLOOR where the rounding of x alone, along the steepest of them,
+    changes F by more.
+
+    Args:
+      function: F, same tree, shapes and dtypes as x; with has_aux, `(F, aux)`.
+      x0, *args: as in `fixed_point`.
+      solver: default a multisecant method, `anderson(period=1, safeguard=None)` of F in the
+        units of x, found by a first move of a hundredth of x0. For a gradient F,
+        `damped(alpha)` is descent with step alpha.
+      **keywords: as in `fixed_point`.
+
+    Returns:
+      A `Solution`; its residual is the norm of F, its derivatives those of the root. DIVERGED
+      where x runs to infinity, also where F tends to zero there.
+
+    Raises:
+      TypeError: F of another structure than x.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> solution = jaxiter.root(lambda x, a: 1e-6 * (x * x - a), jnp.array(1.0), 2.0)
+    >>> round(float(solution.value), 4), bool(solution.converged)
+    (1.4142, True)
+    """
+
+    def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
+        out = function(x, *args)
+        value, aux = out if has_aux else (out, None)
+        value = jax.tree.map(jnp.asarray, value)
+        trees.check_same_structure(x, value, "F")
+        return value, aux
+
+    def residual(x: PyTree, trail: Trail, *args: PyTree) -> tuple:
+        value, aux = evaluate(x, *args)
+        out = trees.negative(value), _follow(x, value, stop_gradient(trail))
+        return (out, aux) if has_aux else out
+
+    def of_value(function: Callable) -> Callable:
+        return lambda x, r, trail, *args: function(x, trees.negative(r), trail)
+
+    problem = Problem(
+        residual=residual, memory=_begin, scale=of_value(_scale),
+        floor=lambda x, trail, *args: _floor(x, trail), certify=of_value(_runs_away),
+        equations=lambda x, trail, *args: evaluate(x, *args)[0])
+    default = in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
+    return fixed_point(
+        problem, x0, *args, solver=default if solver is None else solver, has_aux=has_aux,
+        **keywords)

@@ -1,0 +1,127 @@
+"""The judges of the audit: they find answers that are wrong by construction, and only these."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxiter as ji
+from jaxiter.stop import Stop
+from jaxiter.testing.audit import (
+    audit_fixed_point,
+    audit_near_singular,
+    audit_rows,
+    audit_sample,
+    audit_sixteen,
+)
+from jaxiter.testing.audit.accuracy import SPECTRA, random_spectra
+from jaxiter.testing.audit.maps import random_maps
+from jaxiter.testing.audit.piecewise import STEPS, random_network
+from jaxiter.testing.audit.roots import SYSTEMS, _believable
+from jaxiter.testing.audit.transport import _plan_slope, marginal_errors, plans
+from jaxiter.testing.audit.verdict import rounding, threshold
+
+LIAR = Stop(lambda info: (), lambda info, state: (jnp.int32(ji.Status.CONVERGED), state))
+WRONG = ji.implicit(lambda matvec, b, x0=None: ji.linear.bicgstab()(
+    matvec, jax.tree.map(lambda leaf: 1.05 * leaf, b))._replace(residual=jnp.float32(0)))
+
+
+def test_a_rule_that_always_says_converged_is_found():
+    verdict = audit_fixed_point(0, 100, 2, jnp.float32, ji.picard(), "picard", kind="expansive",
+                                stop=LIAR)
+    assert verdict.converged == 100 and verdict.false > 80
+
+
+def test_a_rule_that_asks_for_less_is_found():
+    verdict = audit_fixed_point(0, 100, 2, jnp.float32, ji.picard(), "picard", kind="scaled",
+                                steps=600, stop=ji.tolerance(rtol=1e-3, atol=0.0))
+    assert verdict.false > 30
+
+
+def test_a_stricter_rule_is_believed():
+    verdict = audit_fixed_point(1, 100, 2, jnp.float32, ji.picard(), "picard",
+                                steps=600, stop=ji.tolerance(rtol=5e-6, atol=0.0))
+    assert verdict.converged > 10 and verdict.false == 0
+
+
+def test_gradients_five_per_cent_off_are_found():
+    assert audit_near_singular(0, 40, WRONG, "wrong").silent > 35
+    assert audit_rows(0, 40, WRONG, "wrong").silent > 20
+    assert audit_sixteen(0, 40, 6, jnp.float16, WRONG, "wrong").silent > 35
+
+
+def test_a_sample_with_a_loose_tolerance_is_found():
+    verdict = audit_sample(0, 40, "picard", tolerance=1e-4)
+    assert verdict.converged > 20
+    off = np.abs(np.random.default_rng(0).normal(size=(4, 3)))
+    assert np.all(threshold(jnp.float32, np.zeros(4), off[:, 0]) <= 1e-6)
+
+
+def test_roots_are_what_numpy_finds():
+    rng = np.random.default_rng(0)
+    for name, system in SYSTEMS.items():
+        p = system.draw(rng, 50)
+        roots, terms = system.roots(p), system.terms
+        start = rng.normal(size=(50, 2))
+        for k in range(roots.shape[1]):
+            x = roots[:, k]
+            assert np.all(np.abs(system.f(np, x, p)) <= 1e-9 * terms(x, p)), name
+            assert np.all(_believable(system, x, start, p, jnp.float32)), name
+            away = x + 0.01 * np.maximum(1, np.abs(x)) * rng.choice([-1, 1], x.shape)
+            assert not np.any(_believable(system, away, start, p, jnp.float64)), name
+
+
+def test_maps_are_what_their_kind_says():
+    rng = np.random.default_rng(0)
+    a, _, _ = random_maps(rng, 200, 3, "scaled")
+    assert np.linalg.norm(a, 2, axis=(1, 2)).max() <= 0.9 + 1e-9
+    a, _, _ = random_maps(rng, 200, 3, "expansive")
+    assert np.abs(np.linalg.eigvals(a)).min() > 1
+    for spectrum in SPECTRA:
+        a, rate = random_spectra(rng, 100, 4, spectrum)
+        assert np.allclose(np.abs(np.linalg.eigvals(a)).max(1), rate, rtol=1e-5)
+
+
+def test_networks_contract_at_their_rate():
+    rng = np.random.default_rng(0)
+    for kind, order in (("layers", 2), ("pieces", np.inf), ("bellman", np.inf)):
+        p, _ = random_network(rng, kind, 300, 5, (0.9,))
+        x, y = rng.normal(size=(2, 300, 5)) * 10
+        ratio = (np.linalg.norm(STEPS[kind](np, x, p) - STEPS[kind](np, y, p), order, axis=1)
+                 / np.linalg.norm(x - y, order, axis=1))
+        assert ratio.max() <= 0.9 + 1e-9 and ratio.max() > 0.3
+
+
+def test_plans_and_their_slopes():
+    rng = np.random.default_rng(0)
+    cost, weights = rng.uniform(size=(2, 3, 4))
+    f, g = rng.normal(size=3) / 4, rng.normal(size=4) / 4
+    plan = plans(cost[None], f[None], g[None], np.array([0.5]))
+    assert np.allclose(plan[0], np.exp((f[:, None] + g - cost) / 0.5))
+    a, b = plan.sum(2), plan.sum(1)
+    assert marginal_errors(plan, a, b)[0] < 1e-12
+    assert np.isclose(marginal_errors(plan, a + 0.1, b)[0], 0.3)
+
+    def balanced(cost):  # Sinkhorn in float64, long enough
+        u, v = np.ones(3), np.ones(4)
+        kernel = np.exp(-cost / 0.5)
+        for _ in range(500):
+            u = a[0] / (kernel @ v)
+            v = b[0] / (kernel.T @ u)
+        return 0.5 * np.sum(weights * u[:, None] * kernel * v)
+
+    exact, gap = _plan_slope(plan[0], weights)
+    shift = np.zeros_like(cost)
+    shift[1, 2] = 1e-5
+    assert gap > 1e-2
+    assert np.isclose((balanced(cost + shift) - balanced(cost - shift)) / 2e-5, exact[1, 2])
+
+
+def test_rounding_bounds_what_float32_does():
+    rng = np.random.default_rng(0)
+    a, x, b = rng.normal(size=(200, 5, 5)), rng.normal(size=(200, 5)), rng.normal(size=(200, 5))
+    a, x, b = (part.astype(np.float32) for part in (a, x, b))
+    single = np.einsum("kij,kj->ki", a, x) + b
+    double = np.einsum("kij,kj->ki", a.astype(float), x.astype(float)) + b
+    off = np.linalg.norm(single - double, axis=1)
+    bound = rounding(a.astype(float), x.astype(float), b.astype(float), jnp.float32)
+    assert np.all(off <= bound) and np.all(bound < 20 * 6e-8 * 20)

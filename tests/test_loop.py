@@ -1,0 +1,177 @@
+"""Scales from one end of the float range to the other, and states that are taken up again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxiter as ji
+from jaxiter import Status, trees
+
+SCALES = jnp.array([0.0, 1e-31, 1e-30, 1e-12, 1e-6, 1.0, 1e12, 1e20, 1e30, 1e37])
+SOLVERS = {"picard": ji.picard(), "damped": ji.damped(0.5), "anderson": ji.anderson(),
+           "halpern": ji.halpern("adaptive"), "guarded": ji.guard(ji.damped(0.7))}
+
+
+def half(x, b):
+    return 0.5 * x + b
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_scale_is_solved_alike(name):
+    @jax.jit
+    @jax.vmap
+    def solve(b):
+        return ji.fixed_point(half, jnp.zeros(3), b, solver=SOLVERS[name])
+
+    out = solve(SCALES)
+    assert np.all(out.converged), Status.name(out.status)
+    np.testing.assert_allclose(out.value, 2 * np.asarray(SCALES)[:, None] * np.ones(3), rtol=1e-4)
+    assert out.steps[0] == 1
+    if name in ("picard", "damped"):  # powers of two: the same steps to the last
+        exact = solve(2.0 ** jnp.array([-100, -50, 0, 10, 50, 100, 7, 3, -7, -3.0]))
+        assert len(set(np.asarray(exact.steps).tolist())) == 1
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-30])
+def test_a_single_solve_and_lanes_at_the_ends(scale):
+    one = jax.jit(lambda b: ji.fixed_point(half, 2 * b * jnp.ones(3), b))(jnp.float32(scale))
+    assert one.converged and one.steps == 1
+    lanes = jax.jit(lambda b: ji.solve_many(half, jnp.zeros((3, 2)), b, lanes=2))(
+        scale * jnp.array([1.0, 2.0, 3.0]))
+    assert np.all(lanes.converged)
+    np.testing.assert_allclose(lanes.value[:, 0], 2 * scale * np.arange(1, 4), rtol=1e-4)
+
+
+def test_the_last_finite_point_is_kept():
+    """exp: 0, 1, 2.7, 15, 3.8e6, and then nothing that float32 knows."""
+    out = jax.jit(lambda: ji.fixed_point(jnp.exp, jnp.zeros(2)))()
+    assert out.status == Status.NONFINITE and out.steps == 5
+    np.testing.assert_allclose(out.value, np.exp(np.exp(np.exp(1.0))), rtol=1e-5)
+    best = jax.jit(lambda: ji.fixed_point(jnp.exp, jnp.zeros(2), keep_best=True))()
+    assert best.status == Status.NONFINITE and np.all(best.value == 0)
+
+
+def test_a_given_atol_is_absolute():
+    out = ji.fixed_point(half, jnp.zeros(2), 1e-12, stop=ji.tolerance(rtol=0, atol=1e-6))
+    assert out.converged and out.steps == 1
+    default = ji.fixed_point(half, jnp.zeros(2), 1e-12)
+    np.testing.assert_allclose(default.value, 2e-12, rtol=1e-4)
+
+
+def test_what_is_called_converged_is_what_is_returned():
+    """The smallest merit of all may be larger beside its own scale than the last one."""
+    def spiral(x):  # residuals grow slower than x
+        return 1.5 * x + 1e-3
+
+    rule = ji.tolerance(rtol=0.5005, atol=0.0)
+    out = ji.fixed_point(spiral, jnp.float32(0), keep_best=True, stop=rule, max_steps=300)
+    size = max(abs(out.value), abs(spiral(out.value)))
+    assert not out.converged or out.residual <= 0.5005 * size * 1.0001
+
+
+def square_root(x, a):
+    return 0.5 * (x + a / x)
+
+
+@jax.jit
+def resumed(state, a, rtol, max_steps):
+    return ji.fixed_point(square_root, jnp.ones(2), a, resume=state, max_steps=max_steps,
+                          stop=ji.tolerance(rtol=rtol, atol=0.0))
+
+
+@jax.jit
+def begun(a, rtol, max_steps):
+    return ji.fixed_point(square_root, jnp.ones(2), a, max_steps=max_steps,
+                          stop=ji.tolerance(rtol=rtol, atol=0.0))
+
+
+def test_a_state_that_ended_is_measured_again():
+    two, three = jnp.full(2, 2.0), jnp.full(2, 3.0)
+    loose = begun(two, 1e-2, 100)
+    assert loose.converged
+    # Other args: what was solved is no longer a solution.
+    other = resumed(loose.state, three, 1e-6, 100)
+    assert other.converged and other.steps > loose.steps
+    np.testing.assert_allclose(other.value, np.sqrt(3), rtol=1e-5)
+    # A tighter rule.
+    tight = resumed(loose.state, two, 1e-6, 100)
+    assert tight.converged
+    np.testing.assert_allclose(tight.value, np.sqrt(2), rtol=1e-5)
+    # Nothing new: one evaluation, the same point.
+    same = resumed(loose.state, two, 1e-2, 100)
+    assert same.converged and same.steps == loose.steps + 1
+    np.testing.assert_array_equal(same.value, loose.value)
+    np.testing.assert_array_equal(same.residual, loose.residual)
+    # No step left to measure it: the claim is not repeated.
+    assert resumed(loose.state, three, 1e-6, loose.steps).status == Status.MAX_STEPS
+
+
+def test_an_unfinished_state_goes_on_to_the_same_bits():
+    two = jnp.full(2, 2.0)
+    whole = begun(two, 1e-6, 100)
+    parts = resumed(begun(two, 1e-6, 2).state, two, 1e-6, 100)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+@pytest.mark.parametrize("options", [{"keep_best": True}, {"check_every": 3},
+                                     {"solver": ji.anderson()}])
+def test_ended_states_of_other_choices(options):
+    def solve(q, state=None):
+        return ji.fixed_point(lambda x, q: q * x + 1, jnp.zeros(3), q, resume=state,
+                              max_steps=2000, **options)
+
+    first = jax.jit(solve)(0.9)
+    again = jax.jit(solve)(0.95, first.state)
+    assert again.converged
+    np.testing.assert_allclose(again.value, 20, rtol=1e-2)
+    true = np.linalg.norm(0.95 * np.asarray(again.value) + 1 - np.asarray(again.value))
+    np.testing.assert_allclose(again.residual, true, rtol=1e-2, atol=1e-5)
+
+
+def test_norms_over_the_whole_range():
+    for size in (1e-40, 1e-30, 1.0, 1e30):
+        vectors = ({"a": jnp.full(3, size)}, {"a": jnp.full(3, 2 * size)})
+        for norm, factor in zip(trees.norms(*vectors), (1, 2), strict=True):
+            wanted = 0 if size < 1e-38 else factor * size * np.sqrt(3)
+            np.testing.assert_allclose(norm, wanted, rtol=1e-6)
+    assert not np.isfinite(trees.norms({"a": jnp.array([1.0, jnp.nan])})[0])
+    assert not np.isfinite(trees.norms({"a": jnp.array([1.0, jnp.inf])})[0])
+
+
+def test_a_map_over_a_tracer_leaks_nothing():
+    def loss(w):
+        return jnp.sum(ji.fixed_point(lambda x: 0.5 * jnp.tanh(w * x) + w, jnp.zeros(3)).value)
+
+    with jax.checking_leaks():
+        assert np.isfinite(jax.jit(jax.grad(loss))(0.3))
+
+
+@pytest.mark.parametrize("mesh_is_set", [True, False])
+def test_a_batch_on_an_explicit_mesh(mesh_is_set):
+    """The default kind of `jax.make_mesh`, with and without `jax.set_mesh`."""
+    import contextlib
+
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((8,), ("d",))
+    q = jax.device_put(jnp.linspace(0.1, 0.8, 8), NamedSharding(mesh, P("d")))
+    context = jax.set_mesh(mesh) if mesh_is_set else contextlib.nullcontext()
+
+    def value(q, **options):
+        return ji.fixed_point(lambda x, q: q * x + 1, jnp.zeros(2), q, **options).value
+
+    cases = {
+        "picard": value, "anderson": lambda q: value(q, solver=ji.anderson(3)),
+        "slope": jax.grad(lambda q: jnp.sum(value(q, solver=ji.halpern("adaptive")))),
+        "accuracy": lambda q: value(q, stop=ji.accuracy()),
+        "root": lambda q: ji.root(lambda x, q: x * x - q, jnp.ones(2), q).value}
+    with context:
+        out = jax.jit(jax.vmap(lambda q: {k: f(q) for k, f in cases.items()}))(q)
+    q = np.asarray(q)
+    np.testing.assert_allclose(out["picard"][:, 0], 1 / (1 - q), rtol=1e-4)
+    np.testing.assert_allclose(out["anderson"][:, 0], 1 / (1 - q), rtol=1e-4)
+    np.testing.assert_allclose(out["slope"], 2 / (1 - q) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(out["accuracy"][:, 0], 1 / (1 - q), rtol=1e-4)
+    np.testing.assert_allclose(out["root"][:, 0], np.sqrt(q), rtol=1e-4)
