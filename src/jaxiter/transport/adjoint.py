@@ -3,7 +3,6 @@
 The pair (f, g) is attached, the linear system solved for g alone.
 """
 
-import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
@@ -60,6 +59,6 @@ def conclude(
     if not unrolled:
         rule = adjoint.with_solver(eliminated)
         # Series and single steps are those of the iteration itself.
-        pair = rule.attach(
-            equations if rule is adjoint else scaled_equations, stop_gradient(pair), (parts.geometry, marginals), solve.status)
+        zero = equations if rule is adjoint else scaled_equations
+        pair = rule.attach(zero, stop_gradient(pair), (parts.geometry, marginals), solve.status)
     return assemble(pair, solve, given, parts, marginals, returned)

@@ -5,12 +5,11 @@ left, the coupling to the others, is lost to rounding when `T(g) - g` is differe
 term. Here its tangent is taken of differences, so that it keeps its digits however small it is.
 """
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
 from jaxiter.transport.geometry import Dense, Geometry, finite
 from jaxiter.transport.iteration import Marginals, sources, targets
 from jaxiter.transport.result import with_weights
@@ -66,7 +65,7 @@ def _returned(g: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Arr
 def _conditionals(
     cost: jax.Array, g: jax.Array, marginals: Marginals
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the plan for (f(g), g): rows scaled to sum 1, columns scaled to sum 1, largest in a row."""
+    """Of the plan for (f(g), g): rows scaled to 1, columns scaled to 1, the largest in a row."""
     geometry, epsilon = Dense(cost), marginals.epsilon
     free_f = geometry.softmin(g, marginals.b, epsilon)
     f = marginals.damped(free_f)

@@ -18,9 +18,8 @@ from jax import lax
 from jaxiter.numerics import HIGHEST, stop_gradient
 from jaxiter.transport.exact import Exact, exponent
 
-
 #: A typical cost is looked for in so many columns.
-SAMPLED_COLUMNS = 64
+SAMPLED_COLUMNS = 32
 
 
 def gibbs(
@@ -166,12 +165,15 @@ class Geometry(eqx.Module):
         """The same rows, and every so many columns."""
         raise NotImplementedError
 
-    def typical(self, cap: Any) -> jax.Array:
-        """The mean of `min(C, cap)` over a sample of pairs, where forbidden ones count 0."""
+    def typical(self, caps: jax.Array) -> jax.Array:
+        """For each cap the mean of `min(C, cap)` over a sample of pairs; forbidden ones count 0."""
         some = self.thinned(max(1, self.shape[1] // SAMPLED_COLUMNS))
-        n, m = some.shape
-        return jnp.sum(some.over_rows(lambda cost: jnp.sum(
-            jnp.where(cost < jnp.inf, jnp.minimum(cost, cap), 0), 1))) / (n * m)
+
+        def rows(cost: jax.Array) -> jax.Array:
+            cost = finite(cost)
+            return jnp.stack([jnp.mean(jnp.minimum(cost, cap), 1) for cap in caps], 1)
+
+        return jnp.mean(some.over_rows(rows), 0)
 
     def blur(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """How far rounding blurs the costs that carry mass, summed over it; 0 for given numbers."""
@@ -323,14 +325,14 @@ def _nearest(
 
     Not finite where that is no cost.
     """
-    shift = jnp.zeros_like(weights) if shift is None else shift
+    known = jnp.zeros_like(weights) if shift is None else shift
     # Taken apart, or XLA computes it anew for every entry.
-    shift = lax.optimization_barrier(jnp.where(weights > 0, shift, -jnp.inf))
+    held = lax.optimization_barrier(jnp.where(weights > 0, known, -jnp.inf))
     if axis == 1:
-        return geometry.over_rows(lambda cost: jnp.min(cost - shift, axis=1))
+        return geometry.over_rows(lambda cost: jnp.min(cost - held, axis=1))
     if geometry.in_memory:  # a transpose would be read across
-        return jnp.min(geometry.matrix() - shift[:, None], axis=0)
-    return geometry.T.over_rows(lambda cost: jnp.min(cost - shift, axis=1))
+        return jnp.min(geometry.matrix() - jnp.expand_dims(held, 1), axis=0)
+    return geometry.T.over_rows(lambda cost: jnp.min(cost - held, axis=1))
 
 
 def as_geometry(cost: Any) -> Geometry:

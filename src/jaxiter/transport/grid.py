@@ -114,10 +114,10 @@ class Grid(Geometry):
         high, lost = two_sum(f.high, z.high.reshape(-1))
         return jnp.exp((high + (lost + f.low + z.low.reshape(-1))) / epsilon)
 
-    def typical(self, cap: Any) -> jax.Array:
+    def typical(self, caps: jax.Array) -> jax.Array:
         """As in the base class, the cap on each axis."""
-        means = [jnp.mean(jnp.minimum(finite(cost), cap)) for cost in self.costs]
-        return jnp.sum(jnp.stack(means))
+        return jnp.stack([
+            sum(jnp.mean(jnp.minimum(finite(cost), cap)) for cost in self.costs) for cap in caps])
 
     def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
         """Refused: nothing here may need the matrix."""
@@ -134,13 +134,13 @@ class Grid(Geometry):
             costs.append(cost - row[:, None] - column[None, :])
             rows.append(row)
             columns.append(column)
-        total = [_outer_sum(parts) for parts in (rows, columns)]
-        zero = [jnp.zeros_like(part.high) for part in total]
+        row, column = _outer_sum(rows), _outer_sum(columns)
         base = Grid(tuple(costs))
         sound = jnp.all(_partners(self, b) | (a <= 0)) & jnp.all(_partners(self.T, a) | (b <= 0))
         for cost in self.costs:
             sound &= jnp.all(cost > -jnp.inf)
-        return Reduced(base, *total, base, *zero, sound)
+        return Reduced(base, row, column, base, jnp.zeros_like(row.high),
+                       jnp.zeros_like(column.high), sound)
 
 
 def _minima(cost: jax.Array, axis: int) -> jax.Array:

@@ -123,8 +123,8 @@ def with_rounding(error: jax.Array, lost: jax.Array) -> jax.Array:
 def rounding(g: jax.Array, marginals: Marginals) -> jax.Array:
     """The marginal error that rounding potentials like these to floats makes, about.
 
-    A rounded number is off by a sixth of an epsilon of its size on average, and up to a half, in rows and in
-    columns; f is taken to be as large as g.
+    A rounded number is off by a sixth of an epsilon of its size on average, and up to a half, in
+    rows and in columns; f is taken to be as large as g.
     """
     a, b = marginals.a, marginals.b
     size = 2 * weighted(b, jnp.abs(g))
@@ -137,7 +137,8 @@ def rounding(g: jax.Array, marginals: Marginals) -> jax.Array:
     lost = machine_epsilon(g) / 3 * size
     if marginals.blur is not None:
         lost = lost + marginals.blur
-    return more * (lost / marginals.epsilon + 2 * machine_epsilon(g) * jnp.sum(a))
+    # Sums of floats, and the margin that the last look keeps.
+    return more * (lost / marginals.epsilon + 4 * machine_epsilon(g) * jnp.sum(a))
 
 
 def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:

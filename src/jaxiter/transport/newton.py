@@ -60,7 +60,8 @@ def _merit(
     x: tuple, image: tuple, plan: Plan, geometry: Geometry, marginals: Marginals
 ) -> jax.Array:
     del image, geometry
-    return with_rounding(_error(plan.matrix, marginals), sum(_rounding(x, marginals)))
+    own, other = _rounding(x, marginals)
+    return with_rounding(_error(plan.matrix, marginals), own + other)
 
 
 def _rounding(x: tuple, marginals: Marginals) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxiter.solution import Solution, reports
 from jaxiter.transport.exact import Exact, exact_sum, with_derivative

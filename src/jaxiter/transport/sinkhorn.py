@@ -97,7 +97,8 @@ def sinkhorn(
     choices = Choices(method, solver, stop, monitor, max_steps)
     if epsilon_schedule is not None:
         epsilon_schedule = jnp.asarray(epsilon_schedule, marginals.b.dtype)
-    end = solve_stages(*stop_gradient((parts, marginals)), choices, epsilon_schedule)
+    end = solve_stages(
+        stop_gradient(parts), stop_gradient(marginals), choices, epsilon_schedule)
     parts, marginals = place(parts, marginals, end)
     return conclude((end.f, end.g), end.solve, geometry, parts, marginals, stop, adjoint)
 

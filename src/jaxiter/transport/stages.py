@@ -29,12 +29,10 @@ AUTO_STEPS = 150
 WARMUP_ERROR, WARMUP_STEPS = 0.1, 200
 #: A larger epsilon is solved to this relative error, in at most so many steps.
 ROUGH_ERROR, ROUGH_STEPS = 1e-2, 200
-
-
 #: Where a typical cost is above this many epsilons, larger epsilons are solved first, each this
 #: many times the next, up to one at which costs are so many times easier than that, and at most
 #: so many.
-FAR, SCALING, EASIER, MOST_LEVELS = 500.0, 4.0, 2, 24
+FAR, SCALING, EASIER, MOST_LEVELS = 500.0, 4.0, 2, 12
 
 
 class Choices(NamedTuple):
@@ -70,13 +68,17 @@ def solve_stages(
     """All stages on one budget of steps; the solution counts them together, its value is g."""
     if schedule is None:
         levels = _levels(parts, marginals)
-        larger = lambda level: marginals.epsilon * SCALING ** level.astype(marginals.a.dtype)  # noqa: E731
     else:
+        levels = jnp.int32(schedule.size)
+
+    def at(level: jax.Array) -> jax.Array:
+        if schedule is None:
+            return marginals.epsilon * SCALING ** level.astype(marginals.a.dtype)
         # The last one is epsilon itself.
-        every = jnp.append(schedule, marginals.epsilon)
-        levels, larger = jnp.int32(schedule.size), lambda level: every[schedule.size - level]
-    levels = jnp.where(valid(None, None, marginals), levels, 0)
-    now = _sinkhorn(parts, marginals, choices, larger, _start(parts, marginals, choices, levels))
+        return jnp.append(schedule, marginals.epsilon)[schedule.size - level]
+
+    levels = jnp.where(valid(None, parts.geometry, marginals), levels, 0)
+    now = _sinkhorn(parts, marginals, choices, at, _start(parts, marginals, choices, levels))
     if choices.method not in ("auto", "newton"):
         return now
     status, steps = now.solve.status, now.solve.steps
@@ -98,9 +100,10 @@ def _start(
     info = StepInfo(jnp.int32(0), g, g, infinite, infinite, infinite, jnp.bool_(True))
     trace = None if choices.monitor is None else choices.monitor.init(info)
     solve = Solution(g, jnp.int32(Status.RUNNING), jnp.int32(0), infinite, infinite,
-                     None, None, None, trace)
-    return Progress(parts.shift_rows, parts.shift_columns, jnp.zeros_like(marginals.a), g,
-                    levels.astype(jnp.int32), solve)
+                     infinite, None, None, None, trace)
+    # Laid out over devices as the cost is; a weight vector need not be.
+    f = jnp.zeros_like(parts.shift_rows)
+    return Progress(parts.shift_rows, parts.shift_columns, f, g, levels.astype(jnp.int32), solve)
 
 
 def place(parts: Reduced, marginals: Marginals, now: Progress) -> tuple[Reduced, Marginals]:
@@ -120,7 +123,7 @@ def _moved(parts: Reduced, now: Progress) -> Progress:
 
 def _sinkhorn(
     parts: Reduced, marginals: Marginals, choices: Choices,
-    larger: Callable[[jax.Array], jax.Array], now: Progress,
+    epsilon_at: Callable[[jax.Array], jax.Array], now: Progress,
 ) -> Progress:
     """Sinkhorn's iteration at one epsilon after the other, each from the last one's point.
 
@@ -136,23 +139,23 @@ def _sinkhorn(
 
     def body(now: Progress) -> Progress:
         rough = now.level > 0
-        here, there = place(parts, marginals._replace(epsilon=larger(now.level)), now)
+        here, there = place(parts, marginals._replace(epsilon=epsilon_at(now.level)), now)
         left = jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps
         out = fixed_point(
             problem, now.g, here.geometry, there, solver=solver, adjoint=frozen(),
             stop=_rough_or(stop, rough), monitor=_continued(choices.monitor, now, lambda x: x),
             max_steps=jnp.minimum(left, jnp.where(rough, ROUGH_STEPS, most)))
-        now = now._replace(f=sources(out.value, here.geometry, there), g=out.value,
-                           level=now.level - 1, solve=_counted(out, now))
+        spent = out.steps >= left
+        now = now._replace(
+            f=sources(out.value, here.geometry, there), g=out.value, solve=_counted(out, now),
+            level=jnp.where(spent, jnp.minimum(now.level - 1, 0), now.level - 1))
         moved = _moved(parts, now)
         return anchor(jax.tree.map(
             lambda new, old: jnp.where(rough, new, old), moved, now), (parts, marginals))
 
-    def going(now: Progress) -> jax.Array:
-        left = now.solve.steps < choices.max_steps
-        return (now.level >= 0) & (left | (now.solve.steps == 0))
-
-    return lax.while_loop(going, body, anchor(now, (parts, marginals)))
+    # Where no steps are left the last stage makes none, but gives the potentials for epsilon.
+    return lax.while_loop(
+        lambda now: now.level >= 0, body, anchor(now, (parts, marginals)))
 
 
 def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
@@ -187,12 +190,9 @@ def _continued(
 
 def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
     """How many larger epsilons are to be solved first; mostly none."""
-    def far(level: jax.Array) -> jax.Array:
-        epsilon = marginals.epsilon * SCALING ** level.astype(marginals.epsilon.dtype)
-        return (level < MOST_LEVELS) & (parts.geometry.typical(2 * FAR * epsilon) > FAR * epsilon)
-
-    level = lax.while_loop(far, lambda level: level + 1, anchor(
-        jnp.int32(0), (parts, marginals)))
+    powers = np.arange(MOST_LEVELS, dtype=np.float32)
+    far = FAR * marginals.epsilon * jnp.asarray(SCALING**powers, marginals.epsilon.dtype)
+    level = jnp.sum((parts.geometry.typical(2 * far) > far).astype(jnp.int32))
     return jnp.where(level > 0, level + EASIER, 0)
 
 

@@ -21,8 +21,15 @@ from jaxiter.testing.audit.verdict import (
     verdict,
 )
 from jaxiter.testing.audit.verdict import name as dtype_name
-from jaxiter.transport import Grid, PointCloud, sinkhorn, sinkhorn_histograms, sinkhorn_many
-from jaxiter.transport.geometry import euclidean, squared_euclidean
+from jaxiter.transport import (
+    Grid,
+    PointCloud,
+    euclidean,
+    sinkhorn,
+    sinkhorn_histograms,
+    sinkhorn_many,
+    squared_euclidean,
+)
 
 KINDS = ("odd", "offset", "scaled", "sharp", "far", "forbidding", "massive")
 #: CONVERGED means a marginal error of at most this many times the tolerance's threshold.
