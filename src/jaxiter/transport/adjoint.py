@@ -40,11 +40,6 @@ def eliminated(solve: LinearSolver) -> LinearSolver:
     return of_pair
 
 
-def without_driver(solve: Solution) -> Solution:
-    """A solution without what only the driver can use: its value is a potential of our own."""
-    return solve._replace(displacement=None, state=None)
-
-
 def conclude(
     pair: Pair, solve: Solution, given: Geometry, parts: Reduced, marginals: Marginals,
     stop: Stop, adjoint: Adjoint,

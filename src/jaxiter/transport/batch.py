@@ -14,10 +14,16 @@ from jaxiter.numerics import stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.adjoint import conclude, without_driver
+from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import reduce, valid
 from jaxiter.transport.geometry import Dense, Reduced
-from jaxiter.transport.iteration import Marginals, absorb, kernel_problem, sources
+from jaxiter.transport.iteration import (
+    Marginals,
+    absorb,
+    from_units,
+    kernel_problem,
+    sources,
+)
 from jaxiter.transport.result import TransportResult
 
 
@@ -72,7 +78,8 @@ def sinkhorn_many(
         pair = sources(g, *stop_gradient((parts.geometry, marginals))), g
         return conclude(pair, solve, given, parts, marginals, stop, adjoint)
 
-    return jax.vmap(finish)(solve.value, without_driver(solve), given, parts, marginals)
+    solve = jax.vmap(from_units)(solve, stop_gradient(marginals))
+    return jax.vmap(finish)(solve.value, solve, given, parts, marginals)
 
 
 def sinkhorn_histograms(
@@ -139,8 +146,9 @@ def sinkhorn_histograms(
             step=at(base.step), merit=at(base.merit), scale=at(base.scale), floor=at(base.floor),
             valid=lambda g, reference, marginals: valid(g, fixed, marginals))
         reference = jnp.where(marginals.b > 0, begin, jnp.inf)
-        return fixed_point(problem, begin, reference, marginals, solver=solver, stop=stop,
-                           adjoint=frozen(), max_steps=max_steps)
+        solve = fixed_point(problem, begin, reference, marginals, solver=solver, stop=stop,
+                            adjoint=frozen(), max_steps=max_steps)
+        return from_units(solve, marginals)
 
     solve = jax.vmap(one)(stop_gradient(marginals))
 
@@ -151,4 +159,4 @@ def sinkhorn_histograms(
         return conclude(pair, solve, geometry, parts, marginals, stop, adjoint)
 
     # One after the other: a plan each in memory would be batch times the cost.
-    return jax.lax.map(finish, (without_driver(solve), marginals))
+    return jax.lax.map(finish, (solve, marginals))

@@ -13,10 +13,9 @@ from jaxiter.numerics import stop_gradient
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
 from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.adjoint import without_driver
 from jaxiter.transport.checks import judged, prepare, reduce, valid
 from jaxiter.transport.geometry import Dense, Geometry
-from jaxiter.transport.iteration import Marginals, log_problem, sources
+from jaxiter.transport.iteration import Marginals, from_units, log_problem, sources
 from jaxiter.transport.points import PointCloud
 from jaxiter.transport.result import dual_objective, present
 from jaxiter.transport.sinkhorn import sinkhorn
@@ -119,13 +118,13 @@ def _self_term(
     half = (parts.shift_rows + parts.shift_columns) / 2  # a cost as symmetric as before
     parts = parts.placed(half, half)
     own = own._replace(rows=parts.shifts[0], columns=parts.shifts[1])
-    base = log_problem(valid)
     operands = stop_gradient((parts.geometry, own))
-    solve = fixed_point(base._replace(step=sources), jnp.zeros_like(own.a), *operands,
+    solve = fixed_point(log_problem(valid, step=sources), jnp.zeros_like(own.a), *operands,
                         solver=damped(0.5), stop=stop, adjoint=frozen(), max_steps=max_steps)
+    solve = from_units(solve, operands[1])
     f = sources(solve.value, *operands)  # without the lag of the average
     returned = present(*stop_gradient(((f, f), parts, own)))
     solve = judged(solve, (f, f), returned, parts, own, stop)
     f = adjoint.attach(lambda f, *args: sources(f, *args) - f, f, (parts.geometry, own),
                        solve.status)
-    return dual_objective((f, f), (parts.geometry, own)), without_driver(solve)
+    return dual_objective((f, f), (parts.geometry, own)), solve

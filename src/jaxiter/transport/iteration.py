@@ -1,5 +1,7 @@
 """Sinkhorn's iteration on the target potentials, as two Problems: log domain and kernel.
 
+Their x is g in units of about epsilon (`in_units`), whatever the scale of the costs.
+
 Potentials inside the package are those of the "ab" convention,
 `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)`, because they stay finite at zero
 weights; C is the reduced cost, and what was taken out of it stands in `Marginals`. One step
@@ -10,10 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxiter.numerics import HIGHEST, logsumexp, machine_epsilon, pin
 from jaxiter.problem import Problem
+from jaxiter.solution import Solution
 from jaxiter.transport.geometry import Geometry
 
 #: A scaling may grow by exp(60) between two absorptions; float32 overflows at exp(88).
@@ -127,18 +131,28 @@ def rounding(g: jax.Array, marginals: Marginals) -> jax.Array:
     rows and in columns; f is taken to be as large as g.
     """
     a, b = marginals.a, marginals.b
-    size = 2 * weighted(b, jnp.abs(g))
     # With penalties the plan may hold more than the weights do.
     more = 1 if marginals.balanced else jnp.sum(marginals.T.held(g)) / jnp.sum(b)
-    rows, columns = marginals.rows, marginals.columns
-    if rows is not None and columns is not None:
+    rows, columns = (
+        epsilon_log + (0 if part is None else part) for epsilon_log, part in (
+            (log_weights(a, marginals.epsilon), marginals.rows),
+            (log_weights(b, marginals.epsilon), marginals.columns)))
+    middle = jnp.zeros_like(marginals.epsilon)
+    if marginals.balanced:
         middle = jnp.sum(jnp.where(a > 0, rows, 0)) / jnp.sum((a > 0).astype(a.dtype))
-        size = size + weighted(a, jnp.abs(rows - middle)) + weighted(b, jnp.abs(columns + middle))
+    size = (2 * weighted(b, jnp.abs(g)) + weighted(a, jnp.abs(rows - middle))
+            + weighted(b, jnp.abs(columns + middle)))
     lost = machine_epsilon(g) / 3 * size
     if marginals.blur is not None:
         lost = lost + marginals.blur
-    # Sums of floats, and the margin that the last look keeps.
-    return more * (lost / marginals.epsilon + 4 * machine_epsilon(g) * jnp.sum(a))
+    # Twice, for the potentials of the iteration and for those returned; and exponentials and sums
+    # of floats, with the margin that the last look keeps.
+    return more * (2 * lost / marginals.epsilon + 12 * machine_epsilon(g) * jnp.sum(a))
+
+
+def log_weights(weights: jax.Array, epsilon: Any) -> jax.Array:
+    """`epsilon log(weights)`; 0 where the weight is 0."""
+    return epsilon * jnp.log(jnp.where(weights > 0, weights, 1))
 
 
 def weighted(weights: jax.Array, potential: jax.Array) -> jax.Array:
@@ -159,18 +173,57 @@ def _mass(g: jax.Array, image: jax.Array, geometry: Geometry, marginals: Margina
     return jnp.sum(marginals.a)
 
 
-def log_problem(valid: Any = None) -> Problem:
+def unit(marginals: Marginals) -> jax.Array:
+    """A power of two not far from epsilon: potentials are divided by it without rounding."""
+    epsilon, info = marginals.epsilon, jnp.finfo(marginals.epsilon.dtype)
+    return jnp.clip(lax.reduce_precision(epsilon, info.nexp, 0), info.tiny, info.max / 4)
+
+
+def in_units(problem: Problem) -> Problem:
+    """The problem for potentials in `unit`s, whose squares no scale of costs can overflow."""
+
+    def taking(points: int, function: Any) -> Any:
+        def scaled(*operands: Any) -> Any:
+            one = unit(operands[-1])
+            return function(
+                *jax.tree.map(lambda x: x * one, operands[:points]), *operands[points:])
+
+        return None if function is None else scaled
+
+    def step(x: Any, *rest: Any) -> Any:
+        out, one = taking(1, problem.step)(x, *rest), unit(rest[-1])
+        # Only the potentials: with a memory, the step returns a pair.
+        point, *memory = (out,) if problem.memory is None else out
+        point = jax.tree.map(lambda x: x / one, point)
+        return (point, *memory) if memory else point
+
+    return problem._replace(
+        step=step, merit=taking(2, problem.merit), scale=taking(2, problem.scale),
+        floor=taking(1, problem.floor), cache=taking(1, problem.cache),
+        stale=taking(1, problem.stale), memory=taking(1, problem.memory))
+
+
+def from_units(solve: Solution, marginals: Marginals) -> Solution:
+    """The solution in units of the cost, without what only the driver can use."""
+    one = unit(marginals)
+    value = jax.tree.map(lambda x: x * one, solve.value)
+    return solve._replace(value=value, residual=solve.residual * one.astype(solve.residual.dtype),
+                          displacement=None, state=None)
+
+
+def both(g: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Array:
+    """One step: f(g), and g of that."""
+    f = sources(g, geometry, marginals)
+    image = targets(f, geometry, marginals)
+    return image - translation(f, image, marginals)
+
+
+def log_problem(valid: Any = None, step: Any = both) -> Problem:
     """The iteration in the log domain: any geometry, any epsilon; two exponentials an entry."""
-
-    def step(g: jax.Array, geometry: Geometry, marginals: Marginals) -> jax.Array:
-        f = sources(g, geometry, marginals)
-        image = targets(f, geometry, marginals)
-        return image - translation(f, image, marginals)
-
-    return Problem(
+    return in_units(Problem(
         step=step, scale=_mass, valid=valid,
         floor=lambda g, geometry, marginals: floor(g, marginals),
-        merit=lambda g, image, geometry, marginals: column_error(g, image, marginals))
+        merit=lambda g, image, geometry, marginals: column_error(g, image, marginals)))
 
 
 class Kernel(NamedTuple):
@@ -271,7 +324,7 @@ def kernel_problem(valid: Any = None) -> Problem:
         drift = jnp.abs(g - kernel.g) * kernel.inverse_epsilon
         return jnp.any((drift > LARGEST_DRIFT) & (marginals.b > 0))
 
-    return Problem(
+    return in_units(Problem(
         step=step, cache=absorb, refresh=REFRESH, stale=stale, merit=merit, valid=valid,
         floor=lambda g, kernel, geometry, marginals: floor(g, marginals),
-        scale=lambda g, image, kernel, *rest: _mass(g, image, *rest))
+        scale=lambda g, image, kernel, *rest: _mass(g, image, *rest)))

@@ -16,7 +16,7 @@ from jaxiter import linear
 from jaxiter.numerics import HIGHEST, anchor, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.transport.geometry import Geometry, finite, gibbs
-from jaxiter.transport.iteration import Marginals, rounding, weighted, with_rounding
+from jaxiter.transport.iteration import Marginals, rounding, unit, weighted, with_rounding
 
 ALPHAS = (1.0, 0.5, 0.25, 0.1)
 SMALLEST_DAMPING = 1e-3
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def newton_problem(valid: Any = None) -> Problem:
-    """Newton steps on x = (f, g), potentials of the "P" convention; its memory is a `Plan`.
+    """Newton steps on x = (f, g), potentials of the "P" convention in units; memory: a `Plan`.
 
     Multiplying the plan by exp(change) instead of rebuilding it keeps float32 accurate:
     rebuilt, its entries carry errors of eps max(C) / epsilon.
@@ -44,16 +44,24 @@ def newton_problem(valid: Any = None) -> Problem:
         scale=lambda x, image, plan, geometry, marginals: jnp.sum(marginals.a))
 
 
+def _scaled(geometry: Geometry, marginals: Marginals) -> tuple[jax.Array, jax.Array]:
+    """The cost and epsilon in units."""
+    one = unit(marginals)
+    return geometry.matrix() / one, marginals.epsilon / one
+
+
 def _first_plan(x: tuple, geometry: Geometry, marginals: Marginals) -> Plan:
-    plan = _gibbs(x, geometry.matrix(), marginals)
+    plan = _gibbs(x, *_scaled(geometry, marginals), marginals)
     return Plan(plan, jnp.ones_like(plan[0, 0]), jnp.int32(1))
 
 
-def _gibbs(x: tuple, cost: jax.Array, marginals: Marginals) -> jax.Array:
+def _gibbs(
+    x: tuple, cost: jax.Array, epsilon: jax.Array, marginals: Marginals
+) -> jax.Array:
     """The plan of (f, g); rows and columns without weight are 0."""
     f = jnp.where(marginals.a > 0, x[0], -jnp.inf)
     g = jnp.where(marginals.b > 0, x[1], -jnp.inf)
-    return gibbs(f, g, cost, marginals.epsilon)
+    return gibbs(f, g, cost, epsilon)
 
 
 def _merit(
@@ -67,7 +75,7 @@ def _merit(
 def _rounding(x: tuple, marginals: Marginals) -> tuple[jax.Array, jax.Array]:
     """The marginal errors that rounding makes, about: in x, and in the potentials returned."""
     size = weighted(marginals.a, jnp.abs(x[0])) + weighted(marginals.b, jnp.abs(x[1]))
-    own = machine_epsilon(x) / 3 * size / marginals.epsilon
+    own = machine_epsilon(x) / 3 * size * unit(marginals) / marginals.epsilon
     return own, rounding(jnp.zeros_like(x[1]), marginals)
 
 
@@ -85,15 +93,15 @@ def _floor(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> ja
 
 
 def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tuple:
-    a, b, epsilon = marginals[:3]
-    cost = geometry.matrix()
+    a, b = marginals[:2]
+    cost, epsilon = _scaled(geometry, marginals)
     T = plan.matrix
     r1, r2 = T.sum(1), T.sum(0)
     g1, g2 = r1 - a, r2 - b
     norm = jnp.sqrt(jnp.sum(g1**2) + jnp.sum(g2**2))
     # In units of the costs that carry mass: a forbidding one must not switch the damping off.
-    unit = jnp.max(jnp.where(T > 0, jnp.abs(finite(cost)), 0))
-    shift = plan.damping * safe_divide(norm, unit)
+    largest = jnp.max(jnp.where(T > 0, jnp.abs(finite(cost)), 0))
+    shift = plan.damping * safe_divide(norm, largest)
     d1, d2, products = _direction(T, r1, r2, g1, g2, shift, epsilon)
 
     index, alpha, decrease = _line_search(T, g1, g2, d1, d2, epsilon)
@@ -107,7 +115,7 @@ def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tup
     matrix = lax.cond(
         jnp.max(jnp.abs(change)) < LARGEST_CHANGE,
         lambda: T * jnp.exp(change),
-        lambda: _gibbs((f, g), cost, marginals))
+        lambda: _gibbs((f, g), cost, epsilon, marginals))
     # Near the float floor rounding drowns the objective before it drowns the gradient.
     falls = _error(matrix, marginals) < 0.9 * _error(T, marginals)
     accepted = ((decrease < 0) & (predicted > 0) & jnp.isfinite(ratio)) | falls  # false for NaN

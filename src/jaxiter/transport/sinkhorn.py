@@ -12,10 +12,10 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import stop_gradient
 from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.adjoint import conclude, without_driver
+from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import prepare, reduce, valid, warn_below_floor
 from jaxiter.transport.geometry import Geometry
-from jaxiter.transport.iteration import Marginals, log_problem, sources
+from jaxiter.transport.iteration import Marginals, from_units, log_problem, log_weights, sources
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.stages import Choices, epsilon_scaling, place, solve_stages
 
@@ -89,11 +89,12 @@ def sinkhorn(
     given = None if init is None else _warm(init, marginals)
     parts, marginals = reduce(geometry, marginals, given)
     if adjoint.differentiates_loop:
-        solve = fixed_point(
+        solve = from_units(fixed_point(
             log_problem(valid), jnp.zeros_like(marginals.b), parts.geometry, marginals,
-            solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps, monitor=monitor)
+            solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps, monitor=monitor),
+            marginals)
         pair = sources(solve.value, parts.geometry, marginals), solve.value
-        return conclude(pair, without_driver(solve), geometry, parts, marginals, stop, adjoint)
+        return conclude(pair, solve, geometry, parts, marginals, stop, adjoint)
     choices = Choices(method, solver, stop, monitor, max_steps)
     if epsilon_schedule is not None:
         epsilon_schedule = jnp.asarray(epsilon_schedule, marginals.b.dtype)
@@ -108,8 +109,7 @@ def _warm(init: jax.Array, marginals: Marginals) -> jax.Array:
     if init.shape != (m,):
         raise ValueError(f"init must be potentials g of shape ({m},), got {init.shape}.")
     init, b, epsilon = stop_gradient((init, marginals.b, marginals.epsilon))
-    logs = epsilon * jnp.log(jnp.where(b > 0, b, 1))
-    return jnp.where(jnp.isfinite(init), init - logs, 0).astype(b.dtype)
+    return jnp.where(jnp.isfinite(init), init - log_weights(b, epsilon), 0).astype(b.dtype)
 
 
 def _choose(

@@ -18,7 +18,15 @@ from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import StepInfo, Stop, tolerance
 from jaxiter.transport.checks import if_needed, valid
 from jaxiter.transport.geometry import Reduced
-from jaxiter.transport.iteration import Marginals, kernel_problem, log_problem, sources
+from jaxiter.transport.iteration import (
+    Marginals,
+    from_units,
+    kernel_problem,
+    log_problem,
+    log_weights,
+    sources,
+    unit,
+)
 from jaxiter.transport.newton import newton_problem
 
 PyTree = Any
@@ -141,10 +149,12 @@ def _sinkhorn(
         rough = now.level > 0
         here, there = place(parts, marginals._replace(epsilon=epsilon_at(now.level)), now)
         left = jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps
-        out = fixed_point(
-            problem, now.g, here.geometry, there, solver=solver, adjoint=frozen(),
-            stop=_rough_or(stop, rough), monitor=_continued(choices.monitor, now, lambda x: x),
-            max_steps=jnp.minimum(left, jnp.where(rough, ROUGH_STEPS, most)))
+        one = unit(there)
+        out = from_units(fixed_point(
+            problem, now.g / one, here.geometry, there, solver=solver, adjoint=frozen(),
+            stop=_rough_or(stop, rough),
+            monitor=_continued(choices.monitor, now, lambda x: x * one),
+            max_steps=jnp.minimum(left, jnp.where(rough, ROUGH_STEPS, most))), there)
         spent = out.steps >= left
         now = now._replace(
             f=sources(out.value, here.geometry, there), g=out.value, solve=_counted(out, now),
@@ -169,8 +179,8 @@ def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
 
 
 def _counted(out: Solution, now: Progress) -> Solution:
-    """A stage's solution with the steps of those before it, without what only a driver can use."""
-    return out._replace(steps=now.solve.steps + out.steps, displacement=None, state=None)
+    """A stage's solution with the steps of those before it."""
+    return out._replace(steps=now.solve.steps + out.steps)
 
 
 def _continued(
@@ -204,19 +214,15 @@ def _newton(
     here, marginals = place(parts, marginals, now)
     a, b, epsilon = marginals[:3]
     # The "P" convention, with a finite number where the weight is 0: a solver's state.
-    logs = epsilon * _log(b)
-    out = fixed_point(
-        newton_problem(valid), (now.f + epsilon * _log(a), now.g + logs), here.geometry, marginals,
-        stop=choices.stop, adjoint=frozen(),
+    logs, one = log_weights(b, epsilon), unit(marginals)
+    out = from_units(fixed_point(
+        newton_problem(valid), ((now.f + log_weights(a, epsilon)) / one, (now.g + logs) / one),
+        here.geometry, marginals, stop=choices.stop, adjoint=frozen(),
         max_steps=jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps,
-        monitor=_continued(choices.monitor, now, lambda x: x[1] - logs))
+        monitor=_continued(choices.monitor, now, lambda x: x[1] * one - logs)), marginals)
     g = jnp.where(b > 0, out.value[1] - logs, 0)
     return now._replace(f=sources(g, here.geometry, marginals), g=g,
                         solve=_counted(out._replace(value=g), now))
-
-
-def _log(weights: jax.Array) -> jax.Array:
-    return jnp.log(jnp.where(weights > 0, weights, 1))
 
 
 def epsilon_scaling(largest: float, epsilon: float, factor: float = 0.25) -> np.ndarray:

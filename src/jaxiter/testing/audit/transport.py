@@ -113,10 +113,11 @@ def _ordinary(p: Problem, dtype: Any) -> np.ndarray:
 
 
 def plans(cost: np.ndarray, f: np.ndarray, g: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
-    """`exp((f + g - C) / epsilon)` in float64; 0 where a potential is -inf."""
+    """`exp((f + g - C) / epsilon)` in more than float64; 0 where a potential is -inf."""
+    cost, f, g, epsilon = (np.asarray(x, np.longdouble) for x in (cost, f, g, epsilon))
     none = np.isneginf(f)[:, :, None] | np.isneginf(g)[:, None]
     exponent = (f[:, :, None] + g[:, None] - cost) / epsilon[:, None, None]
-    return np.where(none, 0, np.exp(np.where(none, 0, exponent)))
+    return np.where(none, 0, np.exp(np.where(none, 0, exponent))).astype(float)
 
 
 def marginal_errors(plan: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
