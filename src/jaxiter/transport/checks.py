@@ -74,7 +74,7 @@ def reduce(
     cost = weighted(a, parts.shift_rows) + weighted(b, parts.shift_columns)
     blur = parts.base.blur(a, b) + parts.base.rounding * machine_epsilon(a) * jnp.abs(cost)
     return parts, marginals._replace(
-        b=b, epsilon=epsilon, rows=rows, columns=columns, blur=stop_gradient(blur))
+        b=b, rows=rows, columns=columns, blur=stop_gradient(blur)).at(epsilon)
 
 
 def valid(x: Any, geometry: Geometry, marginals: Marginals) -> jax.Array:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
-from jaxiter.transport.geometry import Dense, Geometry, finite
+from jaxiter.transport.entries import finite
+from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, sources, targets
 from jaxiter.transport.result import with_weights
 

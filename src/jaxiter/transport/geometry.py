@@ -16,61 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.numerics import HIGHEST, stop_gradient
-from jaxiter.transport.exact import Exact, exponent
+from jaxiter.transport.entries import finite, gibbs, softmin
+from jaxiter.transport.exact import Exact
 
 #: A typical cost is looked for in so many columns.
 SAMPLED_COLUMNS = 32
-
-
-def gibbs(
-    f: jax.Array, g: jax.Array, cost: jax.Array, epsilon: Any, tails: Any = None
-) -> jax.Array:
-    """`exp((f_i + g_j - C_ij) / epsilon)`; 0 at -inf potentials and +inf costs, with gradients.
-
-    The exponent is rounded once, after the sum: `tails` are the low parts of (f, g).
-    """
-    allowed = (cost < jnp.inf) & jnp.isfinite(f)[:, None] & jnp.isfinite(g)[None, :]
-    # Cleaned before they are combined: inf - inf would make the derivatives NaN.
-    f, g = jnp.where(jnp.isfinite(f), f, 0), jnp.where(jnp.isfinite(g), g, 0)
-    z = exponent(f, g, finite(cost), tails)
-    return jnp.where(allowed, jnp.exp(jnp.where(allowed, z, 0) / epsilon), 0)
-
-
-def finite(cost: jax.Array) -> jax.Array:
-    """The cost with 0 at forbidden pairs, which are masked: inf times 0 would be NaN."""
-    return jnp.where(cost < jnp.inf, cost, 0)
-
-
-@jax.custom_jvp
-def _softmin(cost: jax.Array, h: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
-    # Nothing is masked entry by entry: inf costs and weights of 0 drop out by themselves.
-    reduced = jnp.where(weights > 0, h, -jnp.inf) - cost
-    peak = jnp.max(reduced, axis=1)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    inverse = 1 / epsilon
-    total = jnp.sum(weights * jnp.exp((reduced - peak[:, None]) * inverse), axis=1)
-    empty = total == 0
-    return jnp.where(empty, 0, -peak - epsilon * jnp.log(jnp.where(empty, 1, total)))
-
-
-@_softmin.defjvp
-def _softmin_rule(primals: tuple, tangents: tuple) -> tuple:
-    """With conditional weights p: `sum_j p_ij (dC_ij - dh_j)`, and the terms of w and epsilon."""
-    cost, h, weights, epsilon = primals
-    d_cost, d_h, d_weights, d_epsilon = tangents
-    out = _softmin(*primals)
-    allowed = cost < jnp.inf
-    # A weight of 0 has a derivative of its own; there alone the exponent may be large.
-    exponent = jnp.minimum((h - finite(cost) + out[:, None]) / epsilon, 80.0)
-    density = jnp.where(allowed, jnp.exp(jnp.where(allowed, exponent, 0)), 0)
-    p = density * weights
-    d_cost = jnp.where(allowed, d_cost, 0)
-    entropy = jnp.sum(p * jnp.where(allowed, exponent, 0), axis=1)
-    tangent = (jnp.sum(p * d_cost, axis=1)
-               - jnp.matmul(p, d_h, precision=HIGHEST)
-               - epsilon * jnp.matmul(density, d_weights, precision=HIGHEST)
-               + d_epsilon * entropy)
-    return out, tangent
 
 
 class Totals(NamedTuple):
@@ -127,7 +77,7 @@ class Geometry(eqx.Module):
         0 where no j is admissible (weight 0 or cost +inf everywhere): only legal where
         the row itself has no weight, and there any value serves.
         """
-        return self.over_rows(lambda cost: _softmin(cost, h, weights, epsilon))
+        return self.over_rows(lambda cost: softmin(cost, h, weights, epsilon))
 
     def weigh(self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array) -> jax.Array:
         """`P @ vectors` (`[m, k]` to `[n, k]`) for `P = exp((f + g - C) / epsilon)`."""

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.numerics import HIGHEST, logsumexp, safe_log, stop_gradient
+from jaxiter.transport.entries import finite
 from jaxiter.transport.exact import Exact, two_sum
-from jaxiter.transport.geometry import Geometry, Reduced, Totals, finite
+from jaxiter.transport.geometry import Geometry, Reduced, Totals
 
 
 class Grid(Geometry):

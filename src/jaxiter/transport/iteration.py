@@ -35,7 +35,8 @@ class Marginals(NamedTuple):
     A rho of None is a constraint (rho = inf), which is thereby known statically. `rows` and
     `columns` are what was taken out of the cost: the potentials of the given cost are f + rows and
     g + columns, and the penalties act on those. `blur` is how far rounding blurs the cost, summed
-    over the mass. None is 0.
+    over the mass. None is 0. `unit` is what potentials are iterated in: computed inside a loop,
+    step and merit would each get their own, and with it their own product.
     """
 
     a: jax.Array
@@ -46,6 +47,7 @@ class Marginals(NamedTuple):
     rows: jax.Array | None = None
     columns: jax.Array | None = None
     blur: jax.Array | None = None
+    unit: Any = None
 
     @property
     def balanced(self) -> bool:
@@ -65,7 +67,13 @@ class Marginals(NamedTuple):
     def T(self) -> "Marginals":  # noqa: N802 (numpy's name)
         """Sources and targets exchanged."""
         return Marginals(self.b, self.a, self.epsilon, self.rho_b, self.rho_a, self.columns,
-                         self.rows, self.blur)
+                         self.rows, self.blur, self.unit)
+
+    def at(self, epsilon: jax.Array) -> "Marginals":
+        """The same for this epsilon and the `unit` for it: a power of two rounds nothing."""
+        fixed, info = lax.stop_gradient(epsilon), jnp.finfo(epsilon.dtype)
+        unit = jnp.clip(lax.reduce_precision(fixed, info.nexp, 0), info.tiny, info.max / 4)
+        return self._replace(epsilon=epsilon, unit=unit)
 
     def given(self, f: jax.Array) -> jax.Array:
         """The source potentials of the given cost."""
@@ -173,25 +181,19 @@ def _mass(g: jax.Array, image: jax.Array, geometry: Geometry, marginals: Margina
     return jnp.sum(marginals.a)
 
 
-def unit(marginals: Marginals) -> jax.Array:
-    """A power of two not far from epsilon: potentials are divided by it without rounding."""
-    epsilon, info = marginals.epsilon, jnp.finfo(marginals.epsilon.dtype)
-    return jnp.clip(lax.reduce_precision(epsilon, info.nexp, 0), info.tiny, info.max / 4)
-
-
 def in_units(problem: Problem) -> Problem:
-    """The problem for potentials in `unit`s, whose squares no scale of costs can overflow."""
+    """The problem for potentials in units: whatever the costs, their squares do not overflow."""
 
     def taking(points: int, function: Any) -> Any:
         def scaled(*operands: Any) -> Any:
-            one = unit(operands[-1])
+            one = operands[-1].unit
             return function(
                 *jax.tree.map(lambda x: x * one, operands[:points]), *operands[points:])
 
         return None if function is None else scaled
 
     def step(x: Any, *rest: Any) -> Any:
-        out, one = taking(1, problem.step)(x, *rest), unit(rest[-1])
+        out, one = taking(1, problem.step)(x, *rest), rest[-1].unit
         # Only the potentials: with a memory, the step returns a pair.
         point, *memory = (out,) if problem.memory is None else out
         point = jax.tree.map(lambda x: x / one, point)
@@ -205,7 +207,7 @@ def in_units(problem: Problem) -> Problem:
 
 def from_units(solve: Solution, marginals: Marginals) -> Solution:
     """The solution in units of the cost, without what only the driver can use."""
-    one = unit(marginals)
+    one = marginals.unit
     value = jax.tree.map(lambda x: x * one, solve.value)
     return solve._replace(value=value, residual=solve.residual * one.astype(solve.residual.dtype),
                           displacement=None, state=None)

@@ -15,8 +15,9 @@ from jax import lax
 from jaxiter import linear
 from jaxiter.numerics import HIGHEST, anchor, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
-from jaxiter.transport.geometry import Geometry, finite, gibbs
-from jaxiter.transport.iteration import Marginals, rounding, unit, weighted, with_rounding
+from jaxiter.transport.entries import finite, gibbs
+from jaxiter.transport.geometry import Geometry
+from jaxiter.transport.iteration import Marginals, rounding, weighted, with_rounding
 
 ALPHAS = (1.0, 0.5, 0.25, 0.1)
 SMALLEST_DAMPING = 1e-3
@@ -46,7 +47,7 @@ def newton_problem(valid: Any = None) -> Problem:
 
 def _scaled(geometry: Geometry, marginals: Marginals) -> tuple[jax.Array, jax.Array]:
     """The cost and epsilon in units."""
-    one = unit(marginals)
+    one = marginals.unit
     return geometry.matrix() / one, marginals.epsilon / one
 
 
@@ -75,7 +76,7 @@ def _merit(
 def _rounding(x: tuple, marginals: Marginals) -> tuple[jax.Array, jax.Array]:
     """The marginal errors that rounding makes, about: in x, and in the potentials returned."""
     size = weighted(marginals.a, jnp.abs(x[0])) + weighted(marginals.b, jnp.abs(x[1]))
-    own = machine_epsilon(x) / 3 * size * unit(marginals) / marginals.epsilon
+    own = machine_epsilon(x) / 3 * size * marginals.unit / marginals.epsilon
     return own, rounding(jnp.zeros_like(x[1]), marginals)
 
 

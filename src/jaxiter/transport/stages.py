@@ -25,7 +25,6 @@ from jaxiter.transport.iteration import (
     log_problem,
     log_weights,
     sources,
-    unit,
 )
 from jaxiter.transport.newton import newton_problem
 
@@ -147,9 +146,9 @@ def _sinkhorn(
 
     def body(now: Progress) -> Progress:
         rough = now.level > 0
-        here, there = place(parts, marginals._replace(epsilon=epsilon_at(now.level)), now)
+        here, there = place(parts, marginals.at(epsilon_at(now.level)), now)
         left = jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps
-        one = unit(there)
+        one = there.unit
         out = from_units(fixed_point(
             problem, now.g / one, here.geometry, there, solver=solver, adjoint=frozen(),
             stop=_rough_or(stop, rough),
@@ -214,7 +213,7 @@ def _newton(
     here, marginals = place(parts, marginals, now)
     a, b, epsilon = marginals[:3]
     # The "P" convention, with a finite number where the weight is 0: a solver's state.
-    logs, one = log_weights(b, epsilon), unit(marginals)
+    logs, one = log_weights(b, epsilon), marginals.unit
     out = from_units(fixed_point(
         newton_problem(valid), ((now.f + log_weights(a, epsilon)) / one, (now.g + logs) / one),
         here.geometry, marginals, stop=choices.stop, adjoint=frozen(),
