@@ -10,7 +10,7 @@ from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.lanes import solve_many
-from jaxiter.numerics import stop_gradient, strong
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.stop import Stop, tolerance
@@ -27,6 +27,7 @@ from jaxiter.transport.iteration import (
 from jaxiter.transport.result import TransportResult
 
 
+@on_own_mesh
 def sinkhorn_many(
     costs: jax.Array,
     a: jax.Array | None = None,
@@ -82,6 +83,7 @@ def sinkhorn_many(
     return jax.vmap(finish)(solve.value, solve, given, parts, marginals)
 
 
+@on_own_mesh
 def sinkhorn_histograms(
     cost: jax.Array,
     a: jax.Array,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
 from jaxiter.stop import Stop, tolerance
@@ -38,6 +38,7 @@ class SinkhornDivergence(NamedTuple):
     self_y: Solution | None
 
 
+@on_own_mesh
 def sinkhorn_divergence(
     x: jax.Array,
     y: jax.Array,

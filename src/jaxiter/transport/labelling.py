@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import anchor
+from jaxiter.numerics import anchor, on_own_mesh
 from jaxiter.problem import Problem
-from jaxiter.solution import Solution
+from jaxiter.solution import Solution, reports
 from jaxiter.stop import Stop, tolerance
 
 
+@reports
 class BalancedLabels(NamedTuple):
     """Labels `[N]` (int32), log row scalings `[K]` (a warm start), and the solve."""
 
@@ -21,6 +22,7 @@ class BalancedLabels(NamedTuple):
     solve: Solution
 
 
+@on_own_mesh
 def balanced_labels(
     logits: jax.Array,
     *,

@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from jaxiter.numerics import is_concrete
+from jaxiter import trees
+from jaxiter.adjoint import unrolled
+from jaxiter.driver import fixed_point
+from jaxiter.numerics import is_concrete, on_own_mesh
+from jaxiter.problem import Problem
+from jaxiter.solution import Solution, Status, reports
+from jaxiter.stop import never
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -61,17 +66,22 @@ def scale_by_mirror_sinkhorn(
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
+@reports
 class MirrorResult(NamedTuple):
     """Plans `[n, m]`: the running average and the last iterate, both rounded to the polytope.
 
-    `violation` is the l1 marginal error of the average before it was rounded.
+    `violation` is the l1 marginal error of the average before it was rounded. `solve` is the
+    Solution of (plan, average): no merit says how far they are from the minimum, so it never says
+    CONVERGED but MAX_STEPS, or NONFINITE, and then the plans are the last finite ones.
     """
 
     average: jax.Array
     last: jax.Array
     violation: jax.Array
+    solve: Solution
 
 
+@on_own_mesh
 def mirror_sinkhorn(
     gradient: Callable | jax.Array,
     a: jax.Array,
@@ -95,7 +105,8 @@ def mirror_sinkhorn(
       key: a random key for a stochastic gradient. step_size: as in `scale_by_mirror_sinkhorn`.
 
     Raises:
-      ValueError: concrete weights that are not positive, num_steps < 1.
+      ValueError: concrete weights that are not positive, num_steps < 1. Under jit such weights
+        are BAD_INPUT.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([0.5, 0.5])
@@ -116,16 +127,24 @@ def mirror_sinkhorn(
     transform = scale_by_mirror_sinkhorn(a, b, bound, step_size=step_size)
     plan = a[:, None] * b[None, :] / jnp.sum(b)
 
-    def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
-        plan, average, state = carry
+    def step(x: tuple, state: MirrorSinkhornState, a: jax.Array, b: jax.Array) -> tuple:
+        del a, b
+        plan, average = x
+        t = state.count + 1
         slope = gradient(plan) if key is None else gradient(plan, jax.random.fold_in(key, t))
-        update, state = transform.update(slope, state, plan)
-        plan = plan + update
-        weight = t.astype(plan.dtype)
-        return (plan, (weight * average + plan) / (weight + 1), state), None
+        update, state = transform.update(slope, state, plan)  # pyright: ignore[reportAssignmentType]
+        plan, weight = plan + update, t.astype(plan.dtype)
+        return (plan, (weight * average + plan) / (weight + 1)), state
 
-    (plan, average, _), _ = lax.scan(
-        step, (plan, plan, transform.init(plan)), jnp.arange(1, num_steps + 1, dtype=jnp.int32))
+    problem = Problem(
+        step=step, memory=lambda x, a, b: transform.init(x[0]),
+        valid=lambda x, a, b: jnp.all(a > 0) & jnp.all(b > 0))
+    solve = fixed_point(
+        problem, (plan, plan), a, b, stop=never(), max_steps=num_steps, adjoint=unrolled())
+    # One evaluation more than the measured point, unless that was not finite.
+    good = solve.status == Status.MAX_STEPS
+    plan, average = trees.where(good, solve.state.output, solve.value)
     violation = jnp.sum(jnp.abs(average.sum(1) - a)) + jnp.sum(jnp.abs(average.sum(0) - b))
     return MirrorResult(
-        round_to_polytope(average, a, b), round_to_polytope(plan, a, b), violation)
+        round_to_polytope(average, a, b), round_to_polytope(plan, a, b), violation,
+        solve._replace(value=(plan, average), displacement=None, state=None))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxiter import linear
@@ -163,7 +164,7 @@ def _line_search(
 ) -> tuple:
     """The first step length that lowers the objective: (tries, length, change)."""
     slope = jnp.sum(g1 * d1) + jnp.sum(g2 * d2)
-    alphas = jnp.asarray(ALPHAS, T.dtype)
+    alphas, places = jnp.asarray(ALPHAS, T.dtype), np.arange(len(ALPHAS), dtype=np.int32)
 
     def change(alpha: jax.Array) -> jax.Array:
         h = alpha * (d1[:, None] + d2[None, :]) / epsilon
@@ -175,7 +176,8 @@ def _line_search(
 
     def body(state: tuple) -> tuple:
         index, _, _ = state
-        alpha = alphas[index]
+        # Not by an index: an explicit mesh lets no gather pass.
+        alpha = jnp.sum(jnp.where(places == index, alphas, 0))
         return index + 1, alpha, change(alpha)
 
     def searching(state: tuple) -> jax.Array:

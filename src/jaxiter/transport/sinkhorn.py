@@ -10,7 +10,7 @@ from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.stop import Stop, tolerance
 from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import prepare, reduce, valid, warn_below_floor
@@ -24,6 +24,7 @@ METHODS = ("auto", "log", "kernel", "newton")
 __all__ = ["epsilon_scaling", "sinkhorn"]
 
 
+@on_own_mesh
 def sinkhorn(
     cost: jax.Array | Geometry,
     a: jax.Array | None = None,

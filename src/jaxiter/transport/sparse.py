@@ -9,14 +9,15 @@ import optax
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import attach_implicit
-from jaxiter.numerics import stop_gradient, strong
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.problem import Problem
-from jaxiter.solution import Solution
+from jaxiter.solution import Solution, reports
 from jaxiter.stop import Stop, tolerance
 from jaxiter.transport.rounding import round_to_polytope
 
 
+@reports
 class SparseTransportResult(NamedTuple):
     """A plan with at most k non-zeros in each column.
 
@@ -55,6 +56,7 @@ def _dual(
     return alpha @ a - b @ inner
 
 
+@on_own_mesh
 def sparse_transport(
     cost: jax.Array,
     a: jax.Array | None = None,

@@ -81,8 +81,10 @@ def solve_stages(
     def at(level: jax.Array) -> jax.Array:
         if schedule is None:
             return marginals.epsilon * SCALING ** level.astype(marginals.a.dtype)
-        # The last one is epsilon itself.
-        return jnp.append(schedule, marginals.epsilon)[schedule.size - level]
+        # Chosen without an index, which an explicit mesh would not let pass.
+        places = np.arange(schedule.size, 0, -1, dtype=np.int32)
+        larger = jnp.sum(jnp.where(places == level, schedule, 0))
+        return jnp.where(level > 0, larger, marginals.epsilon)
 
     levels = jnp.where(valid(None, parts.geometry, marginals), levels, 0)
     now = _sinkhorn(parts, marginals, choices, at, _start(parts, marginals, choices, levels))
