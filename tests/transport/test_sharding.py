@@ -1,5 +1,7 @@
 """One large problem over many devices: the rows of the cost sharded, everything else as before."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,3 +43,23 @@ def test_sharded_rows_are_one_device(kind, method):
     assert found.looped == {"all-reduce": 3} and set(found.total) == {"all-reduce"}, found
     memory = [c.memory_analysis().temp_size_in_bytes for c in (compiled, one)]
     assert memory[0] < memory[1] / 4, memory
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_a_batch_on_an_explicit_mesh(within):
+    """One problem a device, every stage of "auto", with the mesh set and without."""
+    mesh = jax.make_mesh((8,), ("problems",))
+    costs = jnp.asarray(np.random.default_rng(1).uniform(size=(8, 5, 4)), jnp.float32)
+
+    def value(cost):
+        out = sinkhorn(cost, epsilon=0.02, max_steps=300)
+        return jnp.sum(out.f**2), out.status
+
+    solve = jax.jit(jax.vmap(jax.value_and_grad(value, has_aux=True)))
+    (ours, _), slope = solve(costs)
+    with jax.set_mesh(mesh) if within else contextlib.nullcontext():
+        shares = jax.device_put(costs, NamedSharding(mesh, PartitionSpec("problems")))
+        (theirs, status), other = solve(shares)
+    assert np.all(np.asarray(status) == 1)
+    np.testing.assert_allclose(np.asarray(theirs), ours, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(other), slope, atol=1e-4)

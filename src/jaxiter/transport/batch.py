@@ -42,8 +42,9 @@ def sinkhorn_many(
 ) -> TransportResult:
     """A batch of balanced problems of uneven difficulty, solved in refilled lanes.
 
-    The results of `vmap(sinkhorn)` with method="kernel", without waiting for the slowest
-    problem of the batch. Ragged batches: pad with weights of 0.
+    The answers of `vmap(sinkhorn)` with method="kernel" to within the tolerance, without waiting
+    for the slowest problem of the batch; the steps may differ, for no larger epsilons are solved
+    first, and a lane absorbs when its neighbours do. Ragged batches: pad with weights of 0.
 
     Args:
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.

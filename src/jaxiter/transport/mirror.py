@@ -71,8 +71,9 @@ class MirrorResult(NamedTuple):
     """Plans `[n, m]`: the running average and the last iterate, both rounded to the polytope.
 
     `violation` is the l1 marginal error of the average before it was rounded. `solve` is the
-    Solution of (plan, average): no merit says how far they are from the minimum, so it never says
-    CONVERGED but MAX_STEPS, or NONFINITE, and then the plans are the last finite ones.
+    Solution of (plan, average): its merit is by how much the last step moved the average, which
+    does not say how far the minimum is. So it never says CONVERGED but MAX_STEPS, or NONFINITE,
+    and then the plans are the last finite ones.
     """
 
     average: jax.Array
@@ -138,6 +139,7 @@ def mirror_sinkhorn(
 
     problem = Problem(
         step=step, memory=lambda x, a, b: transform.init(x[0]),
+        merit=lambda x, image, state, a, b: jnp.sum(jnp.abs(image[1] - x[1])),
         valid=lambda x, a, b: jnp.all(a > 0) & jnp.all(b > 0))
     solve = fixed_point(
         problem, (plan, plan), a, b, stop=never(), max_steps=num_steps, adjoint=unrolled())

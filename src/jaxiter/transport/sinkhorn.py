@@ -62,19 +62,21 @@ def sinkhorn(
         grids stay in the log domain and unbalanced problems with the kernel.
       init: a previous result's `g` `[m]` as warm start.
       epsilon_schedule: larger epsilons `[k]` to be solved roughly first, in this order; see
-        `epsilon_scaling`.
+        `epsilon_scaling`. Default: none, but a few where typical costs are above 500 epsilon.
       solver: acceleration of the iteration, such as `anderson()`; default none, "auto" has its own.
-      stop, adjoint, max_steps, monitor: as in `fixed_point`; adjoints act on potentials.
+      stop, adjoint, max_steps, monitor: as in `fixed_point`; adjoints act on potentials, and
+        `max_steps` counts the steps of all stages. `unrolled()` means method "log".
 
     Returns:
-      A `TransportResult`; `.solve.status` says how the solve ended. In float32 the
-      iteration resolves a marginal error of about 5e-7 with the kernel, 1e-8 max(C) / epsilon in
-      the log domain, and says PRECISION_FLOOR below.
+      A `TransportResult`; `.solve.status` says how the solve ended. CONVERGED holds for the
+      returned floats f and g: where those are too coarse for epsilon, in float32 at an error of
+      about 1e-7 max |f| / epsilon, the status is PRECISION_FLOOR, though `plan()`, which is
+      computed from a reduced cost, may be far better (`marginal_error` is its error).
 
     Raises:
       ValueError: wrong shapes, an unknown method, and, for concrete input, negative weights,
         unequal mass without rho, NaN costs, epsilon <= 0, a row or column without partner.
-        Under jit these become BAD_INPUT.
+        Under jit these become BAD_INPUT. `unrolled()` with method "kernel" or "newton".
 
     Reference: Cuturi, "Sinkhorn distances", 2013; sources of the parts in their modules.
 
