@@ -24,7 +24,7 @@ from jaxiter.solution import Solution, Status
 from jaxiter.stop import StepInfo, Stop
 from jaxiter.transport.exact import Exact, exact_sum
 from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
-from jaxiter.transport.iteration import Marginals, weighted
+from jaxiter.transport.iteration import Marginals, log_weights, weighted
 from jaxiter.transport.result import marginal_error
 
 
@@ -190,14 +190,16 @@ def _outsiders_error(
     totals = parts.base.sharp().totals(
         rest[0].high, rest[1].high, epsilon, (rest[0].low, rest[1].low))
     own = marginals._replace(rows=None, columns=None)  # these potentials are the given cost's
-    f = jnp.where(a > 0, f - epsilon * jnp.log(a), 0)
-    g = jnp.where(b > 0, g - epsilon * jnp.log(b), 0)
+    log_a, log_b = log_weights(a, epsilon), log_weights(b, epsilon)
+    f, g = jnp.where(a > 0, f - log_a, 0), jnp.where(b > 0, g - log_b, 0)
     held = own.held(f), own.T.held(g)
     error = marginal_error(totals, *held)
     lost = 2 * machine_epsilon(a) * jnp.maximum(jnp.sum(a), jnp.sum(totals.rows))
-    for rho, weights, potential in ((own.rho_a, held[0], f), (own.rho_b, held[1], g)):
-        if rho is not None:
-            lost = lost + machine_epsilon(a) * weighted(weights, jnp.abs(potential)) / rho
+    sides = (own.rho_a, held[0], f, log_a), (own.rho_b, held[1], g, log_b)
+    for rho, weights, potential, log in sides:
+        if rho is not None:  # the target was rounded with what it was computed from
+            size = jnp.abs(potential) + 1.5 * jnp.abs(log)
+            lost = lost + machine_epsilon(a) * weighted(weights, size) / rho
     if parts.base.rounding:
         lost = lost + parts.base.rounding * machine_epsilon(a) * jnp.abs(totals.cost) / epsilon
     return error + lost
