@@ -6,10 +6,13 @@ term. Here its tangent is taken of differences, so that it keeps its digits howe
 """
 
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
-from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.transport.entries import finite
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, sources, targets
@@ -102,23 +105,62 @@ def _plain_gap(cost: jax.Array, g: jax.Array, marginals: Marginals) -> jax.Array
     return targets(sources(g, geometry, marginals), geometry, marginals) - g
 
 
-@return_gap.defjvp
+def _is_zero(tangents: Any) -> bool:
+    return all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents))
+
+
 def _return_rule(primals: tuple, tangents: tuple) -> tuple:
     """With t_ij = dg_j - dC_ij: `-sum_i q_ij (t_ij - sum_k p_ik t_ik)`.
 
-    t is taken relative to its entry at the largest p of a row: what cancels is never added.
+    t is taken relative to its entry at the largest p of a row: what cancels is never added. A
+    linear solver asks with dC = 0, and then all are products with a matrix.
     """
     cost, g, marginals = primals
-    d_cost, d_g, d_marginals = tangents
-    _, rest = jax.jvp(lambda m: _plain_gap(cost, g, m), (marginals,), (d_marginals,))
-    p, q, pivot = _conditionals(cost, g, marginals)
-    t = d_g[None, :] - jnp.where(cost < jnp.inf, d_cost, 0)
+    out = return_gap(*primals)
+    zero = [_is_zero(part) for part in tangents]
+    d_cost, d_g, d_marginals = (
+        jax.tree.map(lambda x, dx: jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx,
+                     *pair) for pair in zip(primals, tangents, strict=True))
+    tangent = jnp.zeros_like(out)
+    if not (zero[0] and zero[1]):
+        conditionals = _conditionals(cost, g, marginals)
+    if not zero[0]:
+        tangent = tangent + _moved_by_cost(d_cost, cost, marginals, *conditionals)
+    if not zero[1]:
+        tangent = tangent + _moved_by_targets(d_g, marginals, *conditionals)
+    if not zero[2]:
+        tangent = tangent + jax.jvp(
+            lambda m: _plain_gap(cost, g, m), (marginals,), (d_marginals,))[1]
+    return out, tangent
+
+
+return_gap.defjvp(_return_rule, symbolic_zeros=True)
+
+
+def _moved_by_cost(
+    d_cost: jax.Array, cost: jax.Array, marginals: Marginals, p: jax.Array, q: jax.Array,
+    pivot: jax.Array,
+) -> jax.Array:
+    t = -jnp.where(cost < jnp.inf, d_cost, 0)
     tau = t - jnp.take_along_axis(t, pivot[:, None], axis=1)
     moved = tau - jnp.sum(p * tau, axis=1, keepdims=True)
     damp_a, damp_b = marginals.damping
     if not marginals.balanced:
         moved = (1 - damp_a) * t + damp_a * moved
-    tangent = -damp_b * jnp.sum(q * moved, axis=0)
+    return -damp_b * jnp.sum(q * moved, axis=0)
+
+
+def _moved_by_targets(
+    d_g: jax.Array, marginals: Marginals, p: jax.Array, q: jax.Array, pivot: jax.Array
+) -> jax.Array:
+    there = jnp.arange(p.shape[1]) == pivot[:, None]
+    p, others = jnp.where(there, 0, p), jnp.where(there, 0, q)
+    here = jnp.sum(jnp.where(there, d_g, 0), 1)  # no gather, for explicit meshes
+    mean = jnp.matmul(p, d_g, precision=HIGHEST) - jnp.sum(p, 1) * here
+    moved = (jnp.sum(others, 0) * d_g - jnp.matmul(here, others, precision=HIGHEST)
+             - jnp.matmul(mean, q, precision=HIGHEST))
+    damp_a, damp_b = marginals.damping
     if not marginals.balanced:
-        tangent = tangent - (1 - damp_b) * d_g
-    return return_gap(*primals), tangent + rest
+        moved = (1 - damp_a) * jnp.sum(q, 0) * d_g + damp_a * moved
+        return -damp_b * moved - (1 - damp_b) * d_g
+    return -moved
