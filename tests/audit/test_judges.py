@@ -16,7 +16,7 @@ from jaxiter.testing.audit import (
 from jaxiter.testing.audit.accuracy import SPECTRA, random_spectra
 from jaxiter.testing.audit.maps import random_maps
 from jaxiter.testing.audit.piecewise import STEPS, random_network
-from jaxiter.testing.audit.roots import SYSTEMS, _believable
+from jaxiter.testing.audit.roots import SYSTEMS, believable
 from jaxiter.testing.audit.transport import _plan_slope, marginal_errors, plans
 from jaxiter.testing.audit.verdict import rounding, threshold
 
@@ -65,9 +65,9 @@ def test_roots_are_what_numpy_finds():
         for k in range(roots.shape[1]):
             x = roots[:, k]
             assert np.all(np.abs(system.f(np, x, p)) <= 1e-9 * terms(x, p)), name
-            assert np.all(_believable(system, x, start, p, jnp.float32)), name
+            assert np.all(believable(system, x, start, p, jnp.float32)), name
             away = x + 0.01 * np.maximum(1, np.abs(x)) * rng.choice([-1, 1], x.shape)
-            assert not np.any(_believable(system, away, start, p, jnp.float64)), name
+            assert not np.any(believable(system, away, start, p, jnp.float64)), name
 
 
 def test_maps_are_what_their_kind_says():

@@ -130,7 +130,7 @@ def equations() -> Iterator[Case]:
     for name, solver in solvers.items():
         for system in SYSTEMS:
             yield 0.3, partial(audit_root, system=system, solver=solver, solver_name=name,
-                               free=name in ("default", "anderson(period=1)"))
+                               free=name == "default")
     for system in SYSTEMS:
         yield 0.3, in_float64(partial(audit_root, system=system, solver=None, free=True,
                                       solver_name="default", dtype=jnp.float64))
