@@ -242,7 +242,7 @@ def _slopes(system: System, x: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.stack(columns, -1)
 
 
-def _stretch(system: System, x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def stretch(system: System, x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Largest and smallest singular value of the Jacobian `[count]`; infinite where it is not."""
     slopes = _slopes(system, x, p)
     finite = np.isfinite(slopes).all((1, 2))
@@ -259,7 +259,7 @@ def believable(
     if system.roots is None:
         zero = (value * np.minimum(np.abs(factor), 1)[..., None] <= smallest(dtype)).all(1)
         stayed = lengths(x) <= STAYED * np.maximum(lengths(start), 1)
-        limit = 4 * rtol * _stretch(system, x, p)[0] * lengths(x)
+        limit = 4 * rtol * stretch(system, x, p)[0] * lengths(x)
         return zero | (stayed & (lengths(value) <= limit))
     roots = system.roots(p)
     if system.roots is _waves:  # in the turn that x is in
@@ -267,7 +267,7 @@ def believable(
         roots = roots + turn
     close = np.zeros(len(x), bool)
     for one in np.moveaxis(roots, 1, 0):
-        largest, least = _stretch(system, one, p)
+        largest, least = stretch(system, one, p)
         begun = np.maximum(lengths(start), lengths(one - start))
         size = np.maximum(lengths(one), SMALL * np.minimum(begun, 1))
         close |= lengths(x - one) <= NEAR * rtol * largest / least * size
