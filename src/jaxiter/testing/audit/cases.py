@@ -218,7 +218,7 @@ def accuracies(stop: Callable, name: str) -> Iterator[Case]:
     for kind in (*SPECTRA, "layers", "pieces", "bellman", "bounded slope"):
         for solver in ("picard", "anderson"):
             yield 0.5, partial(audit_accuracy, kind=kind, solver=SOLVERS[solver],
-                               solver_name=solver, **rule)
+                               solver_name=solver, certain=solver == "picard", **rule)
     for kind in ("negative", "complex"):
         yield 0.5, partial(audit_accuracy, kind=kind, solver=SOLVERS["damped"],
                            solver_name="damped", **rule)
