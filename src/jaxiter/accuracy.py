@@ -24,6 +24,9 @@ WINDOW = 16
 #: A rate is measured over as many steps as it takes to see a decay of this many times the
 #: rounding of the steps: one step for most maps, hundreds for a rate of 0.9999 in float32.
 CLEAR = 10.0
+#: The estimate must be small enough so many steps in a row: a slow direction that was hidden under
+#: fast ones shows its rate one step after these are gone.
+IN_A_ROW = 4
 
 
 class AccuracyState(NamedTuple):
@@ -31,7 +34,8 @@ class AccuracyState(NamedTuple):
 
     `noise`: the relative rounding of the steps in the running measurement. `rates`: `[WINDOW]`,
     -1 where there is none yet. `slower`: a rate seen since the last of them that is clearly above
-    all, although too near to 1 to be known itself; -1 where there was none.
+    all, although too near to 1 to be known itself; -1 where there was none. `passed`: steps in a
+    row with a small estimate.
     """
 
     progress: Progress
@@ -41,6 +45,7 @@ class AccuracyState(NamedTuple):
     rates: jax.Array
     measured: jax.Array
     slower: jax.Array
+    passed: jax.Array
 
 
 def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
@@ -51,7 +56,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
 
         c_k = |T(x_k) - T(x_{k-1})| / |x_k - x_{k-1}|,    error <= r / (1 - max c)
 
-    over the last 16 measurements; a measurement spans as many steps as rounding requires. In
+    over the last 16 measurements; a measurement spans as many steps as rounding requires. It must
+    be small enough four steps in a row. In
     the norm in which T contracts, c_k never exceeds q, so the estimate is at most
     `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
     shows in the steps. An estimate, no bound: `Solution.error` holds it, inf where the map did
@@ -82,7 +88,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
     def init(info: StepInfo) -> AccuracyState:
         zero = jnp.zeros_like(info.merit)
         rates = jnp.full((WINDOW,), -1, info.merit.dtype)
-        return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0), rates[0])
+        return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0), rates[0],
+                             jnp.int32(0))
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
         image = trees.add(info.x, info.residual)
@@ -98,9 +105,12 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         relative, absolute = tolerances(info.x, rtol, atol)
         threshold = absolute_unit(absolute, atol, progress) + relative * size
         floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)
-        status = verdict(info.finite, relative, absolute, error <= threshold, threshold >= floor,
-                         progress, futility)
-        return status, state._replace(progress=progress)
+        small = error <= threshold
+        passed = jnp.where(small, state.passed + 1, 0)
+        met = small & ((passed >= IN_A_ROW) | (residual == 0))
+        status = verdict(
+            info.finite, relative, absolute, met, threshold >= floor, progress, futility)
+        return status, state._replace(progress=progress, passed=passed)
 
     return Stop(init, update, amplification)
 
