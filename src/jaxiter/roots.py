@@ -230,7 +230,8 @@ def root(
     slope of F along the last 10 moves, `|F(x)| <= rtol * slope * |x|`, that is, the root is
     within rtol of x if F is about linear there. `tolerance(rtol=0, atol=...)` asks for
     `|F(x)| <= atol`. PRECISION_FLOOR where the rounding of x alone, along the steepest of them,
-    changes F by more.
+    changes F by more. CONVERGED is said only where Newton's step at x, one linear solve at the end,
+    agrees that a root is near (where F has a forward derivative).
 
     Args:
       function: F, same tree, shapes and dtypes as x; with has_aux, `(F, aux)`.
@@ -242,7 +243,8 @@ def root(
 
     Returns:
       A `Solution`; its residual is the norm of F, its derivatives those of the root. DIVERGED
-      where x runs to infinity, also where F tends to zero there.
+      where x runs to infinity, also where F tends to zero there, and where F is small without
+      a root near.
 
     Raises:
       TypeError: F of another structure than x.
@@ -252,7 +254,6 @@ def root(
     >>> round(float(solution.value), 4), bool(solution.converged)
     (1.4142, True)
     """
-
     stop = tolerance() if keywords.get("stop") is None else keywords["stop"]
 
     def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:

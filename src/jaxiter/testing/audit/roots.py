@@ -245,7 +245,7 @@ def _slopes(system: System, x: np.ndarray, p: np.ndarray) -> np.ndarray:
 def stretch(system: System, x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Largest and smallest singular value of the Jacobian `[count]`; infinite where it is not."""
     slopes = _slopes(system, x, p)
-    finite = np.isfinite(slopes).all((1, 2))
+    finite = np.asarray(np.isfinite(slopes).all((1, 2)))
     values = np.linalg.svd(np.where(finite[:, None, None], slopes, 0), compute_uv=False)
     return np.where(finite, values[:, 0], np.inf), np.where(finite, values[:, 1], 0)
 
@@ -257,7 +257,8 @@ def believable(
     """Whether x is near a root, or `factor * F` there is nothing but rounding."""
     value, rtol = np.abs(system.f(np, x, p)), TOLERANCES[name(dtype)][0]
     if system.roots is None:
-        zero = (value * np.minimum(np.abs(factor), 1)[..., None] <= smallest(dtype)).all(1)
+        least = np.minimum(np.abs(np.asarray(factor, float)), 1)
+        zero = (value * least[..., None] <= smallest(dtype)).all(1)
         stayed = lengths(x) <= STAYED * np.maximum(lengths(start), 1)
         limit = 4 * rtol * stretch(system, x, p)[0] * lengths(x)
         return zero | (stayed & (lengths(value) <= limit))
