@@ -16,6 +16,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import Table, linear_rows, widen
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.recurrence.rounds import spread
 
 HIGHEST = lax.Precision.HIGHEST
 LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson")
@@ -155,8 +156,3 @@ def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Arr
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products by rows."""
     return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
-
-
-def spread(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """One number per row, against arrays `[W, ...]`."""
-    return mask.reshape((like.shape[0],) + (1,) * (like.ndim - 1))
