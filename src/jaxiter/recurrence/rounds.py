@@ -1,8 +1,7 @@
 """Rounds on the rows of a chain: the window in work, which rows are final, the count of the rest.
 
-A row is called final when its inputs do not move any more, its proposal stands still, and what
-its step makes of those inputs is within the tolerance of it. It then stays what it was when that
-was measured: so the residual reported is that of the rows returned, whatever was proposed.
+A row is final when its inputs do not move any more and it stays what it was when it was measured.
+So the residual reported is that of the rows returned, whatever was proposed.
 The point that the driver sees is the number of rows left, for rows may be integers.
 """
 
@@ -110,6 +109,11 @@ def accept(
 ) -> tuple[PyTree, Final]:
     """The window's new rows and what became final.
 
+    Where all rows are calm, that is within the tolerance of what their steps make of them and of
+    their proposals, all are final. Else those are that are at rest, and calm ones that leave the
+    window: the others may still come closer, at no cost. A row that its step makes infinite or
+    NaN of calm rows ends it all.
+
     Args:
       rows: all rows `[R, ...]`; the other trees are of the window.
       shown: what each row's step makes of its inputs as they are. proposed: where it should go.
@@ -123,21 +127,24 @@ def accept(
     count, old = jax.tree.leaves(rows)[0].shape[0], view.cut(rows)
     at = jnp.arange(view.width, dtype=jnp.int32)
     pending = view.start + at >= final.finished
-    gap, near = compare(shown, old)
-    still = near & compare(proposed, old)[1]
+    (gap, near), (move, slow) = compare(shown, old), compare(proposed, old)
+    sound, calm = finite_rows(shown), near & slow
     if block > 1:  # the first guess was not made by any step
-        still &= final.finished > 0
+        calm &= final.finished > 0
         gap = jnp.where(at % block == 0, gap, 0)
-    begin = first_moving(still, pending) // block * block
+    moving = first_moving(calm, pending)
+    ends = calm[moving] | ~sound[moving]
+    leaves = view.start + at < count - view.width
+    settled = calm & (leaves | ((gap == 0) & (move == 0)))
+    begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
-    sound = finite_rows(shown)
     plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
     free = (at >= end) & finite_rows(proposed)
     new = jax.tree.map(lambda n, s: jnp.where(spread(free, n), n, s), proposed, plain)
     moves = pending & (at >= begin)
     new = jax.tree.map(lambda n, o: jnp.where(spread(moves, n), n, o), new, old)
-    calm = pending & (at < begin)
-    largest = jnp.max(jnp.where(calm, gap, 0), initial=0).astype(jnp.float32)
+    kept = pending & (at < begin)
+    largest = jnp.max(jnp.where(kept, gap, 0), initial=0).astype(jnp.float32)
     sane = jnp.all(sound | (at < begin) | (at >= end))
     finished = view.start + end
     left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
