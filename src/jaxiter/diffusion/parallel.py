@@ -255,15 +255,15 @@ def _round(
     # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
     value = jnp.where(spread(finite_rows(raw), raw), raw, view.cut(memory.value))
     shown, values = image(view.put(memory.value, raw)), view.put(memory.value, value)
-    proposed, slopes, past = _proposed(
+    propose, slopes, past = _proposals(
         sampler, choices, view, memory, rows, value, image(values), pending, model)
 
     def compare(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5
         size /= rows.scale.astype(size.dtype)
-        return size, size <= tol.astype(size.dtype)
+        return size, jnp.full_like(size, tol)
 
-    new, final = accept(view, memory.final, memory.x[1:], shown, proposed, compare)
+    new, final = accept(view, memory.final, memory.x[1:], shown, propose, compare)
     states = view.put(memory.x, new, 1)
     if width < count:
         states = roll_out(sampler, table, states, values, view.start + width, width)
@@ -273,11 +273,11 @@ def _round(
         memory.evaluations + jnp.sum(pending, dtype=jnp.int32), past)
 
 
-def _proposed(
+def _proposals(
     sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: Table,
     value: jax.Array, plain: jax.Array, pending: jax.Array, model: Callable,
-) -> tuple[jax.Array, jax.Array, Past | None]:
-    """New rows of the window by the chosen linearization; all slopes; the memory of rounds."""
+) -> tuple[Callable, jax.Array, Past | None]:
+    """Proposals for `accept` by the chosen linearization; all slopes; the memory of rounds."""
     linearization, past = choices.linearization, memory.past
     x, old, slope = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), view.cut(memory.slope)
     if linearization in ("secant", "jvp"):
@@ -286,6 +286,10 @@ def _proposed(
     slopes = view.put(memory.slope, slope)
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
                view.last(slopes, rows.model.shape[1]))
+
+    def without(kept: jax.Array) -> Window:
+        return w._replace(residual=jnp.where(spread(kept, plain), 0, w.residual))
+
     if past is not None:
         along = jax.vmap(view.cut)  # past the axis of rounds
         new, fresh = anderson(
@@ -293,14 +297,14 @@ def _proposed(
         over = jax.vmap(view.put)
         past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
                     *map(view.put, past[2:], fresh[2:]))
-    elif linearization == "anderson":
-        new = old + longer(w, choices.order)
-    elif linearization == "jvp":
-        new, slope = mended(w, model)
+        return lambda kept: new, slopes, past
+    if linearization == "anderson":
+        return lambda kept: old + longer(without(kept), choices.order), slopes, None
+    if linearization == "jvp":
+        w, slope = mended(w, model)
         slopes = view.put(memory.slope, slope)
-    else:
-        new, _ = linear(w, linearization)
-    return new, slopes, past
+    way = "secant" if linearization == "jvp" else linearization
+    return lambda kept: linear(without(kept), way)[0], slopes, None
 
 
 def _check(

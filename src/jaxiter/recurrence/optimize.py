@@ -175,7 +175,8 @@ def _round(
     accepted = (jnp.arange(window, dtype=jnp.int32) < stop) & (at < steps - 1)
     largest = jnp.sqrt(jnp.max(jnp.where(accepted, moved, 0)))
     left = jnp.where(sane, (steps - done).astype(jnp.float32), jnp.nan)
-    return Run(guesses, state, Final(done, left, jnp.maximum(run.final.residual, largest)),
+    final = Final(done, left, jnp.maximum(run.final.residual, largest))
+    return Run(guesses, state, final,
                run.evaluations + jnp.sum(pending, dtype=jnp.int32), allowed)
 
 

@@ -104,20 +104,21 @@ def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
 
 
 def accept(
-    view: View, final: Final, rows: PyTree, shown: PyTree, proposed: PyTree, compare: Callable, *,
+    view: View, final: Final, rows: PyTree, shown: PyTree, propose: Callable, compare: Callable, *,
     block: int = 1,
 ) -> tuple[PyTree, Final]:
     """The window's new rows and what became final.
 
-    Where all rows are calm, that is within the tolerance of what their steps make of them and of
-    their proposals, all are final. Else those are that are at rest, and calm ones that leave the
-    window: the others may still come closer, at no cost. A row that its step makes infinite or
-    NaN of calm rows ends it all.
+    A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
+    proposal. Where all rows are calm, all are final. Else those are that are at rest, and calm
+    ones that leave the window: the others may still come closer, at no cost. A row that its step
+    makes infinite or NaN of calm rows ends it all.
 
     Args:
       rows: all rows `[R, ...]`; the other trees are of the window.
-      shown: what each row's step makes of its inputs as they are. proposed: where it should go.
-      compare: `compare(new, old) -> (size of the change, whether it is within the tolerance)`.
+      shown: what each row's step makes of its inputs as they are.
+      propose: `propose(kept) -> rows`, where they should go if those in the mask stay.
+      compare: `compare(new, old) -> (size of the change, the size that is allowed)`.
       block: rows that a step makes one after the other: inside, they have no residual.
 
     Returns:
@@ -126,18 +127,23 @@ def accept(
     """
     count, old = jax.tree.leaves(rows)[0].shape[0], view.cut(rows)
     at = jnp.arange(view.width, dtype=jnp.int32)
-    pending = view.start + at >= final.finished
+    proposed = propose(at < 0)
+    index = view.index()
+    pending = index >= final.finished
     (gap, near), (move, slow) = compare(shown, old), compare(proposed, old)
-    sound, calm = finite_rows(shown), near & slow
+    sound = finite_rows(shown)
+    calm = (gap <= near) & (move <= slow) & jnp.isfinite(gap) & jnp.isfinite(move)
     if block > 1:  # the first guess was not made by any step
         calm &= final.finished > 0
         gap = jnp.where(at % block == 0, gap, 0)
     moving = first_moving(calm, pending)
     ends = calm[moving] | ~sound[moving]
-    leaves = view.start + at < count - view.width
+    leaves = index < count - view.width
     settled = calm & (leaves | ((gap == 0) & (move == 0)))
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
+    if view.width < count:  # calm rows that leave were to move: the others must not count on it
+        proposed = propose(at < begin)
     plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
     free = (at >= end) & finite_rows(proposed)
     new = jax.tree.map(lambda n, s: jnp.where(spread(free, n), n, s), proposed, plain)

@@ -145,16 +145,17 @@ def _round(
         lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, memory.rows)
     p, old, x = view.cut(inputs), view.cut(memory.rows), view.cut(xs)
     shown = _blocks(step, rule.block, p, x) if rule.block else jax.vmap(step)(p, x)
-    proposed = shown
+    propose = lambda kept: shown  # noqa: E731
     if rule.propose is not None:
         settled = view.index() < memory.final.finished  # final rows do not move
         usable = spread(finite_rows(shown) & ~settled, shown)
         safe = jnp.where(usable, shown, old)
         seen = None if past is None else view.cut(past)
-        proposed, slope = rule.propose(Rows(step, p, x, safe, old, seen))
+        lift, slope = rule.propose(Rows(step, p, x, safe, seen))
+        propose = lambda kept: safe + lift(jnp.where(spread(kept, old), 0, safe - old))  # noqa: E731
         if past is not None:
             past = view.put(past, Past(p, safe, slope, jnp.ones(width, bool)))
-    new, final = accept(view, memory.final, memory.rows, shown, proposed, rule.compare,
+    new, final = accept(view, memory.final, memory.rows, shown, propose, rule.compare,
                         block=max(rule.block, 1))
     return Progress(view.put(memory.rows, new), final, past)
 
@@ -178,7 +179,7 @@ def _rule(
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
-    """`compare(new, old) -> (change, still)` by rows: up to rounding, or equal for integers."""
+    """`compare(new, old) -> (change, allowed)` by rows: up to rounding, or equal for integers."""
     if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(like)):
         return _equal
     epsilon = machine_epsilon(like)
@@ -192,7 +193,7 @@ def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
 
     def close(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
         change = largest(trees.subtract(new, old))
-        return change, change <= atol + rtol * largest(new)
+        return change, atol + rtol * largest(new)
 
     return close
 
@@ -203,7 +204,7 @@ def _equal(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
         return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
 
     still = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))), axis=0)
-    return (~still).astype(jnp.float32), still
+    return (~still).astype(jnp.float32), jnp.zeros(still.shape, jnp.float32)
 
 
 def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
