@@ -20,6 +20,9 @@ from jaxiter.stop import Stop, tolerance
 
 PyTree = Any
 
+#: A row that moves by less than this part of the tolerance is at rest.
+REST = 0.01
+
 
 class Final(NamedTuple):
     """Which rows are final.
@@ -110,9 +113,9 @@ def accept(
     """The window's new rows and what became final.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
-    proposal. Where all rows are calm, all are final. Else those are that are at rest, and calm
-    ones that leave the window: the others may still come closer, at no cost. A row that its step
-    makes infinite or NaN of calm rows ends it all.
+    proposal. Where all rows are calm, all are final. Else those are that are at rest (a hundredth
+    of it), and calm ones that leave the window: the others may still come closer, at no cost. A
+    row that its step makes infinite or NaN of calm rows ends it all.
 
     Args:
       rows: all rows `[R, ...]`; the other trees are of the window.
@@ -139,7 +142,8 @@ def accept(
     moving = first_moving(calm, pending)
     ends = calm[moving] | ~sound[moving]
     leaves = index < count - view.width
-    settled = calm & (leaves | ((gap == 0) & (move == 0)))
+    rests = (gap <= REST * near) & (move <= REST * slow)
+    settled = calm & (leaves | rests)
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
     if view.width < count:  # calm rows that leave were to move: the others must not count on it

@@ -111,7 +111,7 @@ def solve_recurrence(
         guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
     else:
         guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
-    rule = _rule(method, damping, flat, rtol, atol, window)
+    rule = _rule(method, damping, flat, rtol, atol, window, floating and order == 2)
     operands = stop_gradient((flat, xs, guess))
     solve, memory = solve_rounds(
         partial(_round, row_step, rule, min(window or count, count)),
@@ -157,25 +157,35 @@ def _round(
             past = view.put(past, Past(p, safe, slope, jnp.ones(width, bool)))
     new, final = accept(view, memory.final, memory.rows, shown, propose, rule.compare,
                         block=max(rule.block, 1))
-    return Progress(view.put(memory.rows, new), final, past)
+    rows = view.put(memory.rows, new)
+    if rule.pairs:  # one value for each state: only the first of a pair is returned
+        size = rows.shape[1] // 2
+        before = jnp.concatenate([s0[None, :size], rows[:-1, :size]])
+        rows = jnp.concatenate([rows[:, :size], before], axis=1)
+    return Progress(rows, final, past)
 
 
 class Rule(NamedTuple):
-    """Static choices of a round: proposal (None: the step itself), comparison, block length."""
+    """Static choices of a round: proposal (None: the step itself), comparison, block length.
+
+    pairs: a row is a state and the one before it, as a flat vector.
+    """
 
     propose: Callable | None
     compare: Callable
     block: int
+    pairs: bool
 
 
 def _rule(
-    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None
+    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None,
+    pairs: bool,
 ) -> Rule:
     block = (window or 1) if method == "gauss_seidel" else 0
     propose = elk(damping) if method == "elk" else METHODS.get(method)
     if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(flat)):
         propose = None  # integers are compared and copied, never added
-    return Rule(propose, comparison(flat, rtol, atol), block)
+    return Rule(propose, comparison(flat, rtol, atol), block, pairs)
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
