@@ -20,9 +20,6 @@ from jaxiter.stop import Stop, tolerance
 
 PyTree = Any
 
-#: A row that moves by less than this part of the tolerance is at rest.
-REST = 0.01
-
 
 class Final(NamedTuple):
     """Which rows are final.
@@ -113,9 +110,10 @@ def accept(
     """The window's new rows and what became final.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
-    proposal. Where all rows are calm, all are final. Else those are that are at rest (a hundredth
-    of it), and calm ones that leave the window: the others may still come closer, at no cost. A
-    row that its step makes infinite or NaN of calm rows ends it all.
+    proposal. Where all rows are calm, all are final. Else those are that do not move at all, and
+    calm ones that leave the window: the others may still come closer, at no cost, and holding
+    them would mislead the proposals of the rest. A row that its step makes infinite or NaN of
+    calm rows ends it all.
 
     Args:
       rows: all rows `[R, ...]`; the other trees are of the window.
@@ -142,8 +140,7 @@ def accept(
     moving = first_moving(calm, pending)
     ends = calm[moving] | ~sound[moving]
     leaves = index < count - view.width
-    rests = (gap <= REST * near) & (move <= REST * slow)
-    settled = calm & (leaves | rests)
+    settled = calm & (leaves | ((gap == 0) & (move == 0)))
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
     if view.width < count:  # calm rows that leave were to move: the others must not count on it
@@ -155,8 +152,9 @@ def accept(
     new = jax.tree.map(lambda n, o: jnp.where(spread(moves, n), n, o), new, old)
     kept = pending & (at < begin)
     largest = jnp.max(jnp.where(kept, gap, 0), initial=0).astype(jnp.float32)
-    sane = jnp.all(sound | (at < begin) | (at >= end))
-    finished = view.start + end
+    lost = ~sound & (at >= begin) & (at < end)
+    sane = ~jnp.any(lost)
+    finished = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
     left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
     return new, Final(finished, left, jnp.maximum(final.residual, largest))
 
