@@ -69,7 +69,8 @@ def solve_recurrence(
         `atol + rtol max|row|`, and it is as near to what its step makes of them; default
         1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
       damping: of "elk", the inverse variance of its pull towards the previous round.
-      stop: default: no unfinished row. max_steps: most rounds, default T.
+      stop: default: no unfinished row; a rule of yours judges their number, and may call it
+        CONVERGED with some left. max_steps: most rounds, default T.
       adjoint: "parallel" differentiates by two linear recurrences in O(log T) depth with
         d x d Jacobians for d up to 64 (above: as "sequential"); "sequential" by two loops of T
         steps. Exact either way, of any order, memory O(T d) for the sequential one.
@@ -77,9 +78,9 @@ def solve_recurrence(
     Returns:
       A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
       residual the largest entry of `step(s_t, x_t) - s_{t+1}` over all rows of value; infinite
-      while rows are unfinished, which nobody measured. MAX_STEPS: the first `T - merit` rows are
-      final. NONFINITE: the chain itself left the float range, at the last of those; that row
-      and those after it are the last guess that was finite.
+      while rows are unfinished, which nobody measured; displacement is None. MAX_STEPS: the first
+      `T - merit` rows are final. NONFINITE: the chain itself left the float range, at the last of
+      those; that row and those after it are the last guess that was finite.
 
     Raises:
       ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
