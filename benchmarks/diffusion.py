@@ -1,4 +1,4 @@
-"""Rounds of parallel sampling to the loop's sample: `python benchmarks/diffusion.py [quick]`.
+"""Rounds of parallel sampling to the loop's sample: `python benchmarks/diffusion.py [part ...]`.
 
 Exact mixture models and a network trained on digits, float32, the linear-beta grid with trailing
 spacing. A round is one batched model call (jvp: two, one after the other). Rounds are those until
@@ -6,7 +6,6 @@ the last state is within 1e-3 (root mean square) of the loop's, over 16 seeds (4
 rivals start as their papers do. The sliding window stops by its own noise-scaled tolerance.
 """
 
-import sys
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_rivals import chords, frozen_data_start, srds
-from harness import save, show
+from harness import run_parts, show
 from jaxiter.diffusion import Denoiser, ddim, ddpm, linear_beta_schedule, sample, sample_parallel
 from jaxiter.testing.diffusion import (
     digits,
@@ -156,7 +155,7 @@ def sliding_window(steps: int, seeds: int = 4) -> list[dict]:
 
 
 def eight_workers(seeds: int = 8) -> list[dict]:
-    """T = 50, ODE, eight model calls at a time: CHORDS' first sample and a window of 8."""
+    """T = 50, ODE, eight model calls at a time: CHORDS' first sample and a window of 8 to 0.01."""
     rows, schedule = [], linear_beta_schedule(50)
     sampler = ddim(schedule)
     keys, x = starts(seeds)
@@ -167,7 +166,7 @@ def eight_workers(seeds: int = 8) -> list[dict]:
         arrivals = [chords(eps, schedule, np.asarray(x[i], np.float64),
                            [0, 2, 4, 8, 16, 24, 32, 40]) for i in range(seeds)]
         out = jax.jit(jax.vmap(lambda x, m=model: sample_parallel(
-            sampler, m, x, window=8, tolerance=0.1)))(x)
+            sampler, m, x, window=8, tolerance=0.01)))(x)
         for method, rounds, value in (
             ("CHORDS, first", np.mean([a[0][0] for a in arrivals]),
              np.stack([a[0][1] for a in arrivals])),
@@ -182,12 +181,12 @@ def eight_workers(seeds: int = 8) -> list[dict]:
     return rows
 
 
-def main(quick: bool) -> None:
-    counts = {100: 16} if quick else {25: 16, 100: 16, 200: 16, 500: 4, 1000: 4}
-    full = [entry for steps, seeds in counts.items() for entry in full_window(steps, seeds)]
-    save("diffusion", {"full_window": full, "sliding_window": sliding_window(1000),
-                       "eight_workers": eight_workers()})
+def full_windows() -> list[dict]:
+    counts = {25: 16, 100: 16, 200: 16, 500: 4, 1000: 4}
+    return [entry for steps, seeds in counts.items() for entry in full_window(steps, seeds)]
 
 
 if __name__ == "__main__":
-    main("quick" in sys.argv[1:])
+    run_parts("diffusion", {"full_window": full_windows,
+                            "sliding_window": partial(sliding_window, 1000),
+                            "eight_workers": eight_workers})

@@ -248,8 +248,10 @@ def audit() -> str:
     total, graph = data["total"], data["in the graph"]
     return (f"**Truth audit** (`benchmarks/audit.py`): {total['solves']:,} random and degenerate "
             f"problems, each answer judged in float64 by numpy; {total['converged']:,} say "
-            f"CONVERGED, {total['false']} of them against their own residual; {total['silent']} "
-            "gradients of converged, well-conditioned problems are wrong or not a number. "
+            f"CONVERGED, {total['false']} of them contradicted by their own answer; "
+            f"{total['silent']} gradients are a wrong number, {total['lost']} of well-conditioned "
+            f"problems none; {total['unsolved']} problems that had to be solved were not, and "
+            f"{total['early']} errors were believed small before the slowest direction showed. "
             f"{graph['functions']} front functions on {graph['thetas']} odd inputs each, value and "
             f"gradient: {len(graph['raised'])} raise inside the graph.\n")
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxiter as ji
 from harness import run_parts, show
-from jaxiter.driver import advance, init
+from jaxiter.loop import advance, init
 from jaxiter.method import make_method
 from jaxiter.testing import collectives
 from jaxiter.testing.problems import heat

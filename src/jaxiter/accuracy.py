@@ -24,13 +24,18 @@ WINDOW = 16
 #: A rate is measured over as many steps as it takes to see a decay of this many times the
 #: rounding of the steps: one step for most maps, hundreds for a rate of 0.9999 in float32.
 CLEAR = 10.0
+#: The estimate must be small enough so many steps in a row: a slow direction that was hidden under
+#: fast ones shows its rate one step after these are gone.
+IN_A_ROW = 4
 
 
 class AccuracyState(NamedTuple):
     """Progress of the merit; logarithm of the decay so far, over how many steps; measured rates.
 
     `noise`: the relative rounding of the steps in the running measurement. `rates`: `[WINDOW]`,
-    -1 where there is none yet.
+    -1 where there is none yet. `slower`: a rate seen since the last of them that is clearly above
+    all, although too near to 1 to be known itself; -1 where there was none. `passed`: steps in a
+    row with a small estimate.
     """
 
     progress: Progress
@@ -39,6 +44,8 @@ class AccuracyState(NamedTuple):
     noise: jax.Array
     rates: jax.Array
     measured: jax.Array
+    slower: jax.Array
+    passed: jax.Array
 
 
 def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
@@ -49,7 +56,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
 
         c_k = |T(x_k) - T(x_{k-1})| / |x_k - x_{k-1}|,    error <= r / (1 - max c)
 
-    over the last 16 measurements; a measurement spans as many steps as rounding requires. In
+    over the last 16 measurements; a measurement spans as many steps as rounding requires. It must
+    be small enough four steps in a row. In
     the norm in which T contracts, c_k never exceeds q, so the estimate is at most
     `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
     shows in the steps. An estimate, no bound: `Solution.error` holds it, inf where the map did
@@ -80,7 +88,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
     def init(info: StepInfo) -> AccuracyState:
         zero = jnp.zeros_like(info.merit)
         rates = jnp.full((WINDOW,), -1, info.merit.dtype)
-        return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0))
+        return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0), rates[0],
+                             jnp.int32(0))
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
         image = trees.add(info.x, info.residual)
@@ -96,16 +105,19 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         relative, absolute = tolerances(info.x, rtol, atol)
         threshold = absolute_unit(absolute, atol, progress) + relative * size
         floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)
-        status = verdict(info.finite, relative, absolute, error <= threshold, threshold >= floor,
-                         progress, futility)
-        return status, state._replace(progress=progress)
+        small = error <= threshold
+        passed = jnp.where(small, state.passed + 1, 0)
+        met = small & ((passed >= IN_A_ROW) | (residual == 0))
+        status = verdict(
+            info.finite, relative, absolute, met, threshold >= floor, progress, futility)
+        return status, state._replace(progress=progress, passed=passed)
 
     return Stop(init, update, amplification)
 
 
 def amplification(state: AccuracyState) -> jax.Array:
     """Estimated ratio of error and residual; inf while no rate is known, or one is above 1."""
-    worst = jnp.max(state.rates)
+    worst = jnp.maximum(jnp.max(state.rates), state.slower)
     return jnp.where((worst >= 0) & (worst < 1), 1 / (1 - worst), jnp.inf)
 
 
@@ -124,14 +136,19 @@ def _observe(info: StepInfo, lengths: _Lengths, state: AccuracyState) -> Accurac
     moved = (info.step > 1) & (lengths.step > 0)
     step = jnp.where(moved, lengths.step, 1)
     size = jnp.maximum(lengths.x, lengths.image)
-    noise = jnp.maximum(state.noise, jnp.where(moved, machine_epsilon(info.x) * size / step, 0))
-    decay = state.decay + jnp.where(moved, jnp.log(lengths.image_step / step), 0)
+    last_noise = jnp.where(moved, machine_epsilon(info.x) * size / step, 0)
+    last_decay = jnp.where(moved, jnp.log(lengths.image_step / step), 0)
+    noise, decay = jnp.maximum(state.noise, last_noise), state.decay + last_decay
     steps = state.steps + moved.astype(jnp.int32)
     clear = moved & (jnp.abs(decay) >= CLEAR * noise)
     rate = jnp.exp(decay / jnp.maximum(steps, 1).astype(decay.dtype))
+    known = jnp.log(jnp.maximum(jnp.max(state.rates), 0))
+    contradicts = moved & (state.measured > 0) & (last_decay - CLEAR * last_noise > known)
+    slower = jnp.maximum(state.slower, jnp.where(contradicts, jnp.exp(last_decay), -1))
     slot = jnp.arange(WINDOW, dtype=jnp.int32) == state.measured % WINDOW
     return state._replace(
         decay=jnp.where(clear, 0, decay), steps=jnp.where(clear, 0, steps),
         noise=jnp.where(clear, 0, noise),
         rates=jnp.where(slot & clear, rate, state.rates),
-        measured=state.measured + clear.astype(jnp.int32))
+        measured=state.measured + clear.astype(jnp.int32),
+        slower=jnp.where(clear, -1, slower))

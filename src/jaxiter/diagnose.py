@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.implicit import linear_report
+from jaxiter.implicit import FAILURE, linear_report
 from jaxiter.linear import LinearSolution, LinearSolver, bicgstab
 from jaxiter.numerics import anchor, machine_epsilon
 from jaxiter.problem import (
@@ -38,7 +38,7 @@ def adjoint_report(
       solve: the adjoint's linear solver; default `bicgstab()`.
 
     Returns:
-      A `LinearSolution`: its status, its true relative `residual` (above 1e-2 the
+      A `LinearSolution`: its status, its true relative `residual` (above 1e-3 the
       gradient is NaN) and its number of products.
 
     >>> import jax.numpy as jnp, jaxiter
@@ -89,7 +89,7 @@ class Diagnosis(NamedTuple):
                           "or halpern(), or shorten its step.")
         elif float(self.lipschitz) > 0.95:
             advice.append("the map contracts slowly: anderson() will save most steps.")
-        if not float(self.adjoint_residual) <= 1e-2:
+        if not float(self.adjoint_residual) <= FAILURE:
             advice.append("the adjoint system is (nearly) singular: implicit gradients will be "
                           "NaN. Is the fixed point unique?")
         lines = [*self.shapes] + [

@@ -9,15 +9,27 @@ import optax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.linear import gmres
+from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
+from jaxiter.stop import StepInfo, Stop, tolerance
 
 PyTree = Any
 
 #: The first move is this share of the size of x0: it only has to show the slope of F.
 FIRST_MOVE, LONGER = 0.01, 1e3
+#: A point that ran further than so many times the first estimate of where the root is does not
+#: loosen its own test: there |F| must fall below rtol times what it was at the start.
+GROWTH = 1e3
+#: CONVERGED needs a Newton step of at most this share of x, from a linear solve that leaves at most
+#: this relative residual after so many steps, and leads where |F| is at most this share: half of
+#: it would be left by 1/x, exp(-1) of it by exp(x), a quarter by x^2.
+NEAR, SOLVED, NEWTON_STEPS, LEFT = 0.01, 0.1, 200, 1 / 3
+#: A point so many times further out than the start must be near a root for any F of this size,
+#: and |F| must have fallen to the share `NEAR`.
+RAN = 100
 #: Steps in a row, far from the start and no nearer to a root, that make a solve DIVERGED.
 PATIENCE = 20
 #: The flattest of so many moves says how far a root may be, the steepest what rounding does.
@@ -31,7 +43,7 @@ class Trail(NamedTuple):
       x, value: the last point and F there.
       slopes: `|change of F| / |move|` of the last moves, `[WINDOW]`; 0 where there was none.
       steepest: the largest of all. moves: their count. move: length of the last.
-      unit: size of x at the start, at most 1. start: |F(x0)|.
+      unit: size of x0, or the distance of its root as the first slope has it. start: |F(x0)|.
       reach: distance of the root when |F| fell to epsilon times start; inf before.
       lost: steps in a row at which x was far from everything.
     """
@@ -85,15 +97,17 @@ def _flattest(slopes: jax.Array, moves: jax.Array) -> jax.Array:
 def _follow(x: PyTree, value: PyTree, trail: Trail) -> Trail:
     """The trail with one more point."""
     seen, epsilon = _look(x, value, trail), machine_epsilon(x)
-    first, second = trail.start == 0, (trail.moves == 0) & (seen.moves > 0)
+    first, steepest = trail.start == 0, jnp.max(seen.slopes)
     start = jnp.where(first, seen.norm, trail.start)
-    size = jnp.minimum(jnp.maximum(seen.x_norm, seen.move), 1)
+    # As soon as F has changed with x.
+    ahead = jnp.maximum(trees.norm(stop_gradient(trail.x)), safe_divide(trail.start, steepest))
+    unit = jnp.where((trail.unit == 0) & (steepest > 0), ahead, trail.unit)
     fell = jnp.isinf(trail.reach) & (seen.norm <= epsilon * start) & (seen.moves > 0)
     far = (seen.x_norm * epsilon > jnp.maximum(trail.unit, 1)) & (
         ~(seen.distance <= 0.1 * seen.x_norm))
     return Trail(
-        x, value, seen.slopes, jnp.maximum(trail.steepest, jnp.max(seen.slopes)), seen.moves,
-        seen.move, jnp.where(second, size, trail.unit), start,
+        x, value, seen.slopes, jnp.maximum(trail.steepest, steepest), seen.moves, seen.move,
+        unit, start,
         jnp.where(fell, seen.distance, trail.reach),
         jnp.where(far, trail.lost + 1, 0))
 
@@ -101,10 +115,11 @@ def _follow(x: PyTree, value: PyTree, trail: Trail) -> Trail:
 def _scale(x: PyTree, value: PyTree, trail: Trail) -> jax.Array:
     """What rtol multiplies: what a relative change of x would change F by; 0 while unknown."""
     seen = _look(x, value, trail)
-    size = jnp.maximum(seen.x_norm, 0.1 * trail.unit)
+    size = jnp.maximum(seen.x_norm, 0.1 * jnp.minimum(trail.unit, 1))
+    ran = size > GROWTH * trail.unit
     # Exactly zero is a root however flat F was on the way, unless `_runs_away` objects.
     slope = jnp.where(seen.norm == 0, jnp.max(seen.slopes), _flattest(seen.slopes, seen.moves))
-    return slope * size
+    return jnp.where(ran, jnp.minimum(slope * GROWTH * trail.unit, trail.start), slope * size)
 
 
 def _floor(x: PyTree, trail: Trail) -> jax.Array:
@@ -171,6 +186,40 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
+def _confirmed(
+    solution: Solution, function: Callable, x0: PyTree, args: tuple, stop: Stop
+) -> Solution:
+    """The solution, DIVERGED where it says CONVERGED and Newton's step sees no root near.
+
+    Slopes along the way are not the derivative: F may be steep in one direction and flat in the
+    one that matters, or fall towards zero only at infinity. An absolute tolerance that is met
+    needs no such proof.
+    """
+    x, x0, args = stop_gradient((solution.value, x0, args))
+    try:
+        value, product = jax.linearize(lambda x: function(x, *args), x)
+    except (TypeError, ValueError):  # custom_vjp, a callback: F has no forward derivative
+        return solution
+    norm, x_norm = trees.norm(value), trees.norm(x)
+    probe = trees.probe_like(value)
+    ran = x_norm > RAN * jnp.maximum(trees.norm(x0), 1)
+    other = trees.scale(jnp.where(ran, norm / trees.norm(probe), 0), probe)
+    step = gmres(max_steps=NEWTON_STEPS)(product, trees.add(value, other))
+    left = trees.norm(trees.add(function(trees.subtract(x, step.value), *args), other))
+    rounding = 8 * machine_epsilon(x) * trees.norm(product(x))
+    length = jnp.maximum(x_norm, 0.1 * jnp.minimum(trees.norm(trees.subtract(x, x0)), 1))
+    fell = norm <= NEAR * trees.norm(function(x0, *args))
+    near = (~ran | fell) & (step.residual <= SOLVED) & (trees.norm(step.value) <= NEAR * length) & (
+        left <= jnp.maximum(LEFT * norm, rounding))
+    zero = jnp.zeros_like(solution.merit)
+    info = StepInfo(solution.steps, x, value, solution.merit, zero, zero, jnp.bool_(True))
+    absolute = stop.update(info, stop.init(info))[0] == Status.CONVERGED
+    refused = (solution.status == Status.CONVERGED) & ~near & ~absolute
+    return solution._replace(
+        status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))
+
+
+@on_own_mesh
 def root(
     function: Callable, x0: PyTree, *args: PyTree, solver: Any = None, has_aux: bool = False,
     **keywords: Any,
@@ -181,7 +230,8 @@ def root(
     slope of F along the last 10 moves, `|F(x)| <= rtol * slope * |x|`, that is, the root is
     within rtol of x if F is about linear there. `tolerance(rtol=0, atol=...)` asks for
     `|F(x)| <= atol`. PRECISION_FLOOR where the rounding of x alone, along the steepest of them,
-    changes F by more.
+    changes F by more. CONVERGED is said only where Newton's step at x, one linear solve at the end,
+    agrees that a root is near (where F has a forward derivative).
 
     Args:
       function: F, same tree, shapes and dtypes as x; with has_aux, `(F, aux)`.
@@ -193,7 +243,8 @@ def root(
 
     Returns:
       A `Solution`; its residual is the norm of F, its derivatives those of the root. DIVERGED
-      where x runs to infinity, also where F tends to zero there.
+      where x runs to infinity, also where F tends to zero there, and where F is small without
+      a root near.
 
     Raises:
       TypeError: F of another structure than x.
@@ -203,6 +254,7 @@ def root(
     >>> round(float(solution.value), 4), bool(solution.converged)
     (1.4142, True)
     """
+    stop = tolerance() if keywords.get("stop") is None else keywords["stop"]
 
     def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         out = function(x, *args)
@@ -224,6 +276,7 @@ def root(
         floor=lambda x, trail, *args: _floor(x, trail), certify=of_value(_runs_away),
         equations=lambda x, trail, *args: evaluate(x, *args)[0])
     default = in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
-    return fixed_point(
+    solution = fixed_point(
         problem, x0, *args, solver=default if solver is None else solver, has_aux=has_aux,
         **keywords)
+    return _confirmed(solution, lambda x, *args: evaluate(x, *args)[0], x0, args, stop)

@@ -55,14 +55,21 @@ def zeros_like(a: PyTree) -> PyTree:
 
 
 def probe_like(a: PyTree) -> PyTree:
-    """Random signs times random sizes, the same every time: orthogonal to nothing that occurs."""
-    rng = np.random.default_rng(0)
+    """Random signs times random sizes, the same every time: orthogonal to nothing that occurs.
 
-    def leaf(x: jax.Array) -> jax.Array:
-        entries = rng.choice([-1.0, 1.0], x.shape) * rng.uniform(0.5, 1.5, x.shape)
-        return jnp.asarray(entries, x.dtype)
+    Computed where it is used: a constant would be as large as x in the compiled program.
+    """
+    leaves, treedef = jax.tree.flatten(a)
 
-    return jax.tree.map(leaf, a)
+    def entries(x: jax.Array, seed: int) -> jax.Array:
+        bits = lax.iota(jnp.uint32, max(x.size, 1))[:x.size] + jnp.uint32(seed * 7919 + 1)
+        for factor, shift in ((0x7FEB352D, 15), (0x846CA68B, 16)):  # a hash of the index
+            bits = (bits ^ (bits >> 16)) * jnp.uint32(factor)
+            bits = bits ^ (bits >> shift)
+        size = 0.5 + (bits >> 8).astype(jnp.float32) / 2**24
+        return jnp.where(bits & 1 == 1, size, -size).astype(x.dtype).reshape(x.shape)
+
+    return jax.tree.unflatten(treedef, [entries(x, seed) for seed, x in enumerate(leaves)])
 
 
 def full_like(a: PyTree, value: float) -> PyTree:

@@ -16,13 +16,14 @@ from jaxiter.testing.audit import (
 from jaxiter.testing.audit.accuracy import SPECTRA, random_spectra
 from jaxiter.testing.audit.maps import random_maps
 from jaxiter.testing.audit.piecewise import STEPS, random_network
-from jaxiter.testing.audit.roots import SYSTEMS, _believable
+from jaxiter.testing.audit.roots import SYSTEMS, believable, stretch
 from jaxiter.testing.audit.transport import _plan_slope, marginal_errors, plans
 from jaxiter.testing.audit.verdict import rounding, threshold
 
 LIAR = Stop(lambda info: (), lambda info, state: (jnp.int32(ji.Status.CONVERGED), state))
 WRONG = ji.implicit(lambda matvec, b, x0=None: ji.linear.bicgstab()(
-    matvec, jax.tree.map(lambda leaf: 1.05 * leaf, b))._replace(residual=jnp.float32(0)))
+    matvec, jax.tree.map(lambda leaf: 1.05 * leaf, b))._replace(
+        residual=jnp.float32(0), condition=jnp.float32(1)))
 
 
 def test_a_rule_that_always_says_converged_is_found():
@@ -44,7 +45,8 @@ def test_a_stricter_rule_is_believed():
 
 
 def test_gradients_five_per_cent_off_are_found():
-    assert audit_near_singular(0, 40, WRONG, "wrong").silent > 35
+    # Beyond a condition of 1e6 rounding may be as large.
+    assert audit_near_singular(0, 40, WRONG, "wrong").silent > 25
     assert audit_rows(0, 40, WRONG, "wrong").silent > 20
     assert audit_sixteen(0, 40, 6, jnp.float16, WRONG, "wrong").silent > 35
 
@@ -65,9 +67,12 @@ def test_roots_are_what_numpy_finds():
         for k in range(roots.shape[1]):
             x = roots[:, k]
             assert np.all(np.abs(system.f(np, x, p)) <= 1e-9 * terms(x, p)), name
-            assert np.all(_believable(system, x, start, p, jnp.float32)), name
+            assert np.all(believable(system, x, start, p, jnp.float32)), name
             away = x + 0.01 * np.maximum(1, np.abs(x)) * rng.choice([-1, 1], x.shape)
-            assert not np.any(_believable(system, away, start, p, jnp.float64)), name
+            largest, least = stretch(system, x, p)
+            regular = largest < 1e4 * least
+            assert np.mean(regular) > 0.5, name
+            assert not np.any(believable(system, away, start, p, jnp.float64)[regular]), name
 
 
 def test_maps_are_what_their_kind_says():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxiter import Status
 from jaxiter.diffusion import (
     Denoiser,
     adjoint_matching_loss,
@@ -257,6 +258,31 @@ def test_weighted_particles_against_quadrature(case):
             schedule, models, a, x, key, resample_below=0.0)))(
                 noise, jax.random.split(jax.random.key(1), runs)).x)
         assert abs(plain.mean() - (p * GRID).sum()) > 0.2
+
+
+def test_particles_say_how_they_ended():
+    """Nothing measures how near the target is: never CONVERGED; NaN keeps what was before."""
+    schedule, key = vp_schedule(20), jax.random.key(0)
+    x = jax.random.normal(key, (64, 1))
+
+    def run(x, end, worst):
+        model = Denoiser(lambda x, t: 0.1 * x + jnp.where(t < end, jnp.nan, 0.0), "eps")
+        return feynman_kac_sample(schedule, [model], [1.0], x, key,
+                                  reward=lambda x: jnp.where(x[0] > 0, 0.0, worst))
+
+    solve = jax.jit(run)
+    good, broken = solve(x, -1.0, -1.0), solve(x, 0.5, -1.0)
+    assert good.status == Status.MAX_STEPS and not good.converged
+    assert good.message().startswith("MAX_STEPS") and np.all(np.isfinite(good.ess))
+    lost = int(np.argmax(schedule.time < 0.5))
+    for out in (broken, solve(x.at[3].set(jnp.nan), -1.0, -1.0), solve(x, -1.0, jnp.nan),
+                solve(x, -1.0, jnp.inf)):
+        assert out.status == Status.NONFINITE and not out.converged
+        with pytest.raises(RuntimeError, match="NONFINITE"):
+            out.check()
+    assert np.all(np.isfinite(broken.x)) and np.all(np.isfinite(broken.log_weights))
+    np.testing.assert_array_equal(np.isnan(broken.ess), np.arange(20) >= lost)
+    np.testing.assert_array_equal(broken.ess[:lost], good.ess[:lost])
 
 
 def test_systematic_resampling():

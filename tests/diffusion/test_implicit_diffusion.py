@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxiter import Status
 from jaxiter.diffusion import (
     Denoiser,
     ddim,
@@ -150,8 +151,53 @@ def test_bad_input():
                                     optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match="at least 2 particles"):
         init(jnp.zeros((1, 2)), jnp.zeros(2))
-    state = jax.jit(step)(init(jnp.ones((4, 2)), jnp.zeros(2)), jax.random.key(0))
-    np.testing.assert_array_equal(state.theta, 0)  # the reward was not finite
     with pytest.raises(ValueError, match="last state only"):
         implicit_denoising(dpm_solver_pp_2m(linear_beta_schedule(5)), model, jnp.sum, particles=2,
                            optimizer=optax.sgd(0.1), shape=(2,), key=jax.random.key(0))
+
+
+def test_statuses_of_the_loop():
+    """RUNNING while all is finite; NONFINITE keeps the state before, whatever comes later."""
+    def reward(x):
+        return -jnp.sum(jnp.square(x - jnp.where(jnp.max(x) > 40, jnp.nan, 1.0)))
+
+    init, step = implicit_diffusion(gaussian, reward, step_size=0.1,
+                                    optimizer=optax.sgd(0.1, momentum=0.9))
+    run = jax.jit(step)
+    start = init(jnp.ones((4, 2)), jnp.zeros(2))
+    state = run(start, jax.random.key(0))
+    assert start.status == state.status == Status.RUNNING and not state.converged
+    assert state.message().startswith("RUNNING")
+    for bad in (50.0, jnp.nan, jnp.inf):
+        before = state._replace(particles=state.particles.at[2, 1].set(bad))
+        lost = run(before, jax.random.key(1))
+        again = run(lost._replace(particles=state.particles), jax.random.key(2))
+        assert lost.status == again.status == Status.NONFINITE
+        for held in (lost, again):
+            np.testing.assert_array_equal(held.theta, state.theta)
+        np.testing.assert_array_equal(lost.particles, before.particles)
+        np.testing.assert_array_equal(again.particles, state.particles)
+
+
+def test_statuses_of_the_queue():
+    """NaN in a batch: theta and the last whole batch stay; a queue that fills is no failure."""
+    schedule = linear_beta_schedule(4)
+
+    def network(theta):
+        # Not finite at the zeros of batches that were never born.
+        return Denoiser(lambda x, t: theta * x / jnp.linalg.norm(x))
+
+    init, step = implicit_denoising(
+        ddim(schedule), network, lambda x: jnp.mean(x**2), optimizer=optax.sgd(0.1), particles=3,
+        shape=(2,), key=jax.random.key(0))
+    run = jax.jit(step)
+    state = init(jnp.ones(2))
+    for _ in range(9):
+        state = run(state)
+    assert state.status == Status.RUNNING and not np.array_equal(state.theta, np.ones(2))
+    held = state
+    state = state._replace(x=state.x.at[1].set(jnp.nan))
+    for _ in range(4):
+        state = run(state)
+    assert state.status == Status.NONFINITE and np.all(np.isfinite(state.theta))
+    assert np.all(np.isfinite(state.finished)) and not np.array_equal(held.time, state.time)

@@ -14,11 +14,13 @@ from jaxiter.diffusion import (
     ddpm,
     dpm_solver_pp_2m,
     edm_stochastic,
+    exponential_multistep,
     flow_matching_schedule,
     heun,
     ipndm,
     karras_schedule,
     linear_beta_schedule,
+    log_snr_schedule,
     sample,
     sample_parallel,
     vp_schedule,
@@ -191,6 +193,10 @@ def test_statuses_are_true():
     assert out.status == Status.NONFINITE and not out.converged
     first = int(np.argmax(schedule.time < 500))
     assert f"row {first} of 30" in out.message()
+    assert np.isinf(out.residual) and np.all(np.isfinite(out.trajectory))
+    for bad in (np.nan, np.inf):
+        lost = jax.jit(lambda x: sample_parallel(sampler, broken, x, key, window=7))(bad * x)
+        assert lost.status == Status.NONFINITE
     short = jax.jit(lambda x: sample_parallel(
         sampler, mixture_denoiser(MIX, schedule), x, key, max_steps=3, tolerance=1e-6))(x)
     final = 30 - int(short.solve.merit)
@@ -270,3 +276,51 @@ def test_time_over_devices():
             assert int(run(x).rounds) == int(alone.rounds)
     with pytest.raises(ValueError, match="axis 'time'"):
         sample_parallel(sampler, model, x, key, mesh=jax.make_mesh((8,), ("rows",)))
+
+
+def own_gaps(sampler, model, x, unit):
+    """How far every row is from the sampler's formula on the rows before it; float64, no solver."""
+    x = np.asarray(x, np.float64)
+    rows = len(x) - 1
+    eps = np.stack([model(x[t]) for t in range(rows)])
+    gaps = []
+    for t in range(rows):
+        image = np.zeros_like(x[0])
+        for table, values in ((sampler.state, x), (sampler.model, eps)):
+            for j in range(min(t + 1, table.shape[1])):
+                image += table[t, j] * values[t - j]
+        gaps.append(np.sqrt(np.mean((x[t + 1] - image) ** 2)) / unit[t])
+    return np.array(gaps)
+
+
+@pytest.mark.parametrize("linearization, scale", [
+    ("anderson", "absolute"), ("secant", "noise"),
+    pytest.param("jvp", "noise", marks=pytest.mark.slow),
+    pytest.param("picard", "absolute", marks=pytest.mark.slow)])
+def test_the_residual_is_that_of_the_trajectory_returned(linearization, scale, x64):
+    """Windows that slide over third-order rows: stiff models, many seeds, a coarse tolerance."""
+    rng = np.random.default_rng(7)
+    w = rng.normal(size=(24, 3, 3)) * rng.choice([0.5, 1.5, 4.0], (24, 1, 1))
+    x = rng.normal(size=(24, 3))
+    sampler = exponential_multistep(log_snr_schedule(24), 3, currency="eps")
+
+    def solve(w, x, tolerance, rounds):
+        out = sample_parallel(
+            sampler, Denoiser(lambda x, t: jnp.tanh(w @ x), "eps"), x, window=7,
+            linearization=linearization, tolerance=tolerance, tolerance_scale=scale,
+            max_steps=rounds)
+        return out.trajectory, out.status, out.residual, out.solve.merit
+
+    unit = sampler.scale if scale == "noise" else np.ones(24)
+    run = jax.jit(jax.vmap(solve, (0, 0, None, None)))
+    for tolerance, rounds in ((1e-6, 24), (1e-2, 24), (1e-2, 6)):
+        found = zip(w, *map(np.asarray, run(w, x, tolerance, rounds)), strict=True)
+        for weights, rows, status, residual, left in found:
+            gaps = own_gaps(sampler, lambda s, w=weights: np.tanh(w @ s), rows, unit)
+            if status == Status.CONVERGED:
+                assert left == 0 and residual <= tolerance * (1 + 1e-6)
+                np.testing.assert_allclose(residual, gaps.max(), rtol=1e-5, atol=1e-10)
+            else:  # rows that are left were never measured
+                assert rounds == 6 and status == Status.MAX_STEPS
+                assert left > 0 and np.isinf(residual)
+                assert np.all(gaps[:24 - int(left)] <= tolerance * (1 + 1e-6))

@@ -91,7 +91,8 @@ def test_statuses_and_bad_input():
     assert short.solve.status == Status.MAX_STEPS and not short.converged
     assert 0 < float(short.solve.merit) <= 18
     wild = jax.jit(lambda p: parallel_optimize(optax.sgd(1e30), quadratic, p, steps=20))(p)
-    assert wild.solve.status == Status.NONFINITE
+    assert wild.status == Status.NONFINITE and np.isinf(wild.solve.residual)
+    assert np.all(np.isfinite(wild.params))
     for keywords, text in [({"steps": 0}, "at least 1"), ({"steps": 3, "window": 0}, "at least 1"),
                            ({"steps": 3, "tolerance": -1.0}, "must not be negative"),
                            ({"steps": 3, "adaptation": 1.0}, "adaptation")]:
@@ -99,3 +100,30 @@ def test_statuses_and_bad_input():
             parallel_optimize(sgd, quadratic, p, **keywords)
     with pytest.raises(TypeError, match="gradient"):
         parallel_optimize(sgd, lambda p, t: p[:1], p, steps=3)
+
+
+def test_the_residual_is_how_far_gradients_were_from_the_path():
+    """Noisy gradients of a bowl, against the loop in numpy."""
+    slopes = jnp.asarray(np.random.default_rng(0).normal(size=(30, 3)), jnp.float32)
+
+    def run(tolerance, slopes, max_steps=30):
+        return parallel_optimize(optax.sgd(0.1), lambda p, t: slopes[t] + 0.5 * p, jnp.ones(3),
+                                 steps=30, window=6, tolerance=tolerance, max_steps=max_steps,
+                                 adaptation=0.1)
+
+    solve = jax.jit(run)
+    p, path = np.ones(3), []
+    for slope in np.asarray(slopes, np.float64):
+        p = p - 0.1 * (slope + 0.5 * p)
+        path.append(p)
+    exact, loose, early = solve(0.0, slopes), solve(1e-2, slopes), solve(1e-2, slopes, 2)
+    assert exact.converged and exact.solve.residual < 1e-7
+    np.testing.assert_allclose(exact.params, path[-1], rtol=1e-5)
+    # Each gradient was taken within the residual, at most ten times the tolerance, of its place.
+    assert loose.converged and 0 < loose.solve.residual <= 0.1
+    assert np.linalg.norm(loose.params - path[-1]) <= 30 * 0.05 * 3**0.5 * loose.solve.residual
+    assert early.status == Status.MAX_STEPS and np.isinf(early.solve.residual)
+    # NaN in one step's batch: the parameters before that step, and how many steps are missing.
+    broken = solve(1e-2, slopes.at[11].set(jnp.nan))
+    assert broken.status == Status.NONFINITE and int(broken.solve.merit) == 30 - 11
+    np.testing.assert_allclose(broken.params, path[10], atol=2e-2)

@@ -222,3 +222,96 @@ def test_time_can_be_vmapped_inside_a_mesh():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.jit(ji.over_mesh(solve, mesh, "batch"))
     np.testing.assert_allclose(spread(batch), jax.jit(solve)(batch), atol=1e-6)
+
+
+def own_gaps(w, xs, s0, rows):
+    """How far each row is from what the loop makes of the row before, largest entry; no jax."""
+    w, xs, rows = (np.asarray(part, np.float64) for part in (w, xs, rows))
+    before = np.concatenate([np.asarray(s0, np.float64)[None], rows[:-1]])
+    return np.abs(rows - np.tanh(before @ w.T + xs)).max(1)
+
+
+@pytest.mark.parametrize("method, window", [
+    ("newton", None), ("secant", 12), ("gauss_seidel", 12),
+    pytest.param("elk", 12, marks=pytest.mark.slow)])
+def test_the_residual_is_that_of_the_rows_returned(method, window):
+    w, xs, s0 = chain(scale=1.2)
+    out = jax.jit(lambda w, k: solve_recurrence(
+        cell(w), s0, xs, method=method, window=window, rtol=0.0, atol=1e-2, max_steps=k))
+    done, early = out(w, COUNT), out(w, 2)
+    gap = own_gaps(w, xs, s0, done.value).max()
+    assert done.converged and done.residual <= 1e-2
+    np.testing.assert_allclose(done.residual, gap, atol=1e-6)  # neither more nor less
+    # Rows that nobody measured have no residual that could be told.
+    assert early.status == Status.MAX_STEPS and np.isinf(early.residual)
+    final = COUNT - int(early.merit)
+    assert own_gaps(w, xs, s0, early.value)[:final].max() <= 1e-2 + 1e-6
+
+
+def test_order_two_is_judged_on_the_states_returned():
+    """The state that a row remembers of the row before is that row itself."""
+    xs = jnp.asarray(np.random.default_rng(1).normal(size=(COUNT, 3)), jnp.float32)
+    out = jax.jit(lambda: solve_recurrence(
+        lambda s, previous, x: 0.9 * jnp.sin(s) - 0.5 * previous + x,
+        (jnp.zeros(3), jnp.ones(3)), xs, order=2, method="secant", window=8, rtol=0.0,
+        atol=1e-2))()
+    s = np.concatenate([np.ones((1, 3)), np.zeros((1, 3)), np.asarray(out.value, np.float64)])
+    gap = np.abs(s[2:] - (0.9 * np.sin(s[1:-1]) - 0.5 * s[:-2] + np.asarray(xs))).max()
+    assert out.converged
+    np.testing.assert_allclose(out.residual, gap, atol=1e-6)
+
+
+def test_a_chain_that_breaks_ends_nonfinite():
+    """By a driver or by a step, in vectors, trees and causal maps; finite rows are kept."""
+    w, xs, s0 = chain()
+
+    def chains(xs):
+        vectors = [solve_recurrence(lambda s, x: 0.1 * w @ s + x, s0, xs, method=m, window=8)
+                   for m in ("secant", "gauss_seidel")]
+        mixed = solve_recurrence(
+            lambda s, x: {"n": s["n"] + 1, "x": 0.5 * s["x"] + x},
+            {"n": jnp.int32(0), "x": jnp.float32(0)}, xs[:, 0], method="jacobi")
+        causal = solve_causal(
+            lambda s: jnp.concatenate([xs[:1, 0], 0.5 * s[:-1] + xs[1:, 0]]), jnp.zeros(COUNT))
+        return [*vectors, mixed, causal]
+
+    run = jax.jit(chains)
+    assert all(out.converged for out in run(xs))
+    for bad in (np.nan, np.inf):
+        for out in run(xs.at[20, 0].set(bad)):
+            assert out.status == Status.NONFINITE and np.isinf(out.residual)
+            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out.value))
+            assert int(out.merit) == COUNT - 21
+
+
+def test_integers_carry_their_own_check():
+    """Rows of integers are equal or they are not: no tolerance makes a wrong one right."""
+    step = lambda s, x: (s * 3 + x) % 101  # noqa: E731
+    xs = jnp.asarray(np.random.default_rng(2).integers(0, 101, size=32), jnp.int32)
+    exact, s = [], 7
+    for x in np.asarray(xs):
+        s = (s * 3 + int(x)) % 101
+        exact.append(s)
+    solve = jax.jit(lambda k: solve_recurrence(
+        step, jnp.int32(7), xs, method="jacobi", rtol=1.0, atol=1e3, max_steps=k))
+    done, early = solve(32), solve(5)
+    np.testing.assert_array_equal(done.value, exact)
+    assert done.converged and done.residual == 0
+    assert early.status == Status.MAX_STEPS and np.isinf(early.residual)
+    final = 32 - int(early.merit)
+    np.testing.assert_array_equal(early.value[:final], exact[:final])
+    causal = jax.jit(lambda: solve_causal(
+        lambda s: step(jnp.concatenate([jnp.full(1, 7, jnp.int32), s[:-1]]), xs),
+        jnp.zeros(32, jnp.int32), rtol=1.0, atol=1e3))()
+    np.testing.assert_array_equal(causal.value, exact)
+    assert causal.converged and causal.residual == 0
+
+
+def test_causal_residual_is_that_of_the_rows_returned():
+    function = lambda s: jnp.concatenate(  # noqa: E731
+        [jnp.ones(1), 0.9 * jnp.cos(s[:-1]) + 0.01 * jnp.cumsum(s)[:-1]])
+    out = jax.jit(lambda: solve_causal(function, jnp.zeros(40), rtol=0.0, atol=1e-2))()
+    s = np.asarray(out.value, np.float64)
+    image = np.r_[1.0, 0.9 * np.cos(s[:-1]) + 0.01 * np.cumsum(s)[:-1]]
+    assert out.converged
+    np.testing.assert_allclose(out.residual, np.abs(image - s).max(), atol=1e-5)

@@ -16,16 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.schedules import NoiseSchedule
+from jaxiter.numerics import anchor
+from jaxiter.solution import Status, reports
 
 
+@reports
 class Particles(NamedTuple):
-    """x `[n, ...]`, log_weights `[n]` (0 after a resampling), ess `[T]` effective sample sizes."""
+    """x `[n, ...]`, log_weights `[n]` (0 after a resampling), ess `[T]` effective sample sizes.
+
+    status: MAX_STEPS after all steps, for nothing here measures how near the target is; NONFINITE
+    where particles or weights were not finite: x and log_weights are those before, ess is NaN.
+    """
 
     x: jax.Array
     log_weights: jax.Array
     ess: jax.Array
+    status: jax.Array
 
 
 def feynman_kac_sample(
@@ -47,7 +56,8 @@ def feynman_kac_sample(
         of n; 1 resamples always, 0 never.
 
     Returns:
-      `Particles`; average with `softmax(log_weights)`. Not differentiable: resampling is not.
+      `Particles`; average with `softmax(log_weights)`. Never CONVERGED: watch `ess`. Not
+      differentiable: resampling is not.
 
     Raises:
       ValueError: fewer than two particles, exponents without positive sum or of another number
@@ -94,20 +104,23 @@ def feynman_kac_sample(
         return x - drift * x + variance * push + jnp.sqrt(variance) * z, gain
 
     def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
-        (x, logw), (row, key) = carry, at
+        (x, logw, sound), (row, key) = carry, at
         move, draw = jax.random.split(key)
-        x, gain = jax.vmap(particle, (0, None, 0))(x, row, jax.random.normal(move, x.shape, dtype))
-        logw = logw + gain
-        weights = jax.nn.softmax(logw)
+        new, gain = jax.vmap(particle, (0, None, 0))(
+            x, row, jax.random.normal(move, x.shape, dtype))
+        weights = jax.nn.softmax(logw + gain)
         ess = 1 / jnp.sum(weights**2)
+        sound &= trees.finite((new, ess))
         again = ess < resample_below * n
-        index = systematic(weights, draw)
-        x = jnp.where(again, x[index], x)
-        return (x, jnp.where(again, 0, logw)), ess
+        new = jnp.where(again, new[systematic(weights, draw)], new)
+        logw = jnp.where(sound, jnp.where(again, 0, logw + gain), logw)
+        return (jnp.where(sound, new, x), logw, sound), jnp.where(sound, ess, jnp.nan)
 
-    start = (x_init, jnp.zeros(n, dtype))
-    (x, logw), ess = lax.scan(step, start, (rows, jax.random.split(key, schedule.steps)))
-    return Particles(x, logw, ess)
+    keys = jax.random.split(key, schedule.steps)
+    start = anchor((x_init, jnp.zeros(n, dtype), trees.finite(x_init)), (x_init, keys))
+    (x, logw, sound), ess = lax.scan(step, start, (rows, keys))
+    return Particles(x, logw, ess, jnp.where(sound, jnp.int32(Status.MAX_STEPS),
+                                             jnp.int32(Status.NONFINITE)))
 
 
 def systematic(weights: jax.Array, key: jax.Array) -> jax.Array:

@@ -20,16 +20,23 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import Table, combine, evaluate, tabulate
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import check_positive
+from jaxiter.solution import Status, reports
 
 PyTree = Any
 
 
+@reports
 class LangevinState(NamedTuple):
-    """Particles `[n, ...]`, parameters, the optimiser's state."""
+    """Particles `[n, ...]`, parameters, the optimiser's state, a status.
+
+    RUNNING, for nothing here measures an end; NONFINITE from the first step on whose particles,
+    reward or slope were not finite: the state is that before it and stands still.
+    """
 
     particles: jax.Array
     theta: PyTree
     optimiser: PyTree
+    status: jax.Array
 
 
 def implicit_diffusion(
@@ -47,8 +54,8 @@ def implicit_diffusion(
       reference: samples `[m, ...]` to stay near, with weight.
 
     Returns:
-      `init(particles, theta) -> LangevinState` and `step(state, key) -> LangevinState`; a reward
-      that is not finite leaves theta where it is.
+      `init(particles, theta) -> LangevinState` and `step(state, key) -> LangevinState`. The status
+      is RUNNING until something is not finite, NONFINITE ever after; never CONVERGED.
 
     Raises:
       ValueError: step_size not positive, fewer than two particles, weight without reference.
@@ -71,10 +78,10 @@ def implicit_diffusion(
         if particles.shape[0] < 2:
             raise ValueError("a covariance needs at least 2 particles, got "
                              f"{particles.shape[0]}.")
-        return LangevinState(particles, theta, optimizer.init(theta))
+        return LangevinState(particles, theta, optimizer.init(theta), jnp.int32(Status.RUNNING))
 
     def step(state: LangevinState, key: jax.Array) -> LangevinState:
-        particles, theta, optimiser = state
+        particles, theta, optimiser, status = state
         noise = jax.random.normal(key, particles.shape, particles.dtype)
         force = jax.vmap(jax.grad(energy), (0, None))(particles, theta)
         particles = particles - step_size * force + (2 * step_size) ** 0.5 * noise
@@ -89,18 +96,23 @@ def implicit_diffusion(
                                    - jnp.mean(energies(particles, theta)))
             return total
 
-        return LangevinState(particles, *_guarded(optimizer, jax.grad(potential)(theta), optimiser,
-                                                  theta, True))
+        theta, optimiser, status = _guarded(
+            optimizer, jax.grad(potential)(theta), optimiser, theta, True, status, particles)
+        running = status == Status.RUNNING
+        return LangevinState(jnp.where(running, particles, state.particles), theta, optimiser,
+                             status)
 
     return init, step
 
 
+@reports
 class QueueState(NamedTuple):
     """2 R batches in flight, R going down the rows and R adjoints coming back.
 
     path: states before every row, `[2 R, R, n, ...]`, a ring over the time of birth. x: the states
     of the R forward batches by age. adjoint, slope: of the R backward ones by age.
-    finished: the batch that ended last.
+    finished: the batch that ended last. status: RUNNING; NONFINITE once a batch or its slope
+    was not finite: from then on theta, optimiser and finished stand still.
     """
 
     theta: PyTree
@@ -111,6 +123,7 @@ class QueueState(NamedTuple):
     slope: PyTree
     finished: jax.Array
     time: jax.Array
+    status: jax.Array
 
 
 def implicit_denoising(
@@ -131,7 +144,7 @@ def implicit_denoising(
 
     Returns:
       `init(theta) -> QueueState` and `step(state) -> QueueState`. theta stands still for the first
-      2 R steps, while the queue fills.
+      2 R steps, while the queue fills. The status is RUNNING or NONFINITE, never CONVERGED.
 
     Raises:
       ValueError: a sampler that reaches back by more than one row.
@@ -163,10 +176,11 @@ def implicit_denoising(
         slope = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), theta)
         return QueueState(theta, optimizer.init(theta),
                           jnp.zeros((2 * rows, rows, *batch), table.z.dtype), zeros, zeros, slope,
-                          jnp.zeros(batch, table.z.dtype), jnp.int32(0))
+                          jnp.zeros(batch, table.z.dtype), jnp.int32(0),
+                          jnp.int32(Status.RUNNING))
 
     def step(state: QueueState) -> QueueState:
-        theta, optimiser, path, x, adjoint, slope, _, time = state
+        theta, optimiser, path, x, adjoint, slope, finished, time, status = state
         x = jnp.concatenate([noises(time, jnp.int32(-1))[None], x[:-1]])
         births = time - ages
         path = path.at[births % (2 * rows), ages].set(x)
@@ -183,22 +197,29 @@ def implicit_denoising(
         extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, adjoint)
         slope = trees.add(slope, extra)
         ready = time >= 2 * rows - 1
-        theta, optimiser = _guarded(optimizer, jax.tree.map(lambda leaf: leaf[-1], slope),
-                                    optimiser, theta, ready)
+        ended = jax.tree.map(lambda leaf: leaf[-1], slope)
+        # Before a queue of R - 1 steps the oldest batch was never born.
+        theta, optimiser, status = _guarded(optimizer, ended, optimiser, theta, ready, status,
+                                            jnp.where(time >= rows - 1, x[-1], 0))
+        finished = jnp.where(status == Status.RUNNING, x[-1], finished)
         # The batch that ended in this step enters the way back in the next.
         adjoint = jnp.concatenate([jax.grad(loss)(x[-1])[None], adjoint[:-1]])
         slope = jax.tree.map(
             lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf[:-1]]), slope)
-        return QueueState(theta, optimiser, path, x, adjoint, slope, x[-1], time + 1)
+        return QueueState(theta, optimiser, path, x, adjoint, slope, finished, time + 1, status)
 
     return init, step
 
 
 def _guarded(
-    optimizer: Any, slope: PyTree, optimiser: PyTree, theta: PyTree, ready: Any
-) -> tuple[PyTree, PyTree]:
-    """One optimiser step; none where the slope is not finite or not ready."""
+    optimizer: Any, slope: PyTree, optimiser: PyTree, theta: PyTree, ready: Any,
+    status: jax.Array, others: PyTree,
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """One optimiser step and the status; no step where it is not ready or anything not finite."""
     updates, new = optimizer.update(slope, optimiser, theta)
-    ok = trees.finite(slope) & ready
-    return (trees.where(ok, optax.apply_updates(theta, updates), theta),
-            jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, optimiser))
+    moved = optax.apply_updates(theta, updates)
+    sound = trees.finite(others) & (trees.finite((slope, moved)) | ~jnp.bool_(ready))
+    status = jnp.where(sound, status, jnp.int32(Status.NONFINITE))
+    ok = ready & (status == Status.RUNNING)
+    return (trees.where(ok, moved, theta),
+            jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, optimiser), status)

@@ -16,6 +16,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import Table, linear_rows, widen
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.recurrence.rounds import spread
 
 HIGHEST = lax.Precision.HIGHEST
 LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson")
@@ -64,10 +65,10 @@ def linear(w: Window, linearization: str) -> tuple[jax.Array, jax.Array]:
     return w.plain + lift, change
 
 
-def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
-    """The recurrence twice: the model's jvp along the first answer replaces its slopes.
+def mended(w: Window, model: Callable) -> tuple[Window, jax.Array]:
+    """The window of a second recurrence: the model's jvp along the first replaces its slopes.
 
-    Returns new states and slopes `[W]`.
+    Also returns these slopes, `[W]`.
     """
     _, change = linear(w, "secant")
     into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
@@ -79,10 +80,8 @@ def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
     slopes = jnp.stack([jnp.concatenate([w.slopes[:j, j], slope[: slope.shape[0] - j]])
                         for j in range(depth)], axis=1) if depth > 1 else slope[:, None]
     rest = spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
-    w = w._replace(slopes=slopes,
-                   residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0))
-    lift, _ = linear_rows(answers(w, "secant"), w.residual)
-    return w.plain + lift + rest, slope
+    return w._replace(slopes=slopes, plain=w.plain + rest,
+                      residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0)), slope
 
 
 def secant(
@@ -155,8 +154,3 @@ def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Arr
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products by rows."""
     return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
-
-
-def spread(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """One number per row, against arrays `[W, ...]`."""
-    return mask.reshape((like.shape[0],) + (1,) * (like.ndim - 1))

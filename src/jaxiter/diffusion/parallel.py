@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxiter.adjoint import frozen
+from jaxiter import trees
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import (
@@ -29,7 +29,6 @@ from jaxiter.diffusion.linearize import (
     mended,
     no_past,
     secant,
-    spread,
 )
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.sample import (
@@ -41,12 +40,17 @@ from jaxiter.diffusion.sample import (
     vary,
 )
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, stop_gradient
-from jaxiter.problem import Problem
-from jaxiter.recurrence.solve import settled
+from jaxiter.recurrence.rounds import (
+    Final,
+    View,
+    accept,
+    finite_rows,
+    nothing_final,
+    solve_rounds,
+    spread,
+)
 from jaxiter.solution import Solution, Status, reports
-from jaxiter.stop import tolerance as tolerance_rule
 
 
 class Choices(NamedTuple):
@@ -62,8 +66,7 @@ class Trajectory(NamedTuple):
     """What the rounds carry.
 
     x: states `[R + 1, ...]`. value: the model at them, `[R, ...]`, and `at`, where. slope: `[R]`.
-    seen: `[R]`, rows with a value. finished: final rows. evaluations: model calls so far.
-    change: largest change, in tolerances' units, of the rows that became final last.
+    seen: `[R]`, rows with a value. final: which rows are. evaluations: model calls so far.
     past: earlier rounds, for "anderson"; else None.
     """
 
@@ -72,9 +75,8 @@ class Trajectory(NamedTuple):
     at: jax.Array
     slope: jax.Array
     seen: jax.Array
-    finished: jax.Array
+    final: Final
     evaluations: jax.Array
-    change: jax.Array
     past: Past | None
 
 
@@ -101,7 +103,11 @@ class ParallelSample(NamedTuple):
 
     @property
     def residual(self) -> jax.Array:
-        """Largest root mean square change of the rows accepted last, over their scale."""
+        """How far trajectory is from its own rule; infinite while rows are unfinished.
+
+        The largest root mean square that a row is off what the sampler makes of the rows before
+        it, in units of tolerance_scale.
+        """
         return self.solve.residual
 
     def message(self) -> str:
@@ -132,9 +138,10 @@ def sample_parallel(
         for the slowest, as large networks prefer.
       window: rows of a round, 1..R; default R. Rows entering a window that slides are
         predicted from the newest guess of the data.
-      tolerance: a row is final once the rows before it are and its root mean square
-        change is below this, in units of tolerance_scale. At 0.1 samples may land in
-        another mode than the loop's; 1e-3 is close, 1e-5 is float32's rounding.
+      tolerance: a row is final once the rows before it are, it moves by no more than this, and
+        it is as near to what the sampler makes of them: root mean squares, in units of
+        tolerance_scale. At 0.1 samples may land in another mode than the loop's; 1e-3 is close,
+        1e-5 is float32's rounding.
       tolerance_scale: "noise", the standard deviation of the step's posterior noise, or "absolute".
       linearization: how a row answers its input. "secant": slopes between the last two
         rounds. "gaussian": slopes of Gaussian data. "jvp": the secant mended by one jvp a
@@ -151,7 +158,8 @@ def sample_parallel(
 
     Returns:
       A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
-      model is not finite on the loop's own trajectory. `.message()` says where.
+      model is not finite on the loop's own trajectory; that row and those after it are the last
+      finite guess. `.message()` says where.
 
     Raises:
       TypeError: a sampler, denoiser or x_init of another kind.
@@ -182,33 +190,25 @@ def sample_parallel(
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     operands = stop_gradient((start, first.astype(x_init.dtype), table,
                               jnp.asarray(tolerance, x_init.dtype)))
-    problem = Problem(
-        step=partial(_round, sampler, denoiser,
-                     Choices(width, linearization, order or min(20, width), mesh)),
-        memory=partial(_begin, differences),
-        merit=lambda unfinished, image, *rest: image,
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
-    solve = fixed_point(
-        problem, jnp.float32(count), *operands, adjoint=frozen(),
-        stop=tolerance_rule(rtol=0, atol=0.5), max_steps=count if max_steps is None else max_steps)
-    memory = solve.state.memory
+    solve, memory = solve_rounds(
+        partial(_round, sampler, denoiser,
+                Choices(width, linearization, order or min(20, width), mesh)),
+        partial(_begin, differences), count, operands, max_steps=max_steps)
     x = attach_sampling(
         partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope,
         parallel=adjoint == "parallel")
-    solve = solve._replace(value=x[-1], residual=memory.change,
-                           merit=(count - memory.finished).astype(jnp.float32))
-    return ParallelSample(x[-1], x, memory.evaluations, memory.slope, solve)
+    return ParallelSample(x[-1], x, memory.evaluations, memory.slope,
+                          solve._replace(value=x[-1]))
 
 
 def _begin(
-    differences: int, unfinished: jax.Array, start: jax.Array, slopes: jax.Array, table: Table,
-    tol: jax.Array,
+    differences: int, start: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array
 ) -> Trajectory:
-    del unfinished, table, tol
-    zero = jnp.int32(0)
+    del table, tol
     rows = start[:-1]
-    return Trajectory(start, jnp.zeros_like(rows), rows, slopes,
-                      jnp.zeros(rows.shape[0], bool), zero, zero, jnp.float32(0),
+    count = rows.shape[0]
+    return Trajectory(start, jnp.zeros_like(rows), rows, slopes, jnp.zeros(count, bool),
+                      nothing_final(count), jnp.int32(0),
                       no_past(start, differences) if differences else None)
 
 
@@ -233,84 +233,51 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax
     return gathered(x, rows)[:width]
 
 
-class View(NamedTuple):
-    """The rows of a window within arrays of all rows."""
-
-    start: jax.Array
-    width: int
-
-    def cut(self, array: jax.Array, back: int = 0) -> jax.Array:
-        """Rows start - back .. of the window's length; zeros before the first."""
-        padded = jnp.concatenate([jnp.zeros((back, *array.shape[1:]), array.dtype), array])
-        return lax.dynamic_slice_in_dim(padded, self.start, self.width)
-
-    def put(self, array: jax.Array, part: jax.Array, ahead: int = 0) -> jax.Array:
-        """The array with new rows from start + ahead on."""
-        return lax.dynamic_update_slice_in_dim(array, part, self.start + ahead, 0)
-
-    def last(self, array: jax.Array, depth: int) -> jax.Array:
-        """What each row of the window sees of the last rows, `[width, depth, ...]`."""
-        return jnp.stack([self.cut(array, j) for j in range(depth)], axis=1)
-
-
 def _round(
-    sampler: Sampler, denoiser: Denoiser, choices: Choices, unfinished: jax.Array,
-    memory: Trajectory, start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
-) -> tuple[jax.Array, Trajectory]:
+    sampler: Sampler, denoiser: Denoiser, choices: Choices, memory: Trajectory,
+    start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
+) -> Trajectory:
     """One batched model call on the window, one linear recurrence, and what became final."""
-    del unfinished, start_x, slopes
-    count, width = memory.slope.shape[0], choices.width
-    view = View(jnp.minimum(memory.finished, count - width), width)
-    rows = jax.tree.map(view.cut, table)
-    index = view.start + jnp.arange(width, dtype=jnp.int32)
-    pending = index >= memory.finished
-    x, old, states = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), memory.x[:-1]
+    del start_x, slopes
+    count, width, finished = memory.slope.shape[0], choices.width, memory.final.finished
+    view = View(jnp.minimum(finished, count - width), width)
+    rows, x = view.cut(table), view.cut(memory.x[:-1])
+    pending = view.index() >= finished
 
     def model(x: jax.Array) -> jax.Array:
         return _split(partial(evaluate, sampler, denoiser), choices.mesh, x, rows)
 
     def image(values: jax.Array) -> jax.Array:
-        return jax.vmap(combine)(rows, view.last(states, table.state.shape[1]),
+        return jax.vmap(combine)(rows, view.last(memory.x[:-1], table.state.shape[1]),
                                  view.last(values, table.model.shape[1]))
 
-    raw = model(x)
-    broken = ~jnp.all(jnp.isfinite(raw).reshape(width, -1), axis=1) & pending
-    value = jnp.where(spread(pending & ~broken, raw), raw, view.cut(memory.value))
-    values = view.put(memory.value, value)
-    plain = image(values)
-    new, slopes, past = _proposed(
-        sampler, choices, view, memory, rows, value, plain, pending, model)
-    calm = jnp.all(jnp.isfinite(new).reshape(width, -1), axis=1)
-    new = jnp.where(spread(calm, new), new, plain)
-    # The input of this row is final: it shows what it is, as the loop would.
-    shown = image(view.put(memory.value, raw))
-    new = jnp.where(spread(index == memory.finished, new), shown, new)
-    new = jnp.where(spread(pending, new), new, old)
+    raw = jnp.where(spread(pending, x), model(x), view.cut(memory.value))
+    # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
+    value = jnp.where(spread(finite_rows(raw), raw), raw, view.cut(memory.value))
+    shown, values = image(view.put(memory.value, raw)), view.put(memory.value, value)
+    propose, slopes, past = _proposals(
+        sampler, choices, view, memory, rows, value, image(values), pending, model)
 
     def compare(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = jnp.sqrt(jnp.mean(jnp.square((new - old).reshape(width, -1)), axis=1))
-        relative = size / rows.scale
-        return relative, relative <= tol
+        size = jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5
+        size /= rows.scale.astype(size.dtype)
+        return size, jnp.full_like(size, tol)
 
-    first, largest = settled(compare, new, old, pending, broken)
-    end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
-    finished = view.start + end
-    sane = jnp.all(jnp.isfinite(jnp.where(spread(index < finished, new), new, 0)))
-    left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
+    new, final = accept(view, memory.final, memory.x[1:], shown, propose, compare)
     states = view.put(memory.x, new, 1)
     if width < count:
         states = roll_out(sampler, table, states, values, view.start + width, width)
-    return left, Trajectory(
+    return Trajectory(
         states, values, view.put(memory.at, x), slopes,
-        view.put(memory.seen, jnp.ones(width, bool)), finished,
-        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), largest, past)
+        view.put(memory.seen, jnp.ones(width, bool)), final,
+        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), past)
 
 
-def _proposed(
+def _proposals(
     sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: Table,
     value: jax.Array, plain: jax.Array, pending: jax.Array, model: Callable,
-) -> tuple[jax.Array, jax.Array, Past | None]:
-    """New rows of the window by the chosen linearization; all slopes; the memory of rounds."""
+) -> tuple[Callable, jax.Array, Past | None]:
+    """Proposals for `accept` by the chosen linearization; all slopes; the memory of rounds."""
     linearization, past = choices.linearization, memory.past
     x, old, slope = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), view.cut(memory.slope)
     if linearization in ("secant", "jvp"):
@@ -319,6 +286,10 @@ def _proposed(
     slopes = view.put(memory.slope, slope)
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
                view.last(slopes, rows.model.shape[1]))
+
+    def without(kept: jax.Array) -> Window:
+        return w._replace(residual=jnp.where(spread(kept, plain), 0, w.residual))
+
     if past is not None:
         along = jax.vmap(view.cut)  # past the axis of rounds
         new, fresh = anderson(
@@ -326,14 +297,14 @@ def _proposed(
         over = jax.vmap(view.put)
         past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
                     *map(view.put, past[2:], fresh[2:]))
-    elif linearization == "anderson":
-        new = old + longer(w, choices.order)
-    elif linearization == "jvp":
-        new, slope = mended(w, model)
+        return lambda kept: new, slopes, past
+    if linearization == "anderson":
+        return lambda kept: old + longer(without(kept), choices.order), slopes, None
+    if linearization == "jvp":
+        w, slope = mended(w, model)
         slopes = view.put(memory.slope, slope)
-    else:
-        new, _ = linear(w, linearization)
-    return new, slopes, past
+    way = "secant" if linearization == "jvp" else linearization
+    return lambda kept: linear(without(kept), way)[0], slopes, None
 
 
 def _check(

@@ -12,8 +12,15 @@ from jaxiter.numerics import anchor, safe_divide, while_loop
 PyTree = Any
 
 
+#: A cycle ends after so many steps, or as many as there are unknowns, that did not halve |r|.
+WAIT = 20
+
+
 class _State(NamedTuple):
-    """x, residual, direction; rho = <shadow, r>; squared norm of r; products; gains seen."""
+    """x, residual, direction; rho = <shadow, r>; squared norm of r; products; gains seen.
+
+    best: the last squared norm that was a quarter of the one before; since: steps since then.
+    """
 
     x: PyTree
     r: PyTree
@@ -22,6 +29,8 @@ class _State(NamedTuple):
     square: jax.Array
     products: jax.Array
     gains: Gains
+    best: jax.Array
+    since: jax.Array
 
 
 def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
@@ -51,13 +60,19 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
     """
 
     def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
-        shadow, square = r, trees.squared_norm(r)
-        start = _State(x, r, r, trees.dot(r, r), square, jnp.int32(0), no_gains(square))
+        square, probe = trees.squared_norm(r), trees.probe_like(r)
+        # A cycle after the first: along r alone it would stall where the last one did.
+        other = jnp.where(budget < max_steps, jnp.sqrt(square / trees.squared_norm(probe)), 0)
+        shadow = trees.axpy(other, probe, r)
+        start = _State(x, r, r, trees.dot(shadow, r), square, jnp.int32(0), no_gains(square),
+                       square, jnp.int32(0))
         small = jnp.square(tol)
+        wait = max(WAIT, sum(leaf.size for leaf in jax.tree.leaves(r)))
 
         def going(s: _State) -> jax.Array:
             # Not finite: not larger. Two products a step, and one to measure what came of it.
-            return (s.square > small) & (s.products + 2 < budget) & (s.square < jnp.inf)
+            return (s.square > small) & (s.products + 2 < budget) & (s.square < jnp.inf) & (
+                s.since < wait)
 
         def body(s: _State) -> _State:
             v = matvec(s.p)
@@ -75,10 +90,12 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
             beta = jnp.where(jnp.isfinite(jnp.abs(beta)), beta, jnp.zeros_like(beta))
             # half is the sum of r and of its own part along t, which are orthogonal.
             gain = jnp.sqrt(length / (square + jnp.abs(omega) ** 2 * length))
+            fell = square < 0.25 * s.best
             return _State(
                 x, r, trees.axpy(beta, trees.axpy(-omega, v, s.p), r), rho,
                 # Broken down, and the minimal residual step brought nothing: give up.
-                jnp.where(broken & (omega == 0), 0, square), s.products + 2, s.gains.seeing(gain))
+                jnp.where(broken & (omega == 0), 0, square), s.products + 2, s.gains.seeing(gain),
+                jnp.where(fell, square, s.best), jnp.where(fell, 0, s.since + 1))
 
         end = while_loop(going, body, anchor(start, (x, r, tol)))
         return end.x, end.products, end.gains

@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter import trees
-from jaxiter.adjoint import frozen
-from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, stop_gradient, strong
-from jaxiter.problem import Problem
-from jaxiter.recurrence.solve import Progress, comparison, settled
+from jaxiter.recurrence.rounds import View, accept, nothing_final, solve_rounds
+from jaxiter.recurrence.solve import Progress, comparison
 from jaxiter.solution import Solution
-from jaxiter.stop import tolerance
 
 PyTree = Any
 
@@ -58,26 +55,18 @@ def solve_causal(
     count = jax.tree.leaves(init)[0].shape[0]
     compare = comparison(init, rtol, atol)
 
-    def sweep(unfinished: jax.Array, memory: Progress, guess: PyTree) -> tuple:
+    def sweep(memory: Progress, guess: PyTree) -> Progress:
         del guess
-        pending = jnp.arange(count, dtype=jnp.int32) >= memory.finished
-        new = jax.tree.map(
-            lambda n, o: jnp.where(pending.reshape((-1,) + (1,) * (n.ndim - 1)), n, o),
-            function(memory.rows), memory.rows)
-        first, largest = settled(compare, new, memory.rows, pending)
-        left = (count - first - 1).astype(unfinished.dtype)
-        return left, Progress(new, first + 1, largest, None)
+        shown = function(memory.rows)
+        rows, final = accept(
+            View(jnp.int32(0), count), memory.final, memory.rows, shown, lambda kept: shown,
+            compare)
+        return Progress(rows, final, None)
 
-    problem = Problem(
-        step=sweep, merit=lambda unfinished, image, *rest: image,
-        memory=lambda x, guess: Progress(guess, jnp.int32(0), jnp.zeros_like(x), None),
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
-    solve = fixed_point(
-        problem, jnp.float32(count), stop_gradient(init), adjoint=frozen(),
-        stop=tolerance(rtol=0, atol=0.5), max_steps=count if max_steps is None else max_steps)
-    memory = solve.state.memory
-    return solve._replace(value=memory.rows, residual=memory.change,
-                          merit=(count - memory.finished).astype(jnp.float32))
+    solve, memory = solve_rounds(
+        sweep, lambda guess: Progress(guess, nothing_final(count), None), count,
+        (stop_gradient(init),), max_steps=max_steps)
+    return solve._replace(value=memory.rows)
 
 
 def check_causal(function: Callable, rows: PyTree) -> None:

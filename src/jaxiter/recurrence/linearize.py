@@ -5,6 +5,8 @@ each method models how row t answers a change D_t of its input by a linear map A
 solves `D_{t+1} = A_t D_t + r_t` in O(log T) depth and proposes `s_t <- f_t + A_t D_t`. So a
 row whose input does not move is reproduced exactly, whatever A is; only the number of
 rounds depends on A: 0 is Jacobi, 1 Picard, the Jacobian Newton (DEER).
+
+A method takes `Rows` and returns `lift(r) -> A D` for any residuals r, and the secant's slopes.
 """
 
 from collections.abc import Callable
@@ -23,13 +25,12 @@ LARGEST_DENSE = 64
 
 
 class Rows(NamedTuple):
-    """A window of W rows: step of one row, inputs `[W, d]`, drivers, outputs, current values."""
+    """A window of W rows: step of one row, inputs `[W, d]`, drivers, outputs."""
 
     step: Callable
     p: jax.Array
     x: Any
     f: jax.Array
-    s: jax.Array
     past: Any  # a Past for the secant, else None
 
 
@@ -90,30 +91,28 @@ def dense_jacobians(step: Callable, p: jax.Array, x: Any) -> jax.Array:
     return jax.vmap(jax.jacfwd(step))(p, x)
 
 
-def jacobi(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+def jacobi(rows: Rows) -> tuple[Callable, jax.Array | None]:
     """A = 0: every row from the last round's values."""
-    return rows.f, None
+    del rows
+    return jnp.zeros_like, None
 
 
-def picard(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+def picard(rows: Rows) -> tuple[Callable, jax.Array | None]:
     """A = 1: the increments are summed up, as for an integral."""
-    residual = rows.f - rows.s
-    d = jnp.cumsum(residual, axis=0) - residual
-    return rows.f + d, None
+    del rows
+    return lambda r: jnp.cumsum(r, axis=0) - r, None
 
 
-def newton(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+def newton(rows: Rows) -> tuple[Callable, jax.Array | None]:
     """A = the Jacobian of each row (DEER: Lim et al. 2024)."""
     a = _tame(dense_jacobians(rows.step, rows.p, rows.x))
-    d = scan_matrix(a, rows.f - rows.s)
-    return rows.f + _apply(a, d), None
+    return lambda r: _apply(a, scan_matrix(a, r)), None
 
 
-def diagonal(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+def diagonal(rows: Rows) -> tuple[Callable, jax.Array | None]:
     """A = the diagonal of the Jacobian (quasi-DEER: Gonzalez et al. 2024), by d jvps a round."""
     a = _diagonals(rows)
-    d = scan_scalar(a, rows.f - rows.s)
-    return rows.f + a * d, None
+    return lambda r: a * scan_scalar(a, r), None
 
 
 def _diagonals(rows: Rows) -> jax.Array:
@@ -128,7 +127,7 @@ def _diagonals(rows: Rows) -> jax.Array:
         lax.scan(lambda total, e: (total + entry(e), None), jnp.zeros_like(rows.p), unit)[0])
 
 
-def secant(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+def secant(rows: Rows) -> tuple[Callable, jax.Array | None]:
     """A = one number per row, `<dp, df> / <dp, dp>` between two rounds: no derivative at all."""
     past = rows.past
     dp, df = rows.p - past.p, rows.f - past.f
@@ -138,8 +137,7 @@ def secant(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
     slope = jnp.where(fresh, safe_divide(jnp.sum(dp * df, axis=1), square), past.slope)
     slope = _tame(slope)
     a = slope[:, None]
-    d = scan_scalar(a, rows.f - rows.s)
-    return rows.f + a * d, slope
+    return lambda r: a * scan_scalar(a, r), slope
 
 
 def elk(damping: float) -> Callable:
@@ -151,19 +149,21 @@ def elk(damping: float) -> Callable:
     parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez,
     "Temporal parallelization of Bayesian smoothers", 2021.
     """
-    def method(rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+    def method(rows: Rows) -> tuple[Callable, jax.Array | None]:
         slopes = _diagonals(rows)
         # In changes D: dynamics D' = a D + r with unit noise, observation D = 0 of variance
         # 1 / damping. The first input is exact: no dynamics into its row.
         gain = damping / (1 + damping)
         first = (jnp.arange(slopes.shape[0]) == 0)[:, None]
         a = jnp.where(first, 0, slopes)
-        r = rows.f - rows.s
-        elements = ((1 - gain) * a, (1 - gain) * r, jnp.full_like(a, 1 - gain), -gain * a * r,
-                    gain * a * a)
-        mean = lax.associative_scan(_filter, elements)[1]
-        d = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
-        return rows.f + slopes * d, None
+
+        def lift(r: jax.Array) -> jax.Array:
+            elements = ((1 - gain) * a, (1 - gain) * r, jnp.full_like(a, 1 - gain), -gain * a * r,
+                        gain * a * a)
+            mean = lax.associative_scan(_filter, elements)[1]
+            return slopes * jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
+
+        return lift, None
 
     return method
 

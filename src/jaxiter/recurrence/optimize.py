@@ -10,13 +10,16 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import frozen
-from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete
-from jaxiter.problem import Problem
-from jaxiter.recurrence.solve import settled
+from jaxiter.recurrence.rounds import (
+    Final,
+    finite_rows,
+    first_moving,
+    nothing_final,
+    solve_rounds,
+    spread,
+)
 from jaxiter.solution import Solution, reports
-from jaxiter.stop import tolerance as tolerance_rule
 
 PyTree = Any
 
@@ -27,7 +30,9 @@ class ParallelRun(NamedTuple):
 
     Attributes:
       params, opt_state: after the last accepted step. evaluations: gradients in all.
-      solve: the Solution; steps in rounds, merit the number of optimiser steps left.
+      solve: the Solution; steps in rounds, merit the number of optimiser steps left, residual
+        the largest root mean square distance between a step's parameters and those at which its
+        gradient was taken; infinite while steps are left.
     """
 
     params: PyTree
@@ -43,12 +48,12 @@ class ParallelRun(NamedTuple):
 
 class Run(NamedTuple):
     """What the rounds carry: guesses of the parameters `[W, ...]` from the first unfinished step
-    on, the optimiser's state there, steps done, gradients so far, the tolerance now.
+    on, the optimiser's state there, steps done, gradients so far, the squared tolerance now.
     """
 
     guesses: PyTree
     opt_state: PyTree
-    done: jax.Array
+    final: Final
     evaluations: jax.Array
     allowed: jax.Array
 
@@ -79,7 +84,7 @@ def parallel_optimize(
 
     Returns:
       A `ParallelRun`. MAX_STEPS: `solve.merit` updates are missing. NONFINITE: the loop itself
-      left the float range. Not differentiable.
+      left the float range; params are the last finite ones. Not differentiable.
 
     Raises:
       ValueError: steps or window below 1, tolerance < 0, adaptation outside [0, 1).
@@ -111,36 +116,30 @@ def parallel_optimize(
     first = jnp.square(jnp.asarray(tolerance, jnp.float32))
     most = 100 * first if max_tolerance is None else jnp.square(
         jnp.asarray(max_tolerance, jnp.float32))
-    problem = Problem(
-        step=partial(_round, optimizer, grad_fn, steps, window, adaptation),
-        memory=partial(_begin, window), merit=lambda left, image, *rest: image,
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
-    solve = fixed_point(
-        problem, jnp.float32(steps), params, opt_state, first, most, adjoint=frozen(),
-        stop=tolerance_rule(rtol=0, atol=0.5), max_steps=steps if max_steps is None else max_steps)
-    run = solve.state.memory
+    solve, run = solve_rounds(
+        partial(_round, optimizer, grad_fn, steps, window, adaptation),
+        partial(_begin, steps, window), steps, (params, opt_state, first, most),
+        max_steps=max_steps)
     now = trees.first(run.guesses)
-    solve = solve._replace(value=now, merit=(steps - run.done).astype(jnp.float32))
-    return ParallelRun(now, run.opt_state, run.evaluations, solve)
+    return ParallelRun(now, run.opt_state, run.evaluations, solve._replace(value=now))
 
 
 def _begin(
-    window: int, left: jax.Array, params: PyTree, opt_state: PyTree, first: jax.Array,
-    most: jax.Array,
+    steps: int, window: int, params: PyTree, opt_state: PyTree, first: jax.Array, most: jax.Array
 ) -> Run:
-    del left, most
+    del most
     guesses = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params)
-    return Run(guesses, opt_state, jnp.int32(0), jnp.int32(0), first)
+    return Run(guesses, opt_state, nothing_final(steps), jnp.int32(0), first)
 
 
 def _round(
     optimizer: optax.GradientTransformation, grad_fn: Callable, steps: int, window: int,
-    adaptation: float, left: jax.Array, run: Run, params: PyTree, opt_state: PyTree,
-    first: jax.Array, most: jax.Array,
-) -> tuple[jax.Array, Run]:
+    adaptation: float, run: Run, params: PyTree, opt_state: PyTree, first: jax.Array,
+    most: jax.Array,
+) -> Run:
     """Gradients at all guesses, the optimiser through them, and which guesses were right."""
-    del left, params, opt_state, first
-    at = run.done + jnp.arange(window, dtype=jnp.int32)
+    del params, opt_state, first
+    at = run.final.finished + jnp.arange(window, dtype=jnp.int32)
     pending = at < steps
     grads = jax.vmap(grad_fn)(run.guesses, jnp.minimum(at, steps - 1))
     start = trees.first(run.guesses)
@@ -153,22 +152,38 @@ def _round(
         return new, new
 
     _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))
+    change = _changes(rolled, run.guesses, start)
     # Row i of `rolled` is a new guess of row i + 1.
-    later = jax.tree.map(lambda leaf: leaf[1:], run.guesses)
-    size = sum(leaf.size for leaf in jax.tree.leaves(start))
-    change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
-        jax.tree.map(lambda leaf: leaf[:-1], rolled), later).astype(jnp.float32)
     moved = jnp.concatenate([change, jnp.full(1, jnp.inf, jnp.float32)])
-    stop, _ = settled(lambda *_: (moved, moved <= run.allowed), rolled, rolled, pending)
-    done = jnp.minimum(run.done + stop + 1, steps)
+    stop = first_moving(moved <= run.allowed, pending)
+    # Everything before `stop` was finite, or its change would not have been small.
+    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
+                        (start, run.opt_state), (rolled, states))
+    sane = trees.finite(jax.tree.map(lambda leaf: leaf[stop], rolled))
+    good = stop + sane.astype(jnp.int32)
+    here, state = jax.tree.map(lambda leaf: leaf[good], path)
+    done = jnp.minimum(run.final.finished + good, steps)
     index = jnp.minimum(stop + jnp.arange(window, dtype=jnp.int32), window - 1)
     guesses = jax.tree.map(lambda leaf: leaf[index], rolled)
-    state = jax.tree.map(lambda leaf: leaf[stop], states)
-    here = jax.tree.map(lambda leaf: leaf[stop], rolled)
+    # A guess that ran off is replaced: no gradient could bring it back.
+    known = finite_rows(guesses)
+    guesses = jax.tree.map(lambda g, h: jnp.where(spread(known, g), g, h), guesses, here)
     allowed = run.allowed
     if adaptation and window > 1:
         typical = (1 - adaptation) * allowed + adaptation * jnp.median(change)
         allowed = jnp.minimum(typical, most)
-    left = jnp.where(trees.finite(here), (steps - done).astype(jnp.float32), jnp.nan)
-    return left, Run(guesses, state, done,
-                     run.evaluations + jnp.sum(pending, dtype=jnp.int32), allowed)
+    accepted = (jnp.arange(window, dtype=jnp.int32) < stop) & (at < steps - 1)
+    largest = jnp.sqrt(jnp.max(jnp.where(accepted, moved, 0)))
+    left = jnp.where(sane, (steps - done).astype(jnp.float32), jnp.nan)
+    final = Final(done, left, jnp.maximum(run.final.residual, largest))
+    return Run(guesses, state, final,
+               run.evaluations + jnp.sum(pending, dtype=jnp.int32), allowed)
+
+
+def _changes(rolled: PyTree, guesses: PyTree, start: PyTree) -> jax.Array:
+    """Mean squares `[W - 1]` of what guesses are off the rolled parameters; infinite, not NaN."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(start))
+    change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
+        jax.tree.map(lambda leaf: leaf[:-1], rolled),
+        jax.tree.map(lambda leaf: leaf[1:], guesses)).astype(jnp.float32)
+    return jnp.where(jnp.isnan(change), jnp.inf, change)

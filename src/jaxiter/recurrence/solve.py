@@ -11,27 +11,32 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.adjoint import frozen
-from jaxiter.driver import fixed_point
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
-from jaxiter.problem import Problem
 from jaxiter.recurrence.adjoint import attach_recurrence
 from jaxiter.recurrence.linearize import METHODS, Past, Rows, elk
+from jaxiter.recurrence.rounds import (
+    Final,
+    View,
+    accept,
+    finite_rows,
+    nothing_final,
+    solve_rounds,
+    spread,
+)
 from jaxiter.solution import Solution
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import Stop
 
 PyTree = Any
 
 
 class Progress(NamedTuple):
-    """What the rounds carry: all rows `[T, ...]`, how many are final, the previous round.
+    """What the rounds carry: all rows `[T, ...]`, which are final, the round before.
 
-    change: the largest change among the rows accepted last. past: for the secant, else None.
+    past: for the secant, else None.
     """
 
     rows: PyTree
-    finished: jax.Array
-    change: jax.Array
+    final: Final
     past: Past | None
 
 
@@ -60,18 +65,22 @@ def solve_recurrence(
       window: rows of a round; default T. It slides as rows become final.
       length: T where xs is None.
       init: first guess of the rows `[T, ...]`; default s0 in every row.
-      rtol, atol: a row is final once the rows before it are and it changes by less than
-        `atol + rtol max|row|`; default 1e-10, 1e-5, 1e-2 for 64, 32, 16 bits.
+      rtol, atol: a row is final once the rows before it are, it moves by no more than
+        `atol + rtol max|row|`, and it is as near to what its step makes of them; default
+        1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
       damping: of "elk", the inverse variance of its pull towards the previous round.
-      stop: default: no unfinished row. max_steps: most rounds, default T.
+      stop: default: no unfinished row; a rule of yours judges their number, and may call it
+        CONVERGED with some left. max_steps: most rounds, default T.
       adjoint: "parallel" differentiates by two linear recurrences in O(log T) depth with
         d x d Jacobians for d up to 64 (above: as "sequential"); "sequential" by two loops of T
         steps. Exact either way, of any order, memory O(T d) for the sequential one.
 
     Returns:
       A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
-      residual the largest change of a row that was accepted last. MAX_STEPS: the first
-      `T - merit` rows are final. NONFINITE: the chain itself left the float range.
+      residual the largest entry of `step(s_t, x_t) - s_{t+1}` over all rows of value; infinite
+      while rows are unfinished, which nobody measured; displacement is None. MAX_STEPS: the first
+      `T - merit` rows are final. NONFINITE: the chain itself left the float range, at the last of
+      those; that row and those after it are the last guess that was finite.
 
     Raises:
       ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
@@ -103,126 +112,85 @@ def solve_recurrence(
         guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
     else:
         guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
-    rule = _rule(method, damping, flat, rtol, atol, window)
+    rule = _rule(method, damping, flat, rtol, atol, window, floating and order == 2)
     operands = stop_gradient((flat, xs, guess))
-    problem = Problem(
-        step=partial(_round, row_step, rule, min(window or count, count)),
-        memory=partial(_begin, method == "secant"),
-        merit=lambda unfinished, image, *rest: image,
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
-    solve = fixed_point(
-        problem, jnp.float32(count), *operands, adjoint=frozen(),
-        stop=tolerance(rtol=0, atol=0.5) if stop is None else stop,
-        max_steps=count if max_steps is None else max_steps)
-    rows = solve.state.memory.rows
+    solve, memory = solve_rounds(
+        partial(_round, row_step, rule, min(window or count, count)),
+        partial(_begin, method == "secant"), count, operands, stop=stop, max_steps=max_steps)
+    rows = memory.rows
     if floating:
         rows = attach_recurrence(row_step, rows, flat, xs, parallel=adjoint == "parallel")
         rows = jax.vmap(unravel)(rows)
     value = rows[0] if order == 2 else rows
-    return solve._replace(value=value, residual=solve.state.memory.change,
-                          merit=(count - solve.state.memory.finished).astype(jnp.float32))
+    return solve._replace(value=value)
 
 
-def _begin(
-    secant: bool, unfinished: jax.Array, s0: PyTree, xs: PyTree, guess: PyTree
-) -> Progress:
+def _begin(secant: bool, s0: PyTree, xs: PyTree, guess: PyTree) -> Progress:
     del s0, xs
-    past = None
+    count, past = jax.tree.leaves(guess)[0].shape[0], None
     if secant:
-        count = guess.shape[0]
         past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
-    return Progress(guess, jnp.int32(0), jnp.zeros_like(unfinished), past)
+    return Progress(guess, nothing_final(count), past)
 
 
 def _round(
-    step: Callable, rule: "Rule", width: int, unfinished: jax.Array, memory: Progress,
-    s0: PyTree, xs: PyTree, guess: PyTree,
-) -> tuple[jax.Array, Progress]:
+    step: Callable, rule: "Rule", width: int, memory: Progress, s0: PyTree, xs: PyTree,
+    guess: PyTree,
+) -> Progress:
     """One batched evaluation of the window, one linear recurrence, and what became final."""
-    del unfinished
-    count = jax.tree.leaves(guess)[0].shape[0]
-    start = jnp.minimum(memory.finished, count - width)
+    count, past = jax.tree.leaves(guess)[0].shape[0], memory.past
+    view = View(jnp.minimum(memory.final.finished, count - width), width)
     if rule.block:  # blocks begin at multiples of their length
-        start = jnp.int32(0)
-        width = count
+        view = View(jnp.int32(0), count)
     inputs = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, memory.rows)
-
-    def cut(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, width), tree)
-
-    def put(tree: PyTree, part: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, start, 0), tree, part)
-
-    p, old, x = cut(inputs), cut(memory.rows), cut(xs)
-    index = start + jnp.arange(width, dtype=jnp.int32)
-    pending = index >= memory.finished
-    past, broken = memory.past, jnp.zeros(width, bool)
-    if rule.block:
-        new = _blocks(step, rule.block, p, x)
-    elif rule.propose is None:
-        new = jax.vmap(step)(p, x)
-    else:
-        f = jnp.where(pending[:, None], jax.vmap(step)(p, x), old)  # final rows do not move
-        broken = ~jnp.all(jnp.isfinite(f), axis=1)
-        safe = jnp.where(jnp.isfinite(f), f, old)
-        seen = None if past is None else cut(past)
-        proposed, slope = rule.propose(Rows(step, p, x, safe, old, seen))
-        calm = jnp.all(jnp.isfinite(proposed), axis=1, keepdims=True)
-        new = jnp.where(calm, proposed, safe)
-        # The input of this row is final: it shows what it is, as the loop would.
-        new = jnp.where((index == memory.finished)[:, None], f, new)
+    p, old, x = view.cut(inputs), view.cut(memory.rows), view.cut(xs)
+    shown = _blocks(step, rule.block, p, x) if rule.block else jax.vmap(step)(p, x)
+    propose = lambda kept: shown  # noqa: E731
+    if rule.propose is not None:
+        settled = view.index() < memory.final.finished  # final rows do not move
+        usable = spread(finite_rows(shown) & ~settled, shown)
+        safe = jnp.where(usable, shown, old)
+        seen = None if past is None else view.cut(past)
+        lift, slope = rule.propose(Rows(step, p, x, safe, seen))
+        propose = lambda kept: safe + lift(jnp.where(spread(kept, old), 0, safe - old))  # noqa: E731
         if past is not None:
-            past = put(past, Past(p, safe, slope, jnp.ones(width, bool)))
-    new = jax.tree.map(lambda n, o: jnp.where(_spread(pending, n), n, o), new, old)
-    first, largest = settled(rule.compare, new, old, pending, broken)
-    # A row that is not finite is believed only once its input is final.
-    end = first + 1 - (broken[first] & (index[first] > memory.finished)).astype(jnp.int32)
-    if rule.block:
-        end = jnp.minimum((first // rule.block + 1) * rule.block, width)
-    finished = start + end
-    sane = _finite(jax.tree.map(
-        lambda leaf: jnp.where(_spread(index < finished, leaf), leaf, 0), new))
-    left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
-    return left, Progress(put(memory.rows, new), finished, largest, past)
-
-
-def settled(
-    compare: Callable, new: PyTree, old: PyTree, pending: jax.Array, broken: Any = False
-) -> tuple[jax.Array, jax.Array]:
-    """Index of the last row that is final now, and the largest change of the rows before it.
-
-    That is the first row that still moves: its inputs were final, so its new value is.
-    """
-    change, still = compare(new, old)
-    moving = (~still | broken) & pending
-    width = pending.shape[0]
-    first = jnp.where(jnp.any(moving), jnp.argmax(moving), width - 1).astype(jnp.int32)
-    calm = pending & (jnp.arange(width, dtype=jnp.int32) < first)
-    return first, jnp.max(jnp.where(calm, change, 0), initial=0).astype(jnp.float32)
+            past = view.put(past, Past(p, safe, slope, jnp.ones(width, bool)))
+    new, final = accept(view, memory.final, memory.rows, shown, propose, rule.compare,
+                        block=max(rule.block, 1))
+    rows = view.put(memory.rows, new)
+    if rule.pairs:  # one value for each state: only the first of a pair is returned
+        size = rows.shape[1] // 2
+        before = jnp.concatenate([s0[None, :size], rows[:-1, :size]])
+        rows = jnp.concatenate([rows[:, :size], before], axis=1)
+    return Progress(rows, final, past)
 
 
 class Rule(NamedTuple):
-    """Static choices of a round: proposal (None: the step itself), comparison, block length."""
+    """Static choices of a round: proposal (None: the step itself), comparison, block length.
+
+    pairs: a row is a state and the one before it, as a flat vector.
+    """
 
     propose: Callable | None
     compare: Callable
     block: int
+    pairs: bool
 
 
 def _rule(
-    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None
+    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None,
+    pairs: bool,
 ) -> Rule:
     block = (window or 1) if method == "gauss_seidel" else 0
     propose = elk(damping) if method == "elk" else METHODS.get(method)
     if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(flat)):
         propose = None  # integers are compared and copied, never added
-    return Rule(propose, comparison(flat, rtol, atol), block)
+    return Rule(propose, comparison(flat, rtol, atol), block, pairs)
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
-    """`compare(new, old) -> (change, still)` by rows: up to rounding, or equal for integers."""
+    """`compare(new, old) -> (change, allowed)` by rows: up to rounding, or equal for integers."""
     if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(like)):
         return _equal
     epsilon = machine_epsilon(like)
@@ -236,7 +204,7 @@ def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
 
     def close(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
         change = largest(trees.subtract(new, old))
-        return change, change <= atol + rtol * largest(new)
+        return change, atol + rtol * largest(new)
 
     return close
 
@@ -247,7 +215,7 @@ def _equal(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
         return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
 
     still = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))), axis=0)
-    return (~still).astype(jnp.float32), still
+    return (~still).astype(jnp.float32), jnp.zeros(still.shape, jnp.float32)
 
 
 def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
@@ -264,16 +232,6 @@ def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
 
     out = jax.vmap(run)(jax.tree.map(lambda leaf: split(leaf)[:, 0], p), jax.tree.map(split, xs))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
-
-
-def _finite(tree: PyTree) -> jax.Array:
-    """Whether all floating-point entries are finite."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return trees.finite(floats) if floats else jnp.bool_(True)
-
-
-def _spread(mask: jax.Array, like: jax.Array) -> jax.Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))
 
 
 def _augment(step: Callable) -> Callable:

@@ -130,7 +130,7 @@ def equations() -> Iterator[Case]:
     for name, solver in solvers.items():
         for system in SYSTEMS:
             yield 0.3, partial(audit_root, system=system, solver=solver, solver_name=name,
-                               free=name in ("default", "anderson(period=1)"))
+                               free=name == "default")
     for system in SYSTEMS:
         yield 0.3, in_float64(partial(audit_root, system=system, solver=None, free=True,
                                       solver_name="default", dtype=jnp.float64))
@@ -218,7 +218,7 @@ def accuracies(stop: Callable, name: str) -> Iterator[Case]:
     for kind in (*SPECTRA, "layers", "pieces", "bellman", "bounded slope"):
         for solver in ("picard", "anderson"):
             yield 0.5, partial(audit_accuracy, kind=kind, solver=SOLVERS[solver],
-                               solver_name=solver, **rule)
+                               solver_name=solver, certain=solver == "picard", **rule)
     for kind in ("negative", "complex"):
         yield 0.5, partial(audit_accuracy, kind=kind, solver=SOLVERS["damped"],
                            solver_name="damped", **rule)

@@ -74,13 +74,17 @@ def _judged(
 
 
 def audit_near_singular(seed: int, count: int, adjoint: Any, adjoint_name: str) -> Verdict:
-    """One eigenvalue close to 1: a gradient within 2 per cent, or NaN."""
+    """One eigenvalue close to 1: a gradient within 2 per cent, or NaN.
+
+    Or within half of what one rounding makes of it by the true condition number, of which a solve
+    sees only a part: 0.5 * 6e-8 * 1e6 is another 3 per cent.
+    """
     rng = np.random.default_rng(seed)
     size = 12
     a = near_singular(rng, count, size)
     x = rng.normal(size=(count, size))
     return _judged(f"gradient, {adjoint_name}, nearly singular", a, x - apply(a, x), x,
-                   rng.normal(size=x.shape), adjoint, jnp.float32)
+                   rng.normal(size=x.shape), adjoint, jnp.float32, slack=0.5)
 
 
 def audit_rows(

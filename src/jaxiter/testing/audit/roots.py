@@ -19,11 +19,15 @@ from jaxiter.testing.audit.verdict import (
     half_ulp,
     lengths,
     name,
+    smallest,
     verdict,
 )
 
-#: A root is believed within this many relative tolerances of its size.
-NEAR = 100
+#: A root is believed within so many relative tolerances of its size, times the condition there:
+#: a residual that passes proves no more. Sizes below a tenth of the start's, or of 0.1, are that.
+NEAR, SMALL = 10, 0.1
+#: Without a root, |F| may pass `4 rtol |J| |x|` where x stayed within so many sizes of its start.
+STAYED = 100
 #: |F| below this many roundings of its own terms cannot be told from zero.
 ROUNDINGS = 8
 
@@ -31,15 +35,13 @@ ROUNDINGS = 8
 class System(NamedTuple):
     """`f(xp, x, p)` for x `[..., 2]` and p `[..., 6]`, parameters, roots `[count, k, 2]` or None.
 
-    terms: the sum of the magnitudes that f adds. unit: what sizes are relative to where roots
-    are near 0; None: the start.
+    terms: the sum of the magnitudes that f adds.
     """
 
     f: Callable
     draw: Callable
     roots: Callable | None
     terms: Callable | None = None
-    unit: float | None = 1.0
 
 
 def _pair(xp: Any, first: Any, second: Any) -> Any:
@@ -137,9 +139,9 @@ def _cubes(xp: Any, x: Any, p: Any) -> Any:
 
 SYSTEMS = {
     "squares": System(lambda xp, x, p: x**2 - p[..., :2], _spread(-9, 9, power=True),
-                      lambda p: _signs(p[:, :2]), lambda x, p: x**2 + p[:, :2], unit=None),
+                      lambda p: _signs(p[:, :2]), lambda x, p: x**2 + p[:, :2]),
     "circle": System(_circle, _spread(-2, 2, power=True), _circle_roots, lambda x, p: np.stack(
-        [(x**2).sum(1) + p[:, 0], np.abs(x[:, 0]) + np.abs(p[:, 1] * x[:, 1])], 1), unit=None),
+        [(x**2).sum(1) + p[:, 0], np.abs(x[:, 0]) + np.abs(p[:, 1] * x[:, 1])], 1)),
     "sines": System(lambda xp, x, p: xp.sin(x) - p[..., :2], _spread(-0.95, 0.95), _waves,
                     lambda x, p: np.abs(np.sin(x)) + np.abs(p[:, :2])),
     "kepler": System(_kepler, _spread(0, 0.9), _increasing(_kepler, 10.0),
@@ -151,7 +153,7 @@ SYSTEMS = {
                       _coupled_terms),
     "linear": System(_linear, _linear_draw, _linear_roots,
                      lambda x, p: np.abs(_linear(np, np.abs(x), np.concatenate(
-                         [np.abs(p[:, :4]), -np.abs(p[:, 4:])], 1))), unit=None),
+                         [np.abs(p[:, :4]), -np.abs(p[:, 4:])], 1)))),
     "cubes": System(_cubes, _spread(-50, 50), _increasing(_cubes, 10.0),
                     lambda x, p: np.abs(x) ** 3 + np.abs(x) + np.abs(p[:, :2])),
     "arctans": System(lambda xp, x, p: xp.arctan(x) - p[..., :2], _spread(-1.3, 1.3),
@@ -215,12 +217,12 @@ def audit_root(
     x0, p, factor, plain = cast(dtype, x0, p, factor, np.ones(count))
     which = jnp.int32(list(ALL).index(system))
     answers = [_program(solver)(x0, which, p, scale) for scale in (factor, plain)]
-    start, exact_p = exactly(x0, p)
+    start, exact_p, *scales = exactly(x0, p, factor, plain)
     honest, says = [], []
-    for x, status in answers:
+    for (x, status), scale in zip(answers, scales, strict=True):
         good = np.asarray(status) == Status.CONVERGED
         with np.errstate(all="ignore"):
-            honest.append(good & _believable(chosen, exactly(x)[0], start, exact_p, dtype))
+            honest.append(good & believable(chosen, exactly(x)[0], start, exact_p, dtype, scale))
         says.append(good)
     false = np.concatenate([says[0] & ~honest[0], says[1] & ~honest[1]])
     unsolved = honest[1] & ~says[0] & free & (exactly(factor)[0] > 0)
@@ -229,19 +231,47 @@ def audit_root(
                    unsolved=unsolved)
 
 
-def _believable(
-    system: System, x: np.ndarray, start: np.ndarray, p: np.ndarray, dtype: Any
+def _slopes(system: System, x: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """The Jacobian `[count, 2, 2]` by central differences."""
+    step = 1e-6 * np.maximum(np.abs(x), 1e-3 * lengths(x)[:, None] + 1e-30)
+    columns = []
+    for j in range(2):
+        move = np.where(np.arange(2) == j, step, 0)
+        change = system.f(np, x + move, p) - system.f(np, x - move, p)
+        columns.append(change / (2 * step[:, j, None]))
+    return np.stack(columns, -1)
+
+
+def stretch(system: System, x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest and smallest singular value of the Jacobian `[count]`; infinite where it is not."""
+    slopes = _slopes(system, x, p)
+    finite = np.asarray(np.isfinite(slopes).all((1, 2)))
+    values = np.linalg.svd(np.where(finite[:, None, None], slopes, 0), compute_uv=False)
+    return np.where(finite, values[:, 0], np.inf), np.where(finite, values[:, 1], 0)
+
+
+def believable(
+    system: System, x: np.ndarray, start: np.ndarray, p: np.ndarray, dtype: Any,
+    factor: Any = 1.0,
 ) -> np.ndarray:
-    """Whether x is near a root, or F there is nothing but rounding."""
-    if system.roots is None or system.terms is None:
-        return np.zeros(len(x), bool)
+    """Whether x is near a root, or `factor * F` there is nothing but rounding."""
+    value, rtol = np.abs(system.f(np, x, p)), TOLERANCES[name(dtype)][0]
+    if system.roots is None:
+        least = np.minimum(np.abs(np.asarray(factor, float)), 1)
+        zero = (value * least[..., None] <= smallest(dtype)).all(1)
+        stayed = lengths(x) <= STAYED * np.maximum(lengths(start), 1)
+        limit = 4 * rtol * stretch(system, x, p)[0] * lengths(x)
+        return zero | (stayed & (lengths(value) <= limit))
     roots = system.roots(p)
     if system.roots is _waves:  # in the turn that x is in
         turn = 2 * np.pi * np.round((x[:, None] - roots) / (2 * np.pi))
         roots = roots + turn
-    sizes = np.linalg.norm(roots, axis=2)
-    unit = np.where(sizes > 0, 0, lengths(start)[:, None]) if system.unit is None else system.unit
-    near = NEAR * TOLERANCES[name(dtype)][0] * np.maximum(sizes, unit)
-    close = (np.linalg.norm(x[:, None] - roots, axis=2) <= near).any(1)
-    level = ROUNDINGS * half_ulp(dtype) * system.terms(x, p)
-    return close | (np.abs(system.f(np, x, p)) <= level).all(1)
+    close = np.zeros(len(x), bool)
+    for one in np.moveaxis(roots, 1, 0):
+        largest, least = stretch(system, one, p)
+        begun = np.maximum(lengths(start), lengths(one - start))
+        size = np.maximum(lengths(one), SMALL * np.minimum(begun, 1))
+        close |= lengths(x - one) <= NEAR * rtol * largest / least * size
+    if system.terms is None:
+        return close
+    return close | (value <= ROUNDINGS * half_ulp(dtype) * system.terms(x, p)).all(1)

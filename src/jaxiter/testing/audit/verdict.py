@@ -19,12 +19,13 @@ WRONG = 2e-2
 
 
 class Verdict(NamedTuple):
-    """Counts over a batch: solves, those that say CONVERGED, and four kinds of failure.
+    """Counts over a batch: solves, those that say CONVERGED, and five kinds of failure.
 
     false: CONVERGED where the answer itself, judged in float64, contradicts it. silent: a
     gradient that is a number, and more than 2 per cent off. unsolved: no CONVERGED where the
     mathematics promises it (a contraction under a guarded solver) and the numbers can carry it.
-    lost: a gradient that is not a number although its problem is well conditioned.
+    lost: a gradient that is not a number although its problem is well conditioned. early: an error
+    believed to be small before the slowest direction showed in the steps.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Verdict(NamedTuple):
     silent: int = 0
     unsolved: int = 0
     lost: int = 0
+    early: int = 0
 
 
 def verdict(family: str, status: Any, false: Any, **others: Any) -> Verdict:
