@@ -175,3 +175,14 @@ def test_a_batch_on_an_explicit_mesh(mesh_is_set):
     np.testing.assert_allclose(out["slope"], 2 / (1 - q) ** 2, rtol=1e-3)
     np.testing.assert_allclose(out["accuracy"][:, 0], 1 / (1 - q), rtol=1e-4)
     np.testing.assert_allclose(out["root"][:, 0], np.sqrt(q), rtol=1e-4)
+
+
+@pytest.mark.parametrize("start, status", [(1.0, Status.NONFINITE), (1e30, Status.CONVERGED)])
+def test_an_unrolled_loop_measures_out_of_range_too(start, status):
+    def step(x):
+        return jnp.where(jnp.abs(x) < 1e10, jnp.nan, 0.5 * x + 1e30)
+
+    out = ji.fixed_point(step, start * jnp.ones(3), adjoint=ji.unrolled(), max_steps=60)
+    assert int(out.status) == status
+    if status == Status.CONVERGED:
+        np.testing.assert_allclose(out.value, 2e30, rtol=1e-4)
