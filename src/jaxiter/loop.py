@@ -101,6 +101,8 @@ def advance(
 ) -> LoopState:
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem, nan = method.problem, jnp.full_like(state.merit, jnp.nan)
+    # What `measured_again` cannot mend is measured so that no square leaves the float range.
+    length = trees.root_of_squares if _plain(method) else trees.norm
     x = _next(state)
     output, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
     image, residual = image_and_residual(problem, x, output)
@@ -114,8 +116,8 @@ def advance(
         return lax.cond(measured, norms, lambda: anchor(blank, state.merit))
 
     def look() -> Measure:
-        norm = trees.root_of_squares(stop_gradient(x)) if method.lazy else state.next_norm
-        norms = norm, *(trees.root_of_squares(part) for part in stop_gradient((image, residual)))
+        norm = length(stop_gradient(x)) if method.lazy else state.next_norm
+        norms = norm, *(length(part) for part in stop_gradient((image, residual)))
         held = stop_gradient((x, output, norms, cache, state.memory, args))
         return stop_gradient(measure(problem, *held))
 
@@ -130,7 +132,7 @@ def advance(
     if following is None and not method.lazy:
         next_norm = norms.image_norm
     else:
-        next_norm = when_measured(lambda: trees.root_of_squares(stop_gradient(ahead)), nan)
+        next_norm = when_measured(lambda: length(stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
                     image_and_residual(problem, state.x, state.output)[0])
