@@ -105,3 +105,25 @@ def test_an_exact_fixed_point_and_combinations():
     both = ji.any_of(ji.accuracy(1e-4), ji.no_fixed_point())
     out = ji.fixed_point(lambda x: 0.5 * x + 1, jnp.zeros(2), stop=both)
     np.testing.assert_allclose(out.error, np.linalg.norm(out.value - 2), rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["picard", "anderson"])
+def test_every_scale_has_an_estimate(name):
+    solver = {"picard": ji.picard(), "anderson": ji.anderson()}[name]
+
+    @jax.jit
+    @jax.vmap
+    def solve(b):
+        slopes = jnp.array([0.9, -0.5, 0.2])
+        return ji.fixed_point(lambda x, b: slopes * x + b, jnp.zeros(3), b, solver=solver,
+                              stop=ji.accuracy(1e-3, 0.0), max_steps=500)
+
+    sizes = np.array([1e-30, 1e-20, 1.0, 1e20, 1e30])
+    out = solve(jnp.asarray(sizes, jnp.float32))
+    exact = sizes[:, None] / (1 - np.array([0.9, -0.5, 0.2]))
+    error = np.linalg.norm(np.asarray(out.value, float) / sizes[:, None] - exact / sizes[:, None],
+                           axis=1)
+    assert np.all(out.converged)
+    assert np.all(error <= 3 * np.asarray(out.error, float) / sizes + 1e-6)
+    if name == "picard":  # the Gram matrices of anderson leave the float range
+        assert np.all(np.asarray(out.steps) == np.asarray(out.steps)[2])

@@ -93,7 +93,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
         image = trees.add(info.x, info.residual)
-        lengths = _Lengths(*(trees.root_of_squares(vector) for vector in (
+        unit = trees.usual(jnp.asarray(info.scale).astype(info.merit.dtype))
+        lengths = _Lengths(*(trees.root_of_squares_in(unit, vector) for vector in (
             info.x, image, info.residual, trees.subtract(info.x, info.previous_x),
             trees.subtract(image, info.previous_image))))
         state = _observe(info, lengths, state)

@@ -7,6 +7,7 @@ point whose residual was measured, and a resumed solve continues bitwise.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ OUT_OF_RANGE = -1
 def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     """The state before the first step; evaluates nothing. An invalid start is BAD_INPUT."""
     infinite = jnp.full((), jnp.inf, trees.norm_dtype(x0))
+    size = trees.norm(x0)
     step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
     problem = method.problem
     memory = () if problem.memory is None else problem.memory(x0, *args)
@@ -48,7 +50,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         x=x0,
         output=x0 if problem.residual is None else trees.zeros_like(x0),
         next=None if _follows_image(method, x0, solver) else x0,
-        next_norm=trees.norm(x0),
+        next_norm=size,
         merit=infinite,
         memory=jax.tree.map(jnp.asarray, memory),
         solver=solver,
@@ -57,6 +59,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         kept=Kept(x0, x0, infinite) if method.keep_best or method.lazy else None,
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
+        unit=trees.usual(size),
     )
 
 
@@ -102,7 +105,7 @@ def advance(
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem, nan = method.problem, jnp.full_like(state.merit, jnp.nan)
     # What `measured_again` cannot mend is measured so that no square leaves the float range.
-    length = trees.root_of_squares if _plain(method) else trees.norm
+    length = partial(trees.root_of_squares_in, state.unit) if _plain(method) else trees.norm
     x = _next(state)
     output, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
     image, residual = image_and_residual(problem, x, output)
@@ -122,7 +125,10 @@ def advance(
         return stop_gradient(measure(problem, *held))
 
     norms = when_measured(look, nothing_measured(nan))
-    merit = None if method.lazy else norms.merit
+    inside = trees.in_safe_range(norms.image_norm / state.unit) if _plain(method) else None
+    merit = None
+    if not method.lazy:  # a guard that saw a false zero would believe in it for ever
+        merit = norms.merit if inside is None else jnp.where(inside, norms.merit, jnp.inf)
     increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
     following, ahead = None, image
     if state.next is not None:
@@ -137,8 +143,8 @@ def advance(
                     lax.is_finite(next_norm), state.x,
                     image_and_residual(problem, state.x, state.output)[0])
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
-                      state.monitor, state.kept, step, state.status)
-    inside = trees.in_safe_range(norms.image_norm) & info.finite if _plain(method) else None
+                      state.monitor, state.kept, step, state.status, state.unit)
+    inside = None if inside is None else inside & info.finite
     return _judged(method, moved, info, norms, measured, inside, active(state, max_steps))
 
 
@@ -199,7 +205,8 @@ def measured_again(method: Method, state: LoopState, args: tuple) -> LoopState:
     info = StepInfo(state.step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), x, image)
     state = state._replace(next_norm=jnp.where(out, next_norm, state.next_norm),
-                           merit=jnp.where(out, norms.merit, state.merit))
+                           merit=jnp.where(out, norms.merit, state.merit),
+                           unit=jnp.where(out, trees.usual(sizes[1]), state.unit))
     return _judged(method, state, info, norms, out, None, out)
 
 

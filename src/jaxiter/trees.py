@@ -163,6 +163,23 @@ def root_of_squares(a: PyTree) -> jax.Array:
     return lax.sqrt(squared_norm(a))
 
 
+def root_of_squares_in(unit: jax.Array, a: PyTree) -> jax.Array:
+    """The same in this unit: no square under- or overflows where a is of about that size."""
+    inverse = 1 / unit
+
+    def leaf(x: jax.Array) -> jax.Array:
+        wide = x if jnp.iscomplexobj(x) else x.astype(unit.dtype)
+        return wide * inverse.astype(wide.dtype)
+
+    return lax.sqrt(squared_norm(jax.tree.map(leaf, a))) * unit
+
+
+def usual(size: jax.Array) -> jax.Array:
+    """A unit for vectors of this size: 1 unless that is far from 1, or no size."""
+    far = (size > 0) & (size < jnp.inf) & ((size < 1e-6) | (size > 1e6))
+    return jnp.where(far, _unit(size), jnp.ones_like(size))
+
+
 def in_safe_range(norm: jax.Array) -> jax.Array:
     """Whether what is one epsilon smaller than `norm` still has a square, and `norm` has one."""
     info = jnp.finfo(norm.dtype)

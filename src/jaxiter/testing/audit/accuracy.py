@@ -167,6 +167,8 @@ def audit_accuracy(
     # keeps alive, and the steps are enough from this start.
     held = 8 * half_ulp(dtype) / (1 - rate) ** 2 <= rtol
     held &= far * rate**STEPS_GIVEN <= 0.1 * rtol * (1 - rate)
+    if kind == "bounded slope":  # steps of at least a tenth lead there
+        held &= lengths(x0) <= 0.1 * STEPS_GIVEN
     unsolved = ~good & certain & held & (kind not in OTHER_NORMS)
     return verdict(f"{stop_name}, {solver_name}, {kind}, {name(dtype)}", status, false & ~early,
                    unsolved=unsolved, early=early)
