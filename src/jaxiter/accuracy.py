@@ -18,6 +18,7 @@ from jaxiter.stop import (
     tolerances,
     verdict,
 )
+from jaxiter.values import as_value
 
 #: The largest of so many measured rates counts: a rate that rotates shows its worst side.
 WINDOW = 16
@@ -48,6 +49,7 @@ class AccuracyState(NamedTuple):
     passed: jax.Array
 
 
+@as_value
 def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
     """Stop when the estimated error `|x - x*|` is at most `atol + rtol * max(|x|, |T(x)|)`.
 

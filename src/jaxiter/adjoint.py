@@ -210,8 +210,13 @@ class _Unrolled(Adjoint):
 def unrolled(checkpoint_every: int = 10) -> Adjoint:
     """Derivatives through the iterations themselves, those of the solver included.
 
-    The exact derivative of a truncated solve. Stores one state per
-    `checkpoint_every` steps and recomputes the rest. `max_steps` must be a
+    The exact derivative of the truncated algorithm, which need not be near that of the
+    solution: a coordinate that starts at its solution has no say in the weights of `anderson`,
+    and its derivative is what weights made for the others leave of it. For `cos(x) + t` with
+    t = (0, pi/2) from (0, pi/2) the second one is 0.31 to 0.69 after 4 to 6 steps in float64 and
+    0.41 to 0.44 at the end, where `implicit()` gives the solution's 0.5.
+
+    Stores one state per `checkpoint_every` steps and recomputes the rest. `max_steps` must be a
     Python int, and that many steps are always paid for. x0 receives a gradient too.
 
     >>> import jax, jax.numpy as jnp, jaxiter

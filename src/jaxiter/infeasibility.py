@@ -9,6 +9,7 @@ from jaxiter import trees
 from jaxiter.numerics import machine_epsilon
 from jaxiter.solution import Status
 from jaxiter.stop import PyTree, StepInfo, Stop, first_case
+from jaxiter.values import as_value
 
 
 class DisplacementState(NamedTuple):
@@ -20,6 +21,7 @@ class DisplacementState(NamedTuple):
     checkpoint: jax.Array
 
 
+@as_value
 def no_fixed_point(agreement: float = 0.05, drift: float = 0.01, min_steps: int = 64) -> Stop:
     """NO_FIXED_POINT when the displacement of a nonexpansive map settles on a non-zero vector.
 

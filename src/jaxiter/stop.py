@@ -1,7 +1,7 @@
 """Stop rules: two functions that read norms and say a status."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon
 from jaxiter.solution import Status, most_severe
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -157,6 +158,7 @@ def verdict(
     )
 
 
+@as_value
 def tolerance(
     rtol: Any = None, atol: Any = None, norm: Callable[[PyTree], jax.Array] | None = None
 ) -> Stop:
@@ -210,6 +212,7 @@ def tolerance(
     return Stop(begin, update)
 
 
+@as_value
 def stagnation(patience: int = 100, factor: float = 0.99) -> Stop:
     """STAGNATED when the best merit has not fallen below `factor` times itself in `patience` steps.
 
@@ -232,6 +235,7 @@ def stagnation(patience: int = 100, factor: float = 0.99) -> Stop:
     return Stop(init, update)
 
 
+@as_value
 def divergence(factor: float = DIVERGENCE_FACTOR, patience: int = DIVERGENCE_PATIENCE) -> Stop:
     """DIVERGED when the merit was `factor` times its minimum for `patience` steps in a row."""
 
@@ -271,15 +275,19 @@ def _combine(rules: tuple[Stop, ...], every: bool) -> Stop:
     return Stop(init, update, amplification if known else None)
 
 
+@as_value
 def any_of(*rules: Stop) -> Stop:
     """Stop when any rule stops; the most severe status wins (`solution.PRECEDENCE`)."""
     return _combine(rules, every=False)
 
 
+@as_value
 def all_of(*rules: Stop) -> Stop:
     """Stop when all rules stop at the same step; the most severe status wins."""
     return _combine(rules, every=True)
 
 
-never = partial(Stop, lambda info: (), lambda info, state: (jnp.int32(Status.RUNNING), state))
-never.__doc__ = "Never stop early: run exactly max_steps, or until something is not finite."
+@as_value
+def never() -> Stop:
+    """Never stop early: run exactly max_steps, or until something is not finite."""
+    return Stop(lambda info: (), lambda info, state: (jnp.int32(Status.RUNNING), state))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -33,6 +34,7 @@ class _State(NamedTuple):
     since: jax.Array
 
 
+@as_value
 def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
     """BiCGStab for general square systems: two products per step, memory of six vectors.
 

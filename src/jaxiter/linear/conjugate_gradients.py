@@ -16,6 +16,7 @@ from jaxiter.linear.system import (
     transposed,
 )
 from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -32,6 +33,7 @@ class _State(NamedTuple):
     gains: Gains
 
 
+@as_value
 def cg(
     rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000,
     precondition: Callable[[PyTree], PyTree] | None = None,
@@ -76,6 +78,7 @@ def cg(
     return restarted(cycle, rtol, atol, max_steps)
 
 
+@as_value
 def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
     """CGLS: conjugate gradients on `A^H A x = A^H b`, for any square A; of singular systems that
     have a solution it finds the one of least norm. Squares the condition number.

@@ -17,10 +17,12 @@ from jaxiter.linear.system import (
     stacked,
 )
 from jaxiter.numerics import safe_divide
+from jaxiter.values import as_value
 
 PyTree = Any
 
 
+@as_value
 def dense(rtol: Any = None) -> LinearSolver:
     """Build the matrix column by column and factorise it (LU); for up to about 1,000 unknowns.
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.linear.system import LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -25,6 +26,7 @@ class _State(NamedTuple):
     j: jax.Array
 
 
+@as_value
 def gmres(
     restart: int = 20, rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000
 ) -> LinearSolver:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from jaxiter.linear.system import LinearSolution, LinearSolver, Matvec
 from jaxiter.numerics import hoist
+from jaxiter.values import as_value
 
 PyTree = Any
 
 
+@as_value
 def by_rows(solve: LinearSolver) -> LinearSolver:
     """Solve each row of a batch by itself where the product is that of the whole batch.
 

@@ -11,6 +11,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.solvers.guard import guard, require_params
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -33,6 +34,7 @@ class AndersonState(NamedTuple):
     age: jax.Array
 
 
+@as_value
 def anderson(
     memory: int = 10,
     period: int = 2,

@@ -10,6 +10,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -53,6 +54,7 @@ def require_params(name: str, params: PyTree) -> PyTree:
     return params
 
 
+@as_value
 def guard(
     solver: optax.GradientTransformation,
     factor: Any = 2.0,
@@ -165,6 +167,7 @@ class RestartState(NamedTuple):
     merit: jax.Array
 
 
+@as_value
 def restarted(
     solver: optax.GradientTransformation, every: Any = None, increase: Any = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -10,6 +10,7 @@ import optax
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, safe_divide, stop_gradient
 from jaxiter.solvers.guard import require_params
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -32,6 +33,7 @@ class HalpernState(NamedTuple):
     inverse_phi: jax.Array
 
 
+@as_value
 def halpern(
     restart: str | Any = None, *, weights: str = "ohm", contraction: Any = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -8,10 +8,12 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete
+from jaxiter.values import as_value
 
 PyTree = Any
 
 
+@as_value
 def picard() -> optax.GradientTransformationExtraArgs:
     """Picard iteration: `x <- T(x)`; the increment is the residual itself.
 
@@ -27,6 +29,7 @@ def picard() -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(optax.identity())
 
 
+@as_value
 def damped(alpha: Any) -> optax.GradientTransformationExtraArgs:
     """Krasnoselskii-Mann iteration: `x <- x + alpha (T(x) - x)`.
 
@@ -59,6 +62,7 @@ def damped(alpha: Any) -> optax.GradientTransformationExtraArgs:
         lambda params: optax.EmptyState(), update)  # pyright: ignore
 
 
+@as_value
 def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
     """Inertial iteration: `x <- T(y)`, then `y <- x + beta (x - x_previous)`; iterates on y.
 

@@ -9,6 +9,7 @@ import optax
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, stop_gradient
 from jaxiter.solvers.guard import require_params
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -29,6 +30,7 @@ class OverrelaxedState(NamedTuple):
     count: jax.Array
 
 
+@as_value
 def overrelaxed(every: Any = 60) -> optax.GradientTransformationExtraArgs:
     """Over-relaxation for maps whose Jacobian has real eigenvalues in [0, 1), such as Sinkhorn's.
 
