@@ -256,6 +256,22 @@ def audit() -> str:
             f"gradient: {len(graph['raised'])} raise inside the graph.\n")
 
 
+def training() -> str:
+    data = load("deep_equilibrium")
+    rows = []
+    for r in data["rows"]:
+        name = f"{r['cell']}, {r['dtype']}"
+        if "raises" in r:
+            rows.append([name, r["method"], f"raises {r['raises']}", "-", "-", "-"])
+            continue
+        rows.append([name, r["method"], f"{r['accuracy']:.3f}", f"{r['least']:.3f}",
+                     f"{r['dead']} of {data['seeds']}", f"{r['ms a step']:.1f}"])
+    return ("**Training through solves that fail** (`benchmarks/deep_equilibrium.py`): deep "
+            f"equilibrium models on digits, {data['epochs']} epochs, {data['seeds']} seeds; "
+            "accuracy on unseen digits\n\n"
+            + table(["", "adjoint", "mean", "least", "dead", "ms a step"], rows))
+
+
 def compiling() -> str:
     data = load("compile_times")
     rows = [[r["family"], r["library"], f"{r['forward s']:.2f} s", f"{r['gradient s']:.2f} s"]
@@ -318,8 +334,8 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 
 
 def main() -> None:
-    blocks = [fixed_points(), gradients(), lanes(), transport(), diffusion(), few_steps(),
-              bilevel(), optim(), compiling(), audit()]
+    blocks = [fixed_points(), gradients(), training(), lanes(), transport(), diffusion(),
+              few_steps(), bilevel(), optim(), compiling(), audit()]
     pictures = "\n".join(f"![{name}](../benchmarks/results/{name}.png)" for name in PLOTS)
     (ROOT / "docs" / "benchmarks.md").write_text(
         "# Benchmarks\n\nWritten by `benchmarks/pages.py` from `benchmarks/results/`. Two CPU "
