@@ -249,9 +249,10 @@ def audit() -> str:
     return (f"**Truth audit** (`benchmarks/audit.py`): {total['solves']:,} random and degenerate "
             f"problems, each answer judged in float64 by numpy; {total['converged']:,} say "
             f"CONVERGED, {total['false']} of them contradicted by their own answer; "
-            f"{total['silent']} gradients are a wrong number, {total['lost']} of well-conditioned "
-            f"problems none; {total['unsolved']} problems that had to be solved were not, and "
-            f"{total['early']} errors were believed small before the slowest direction showed. "
+            f"gradients that are a wrong number: {total['silent']}, that are none although their "
+            f"problem is well conditioned: {total['lost']}; not solved although they had to be: "
+            f"{total['unsolved']}; estimates of an error believed before the slowest direction "
+            f"showed: {total['early']}. "
             f"{graph['functions']} front functions on {graph['thetas']} odd inputs each, value and "
             f"gradient: {len(graph['raised'])} raise inside the graph.\n")
 
