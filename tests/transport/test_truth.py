@@ -211,3 +211,23 @@ def test_a_large_penalty_is_nearly_a_constraint():
     exact = sinkhorn(cost, epsilon=0.2).entropic_cost
     np.testing.assert_allclose(solve(1e3), exact, rtol=1e-3)
     assert solve(1.0) < solve(10.0) < exact
+
+
+@pytest.mark.parametrize("method", ["auto", "kernel", "newton"])
+def test_histograms_with_tails_of_no_weight(method):
+    """Two bells on a line, their tails down to 1e-45: the nearest bins carry next to nothing."""
+    places = np.arange(100.0)
+    cost = (places[:, None] - places) ** 2
+    weights = [np.exp(-((places - middle) ** 2) / (2 * width**2))
+               for middle, width in ((20, 5), (60, 2))]
+    a, b = (jnp.asarray(w / w.sum(), jnp.float32) for w in weights)
+    out = sinkhorn(jnp.asarray(cost, jnp.float32), a, b, epsilon=10.0, method=method)
+    assert out.converged, out.message()
+    left, right = (np.log(np.maximum(np.asarray(w, float), 1e-300)) for w in (a, b))
+    g = np.zeros(100)
+    for _ in range(200):
+        f = -10 * scipy.special.logsumexp((g - cost) / 10 + right, axis=1)
+        g = -10 * scipy.special.logsumexp((f[:, None] - cost) / 10 + left[:, None], axis=0)
+    plan = np.exp((f[:, None] + g - cost) / 10 + left[:, None] + right)
+    np.testing.assert_allclose(out.transport_cost, np.sum(plan * cost), rtol=1e-4)
+    np.testing.assert_allclose(out.plan(), plan, atol=1e-5)

@@ -22,6 +22,8 @@ from jaxiter.transport.geometry import Geometry
 
 #: A scaling may grow by exp(60) between two absorptions; float32 overflows at exp(88).
 LARGEST_LOG_SCALING = 60.0
+#: An entry of the kernel, exp of this, may be so much larger than its column is light.
+LARGEST_ENTRY = 60.0
 #: Below this a row or column of the kernel has lost its mass to underflow.
 LOST = 1e-30
 #: Every so many steps the kernel absorbs the scalings if one has grown by more than
@@ -241,15 +243,24 @@ class Kernel(NamedTuple):
 
 
 def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
-    """The kernel at g, each row divided by its largest entry: one exponential an entry."""
+    """The kernel at g, each row divided by its largest share of mass: one exponential an entry.
+
+    Not by its largest entry: that may stand in a column of next to no weight, and beside it all
+    that carries mass would underflow.
+    """
     # Pinned: a shifted cost is not kept in memory from one absorption to the next.
     cost = pin(geometry, g).matrix()
     reduced = jnp.where(marginals.b > 0, g, -jnp.inf) - cost
-    peak = jnp.max(reduced, axis=1)
+    least = jnp.finfo(g.dtype).tiny
+    logs = marginals.epsilon * jnp.log(jnp.maximum(marginals.b, least))
+    # Taken apart, or XLA computes it anew for every entry.
+    logs = lax.optimization_barrier(logs)
+    peak = jnp.max(reduced + logs, axis=1)
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     inverse = 1 / marginals.epsilon
     g = jnp.where(marginals.b > 0, g, jnp.inf)
-    return Kernel(jnp.exp((reduced - peak[:, None]) * inverse), -peak, g, inverse)
+    exponent = jnp.minimum((reduced - peak[:, None]) * inverse, LARGEST_ENTRY)
+    return Kernel(jnp.exp(exponent), -peak, g, inverse)
 
 
 class _Rows(NamedTuple):
@@ -305,7 +316,8 @@ def kernel_problem(valid: Any = None) -> Problem:
             damping, full = marginals.damping[0], marginals.given(kernel.f)
             u = jnp.exp(-damping * jnp.log(rows) + (damping - 1) * full / epsilon)
         columns = _column_sums(a * u, kernel.matrix)
-        image = marginals.T.damped(kernel.g - epsilon * jnp.log(jnp.maximum(columns, LOST)))
+        columns = jnp.clip(columns, LOST, 1 / LOST)
+        image = marginals.T.damped(kernel.g - epsilon * jnp.log(columns))
         if marginals.rho_a is not None and marginals.rho_b is not None:
             f = kernel.f + epsilon * jnp.log(u)
             image = image - translation(f, image, marginals)
