@@ -127,3 +127,12 @@ def test_every_scale_has_an_estimate(name):
     assert np.all(error <= 3 * np.asarray(out.error, float) / sizes + 1e-6)
     if name == "picard":  # the Gram matrices of anderson leave the float range
         assert np.all(np.asarray(out.steps) == np.asarray(out.steps)[2])
+
+
+def test_fronts_that_look_once_more_take_the_rule():
+    """Their last look is one measurement without a history."""
+    root = ji.root(lambda x: x * x - 2, jnp.float32(1.0), stop=ji.accuracy())
+    assert abs(float(root.value) - 2**0.5) < 1e-4 and int(root.status) > Status.RUNNING
+    cost = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 5)), jnp.float32)
+    out = ji.transport.sinkhorn(cost, epsilon=0.5, method="log", stop=ji.accuracy(1e-3))
+    assert float(out.marginal_error) < 1e-2 and int(out.status) > Status.RUNNING

@@ -16,6 +16,7 @@ from jaxiter.numerics import hoist, is_array, mesh_of, stop_gradient, while_loop
 
 PyTree = Any
 
+
 class Adjoint(eqx.Module):
     """How derivatives pass through a solve; subclasses override `attach` and, rarely, `loop`.
 

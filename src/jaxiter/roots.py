@@ -14,7 +14,7 @@ from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gra
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
-from jaxiter.stop import StepInfo, Stop, tolerance
+from jaxiter.stop import Stop, accepts, tolerance
 
 PyTree = Any
 
@@ -211,9 +211,7 @@ def _confirmed(
     fell = norm <= NEAR * trees.norm(function(x0, *args))
     near = (~ran | fell) & (step.residual <= SOLVED) & (trees.norm(step.value) <= NEAR * length) & (
         left <= jnp.maximum(LEFT * norm, rounding))
-    zero = jnp.zeros_like(solution.merit)
-    info = StepInfo(solution.steps, x, value, solution.merit, zero, zero, jnp.bool_(True))
-    absolute = stop.update(info, stop.init(info))[0] == Status.CONVERGED
+    absolute = accepts(stop, x, value, solution.merit, 0)
     refused = (solution.status == Status.CONVERGED) & ~near & ~absolute
     return solution._replace(
         status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))

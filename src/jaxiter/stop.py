@@ -58,6 +58,17 @@ class Stop(NamedTuple):
     amplification: Callable[[PyTree], jax.Array] | None = None
 
 
+def accepts(stop: Stop, x: PyTree, residual: PyTree, merit: jax.Array, scale: Any) -> jax.Array:
+    """Whether a rule says CONVERGED of one measurement seen alone, whatever its rounding.
+
+    For a last look at an answer, from outside the loop. A rule that wants a history says no.
+    """
+    scale = jnp.asarray(scale, merit.dtype)
+    info = StepInfo(jnp.int32(1), x, residual, merit, scale, jnp.zeros_like(merit),
+                    jnp.bool_(True), x, trees.add(x, residual))
+    return stop.update(info, stop.init(info))[0] == Status.CONVERGED
+
+
 def default_tolerances(x: PyTree) -> tuple[float, float]:
     """`(rtol, atol)` for the coarsest floating dtype among the leaves of x."""
     epsilon = machine_epsilon(x)

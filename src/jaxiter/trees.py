@@ -155,16 +155,11 @@ def quick_norm(a: PyTree) -> jax.Array:
     return lax.sqrt(lax.max(total, lax.full_like(total, info.tiny / info.eps)))
 
 
-def root_of_squares(a: PyTree) -> jax.Array:
-    """The l2 norm in one pass; 0 or inf where the sum of squares under- or overflows.
-
-    For loops that ask `in_safe_range` of the largest norm, and else take `norms`.
-    """
-    return lax.sqrt(squared_norm(a))
-
-
 def root_of_squares_in(unit: jax.Array, a: PyTree) -> jax.Array:
-    """The same in this unit: no square under- or overflows where a is of about that size."""
+    """The l2 norm in one pass; no square under- or overflows where a is of about that unit.
+
+    For loops that ask `in_safe_range` of the largest norm in this unit, and else take `norms`.
+    """
     inverse = 1 / unit
 
     def leaf(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jaxiter.numerics import (
     strong,
 )
 from jaxiter.solution import Solution, Status
-from jaxiter.stop import StepInfo, Stop
+from jaxiter.stop import Stop, accepts
 from jaxiter.transport.exact import Exact, exact_sum
 from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
 from jaxiter.transport.iteration import Marginals, log_weights, weighted
@@ -141,9 +141,7 @@ def judged(
     scale = jnp.sum(marginals.a).astype(solve.merit.dtype)
 
     def meets(merit: jax.Array) -> jax.Array:
-        info = StepInfo(solve.steps, solve.value, solve.value, merit, scale,
-                        jnp.zeros_like(merit), jnp.bool_(True))
-        return stop.update(info, stop.init(info))[0] == Status.CONVERGED
+        return accepts(stop, solve.value, solve.value, merit, scale)
 
     def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
         return _outsiders_error(returned, parts, marginals).astype(scale.dtype)
@@ -236,14 +234,9 @@ def warn_below_floor(
     floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(marginals.epsilon)))
     kind, mass = accumulation_dtype(host.dtype), float(a.sum())
     with jax.ensure_compile_time_eval():
-        merit, scale = jnp.asarray(floor, kind), jnp.asarray(mass, kind)
-        info = StepInfo(
-            jnp.int32(1), marginals.b, marginals.b, merit, scale, merit, jnp.bool_(True))
-        status = stop.update(info, stop.init(info))[0]
-    if int(status) != Status.CONVERGED:
+        reached = accepts(stop, marginals.b, marginals.b, jnp.asarray(floor, kind), mass)
+    if not reached:
         warnings.warn(
             f"the tolerance is below the floating-point floor of the potentials, a marginal "
             f"error of about {floor:.1e} here; expect PRECISION_FLOOR, or use a larger epsilon "
             "or float64, and inf for costs of forbidden pairs.", stacklevel=3)
-
-

@@ -5,7 +5,6 @@ left, the coupling to the others, is lost to rounding when `T(g) - g` is differe
 term. Here its tangent is taken of differences, so that it keeps its digits however small it is.
 """
 
-
 from typing import Any
 
 import jax

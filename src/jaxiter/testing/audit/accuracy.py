@@ -120,7 +120,8 @@ def _settled(kind: str, p: Network, x: np.ndarray, answer: np.ndarray) -> np.nda
     def step(x: np.ndarray) -> np.ndarray:
         return _step(kind)(np, x, p)
 
-    first, second = step(x), step(step(x))
+    first = step(x)
+    second = step(first)
     of_residuals = lengths(second - first) / lengths(first - x)
     of_errors = lengths(first - answer) / lengths(x - answer)
     return 1 - of_residuals <= SHARE * np.maximum(1 - of_errors, 0)
