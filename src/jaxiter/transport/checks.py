@@ -234,8 +234,10 @@ def warn_below_floor(
     floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(marginals.epsilon)))
     kind, mass = accumulation_dtype(host.dtype), float(a.sum())
     with jax.ensure_compile_time_eval():
-        reached = accepts(stop, marginals.b, marginals.b, jnp.asarray(floor, kind), mass)
-    if not reached:
+        # A rule that wants a history accepts neither: nothing is known of it.
+        best, reached = (accepts(stop, marginals.b, marginals.b, jnp.asarray(merit, kind), mass)
+                         for merit in (0.0, floor))
+    if best and not reached:
         warnings.warn(
             f"the tolerance is below the floating-point floor of the potentials, a marginal "
             f"error of about {floor:.1e} here; expect PRECISION_FLOOR, or use a larger epsilon "
