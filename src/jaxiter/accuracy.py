@@ -94,11 +94,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
                              jnp.int32(0))
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
-        image = trees.add(info.x, info.residual)
-        unit = trees.usual(jnp.asarray(info.scale).astype(info.merit.dtype))
-        lengths = _Lengths(*(trees.root_of_squares_in(unit, vector) for vector in (
-            info.x, image, info.residual, trees.subtract(info.x, info.previous_x),
-            trees.subtract(image, info.previous_image))))
+        lengths = _Lengths(*trees.safe_norms(
+            _vectors, info.x, info.residual, info.previous_x, info.previous_image))
         state = _observe(info, lengths, state)
         residual, size = lengths.residual, jnp.maximum(lengths.x, lengths.image)
         factor = amplification(state)
@@ -132,6 +129,14 @@ class _Lengths(NamedTuple):
     residual: jax.Array
     step: jax.Array
     image_step: jax.Array
+
+
+def _vectors(
+    x: Any, residual: Any, previous_x: Any, previous_image: Any
+) -> tuple[Any, ...]:
+    image = trees.add(x, residual)
+    return (x, image, residual, trees.subtract(x, previous_x),
+            trees.subtract(image, previous_image))
 
 
 def _observe(info: StepInfo, lengths: _Lengths, state: AccuracyState) -> AccuracyState:

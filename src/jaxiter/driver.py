@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split
 from jaxiter.implicit import as_adjoint
-from jaxiter.loop import first_step, init, reopened, run, run_unrolled
+from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
@@ -132,7 +132,7 @@ def forward(
     like = (given, constants, max_steps)
     if adjoint.differentiates_loop:
         state = anchor(start(given), like)
-        return run_unrolled(method, adjoint.loop, state, restore(arrays), max_steps)
+        return run(method, adjoint.loop, state, restore(arrays), max_steps)
 
     def loop(given: tuple, max_steps: jax.Array) -> LoopState:
         state = anchor(start(given), like)

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.method import Method
-from jaxiter.numerics import anchor, pin, stop_gradient, while_loop
+from jaxiter.numerics import anchor, pin, stop_gradient
 from jaxiter.problem import (
     Measure,
     evaluate,
@@ -30,14 +30,9 @@ from jaxiter.stop import StepInfo
 
 PyTree = Any
 
-#: What only `advance` says and only `run` reads: sums of squares left the float range.
-OUT_OF_RANGE = -1
-
-
 def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     """The state before the first step; evaluates nothing. An invalid start is BAD_INPUT."""
     infinite = jnp.full((), jnp.inf, trees.norm_dtype(x0))
-    size = trees.norm(x0)
     step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
     problem = method.problem
     memory = () if problem.memory is None else problem.memory(x0, *args)
@@ -50,7 +45,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         x=x0,
         output=x0 if problem.residual is None else trees.zeros_like(x0),
         next=None if _follows_image(method, x0, solver) else x0,
-        next_norm=size,
+        next_norm=trees.norm(x0),
         merit=infinite,
         memory=jax.tree.map(jnp.asarray, memory),
         solver=solver,
@@ -59,7 +54,6 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         kept=Kept(x0, x0, infinite) if method.keep_best or method.lazy else None,
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
-        unit=trees.usual(size),
     )
 
 
@@ -104,8 +98,6 @@ def advance(
 ) -> LoopState:
     """One step: one evaluation of T. Safe, but meaningless, on a finished state."""
     problem, nan = method.problem, jnp.full_like(state.merit, jnp.nan)
-    # What `measured_again` cannot mend is measured so that no square leaves the float range.
-    length = partial(trees.root_of_squares_in, state.unit) if _plain(method) else trees.norm
     x = _next(state)
     output, memory, _ = evaluate(problem, x, cache, state.memory, args, method.has_aux)
     image, residual = image_and_residual(problem, x, output)
@@ -119,16 +111,14 @@ def advance(
         return lax.cond(measured, norms, lambda: anchor(blank, state.merit))
 
     def look() -> Measure:
-        norm = length(stop_gradient(x)) if method.lazy else state.next_norm
-        norms = norm, *(length(part) for part in stop_gradient((image, residual)))
-        held = stop_gradient((x, output, norms, cache, state.memory, args))
-        return stop_gradient(measure(problem, *held))
+        held = stop_gradient((x, output))
+        norm = _length(held[0]) if method.lazy else state.next_norm
+        norms = norm, *trees.safe_norms(partial(image_and_residual, problem), *held)
+        rest = stop_gradient((norms, cache, state.memory, args))
+        return stop_gradient(measure(problem, *held, *rest))
 
     norms = when_measured(look, nothing_measured(nan))
-    inside = trees.in_safe_range(norms.image_norm / state.unit) if _plain(method) else None
-    merit = None
-    if not method.lazy:  # a guard that saw a false zero would believe in it for ever
-        merit = norms.merit if inside is None else jnp.where(inside, norms.merit, jnp.inf)
+    merit = None if method.lazy else norms.merit
     increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
     following, ahead = None, image
     if state.next is not None:
@@ -138,23 +128,26 @@ def advance(
     if following is None and not method.lazy:
         next_norm = norms.image_norm
     else:
-        next_norm = when_measured(lambda: length(stop_gradient(ahead)), nan)
+        next_norm = when_measured(lambda: _length(stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
                     image_and_residual(problem, state.x, state.output)[0])
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
-                      state.monitor, state.kept, step, state.status, state.unit)
-    inside = None if inside is None else inside & info.finite
-    return _judged(method, moved, info, norms, measured, inside, active(state, max_steps))
+                      state.monitor, state.kept, step, state.status)
+    return _judged(method, moved, info, norms, measured, active(state, max_steps))
+
+
+def _length(vector: PyTree) -> jax.Array:
+    return trees.safe_norms(lambda vector: (vector,), vector)[0]
 
 
 def _judged(
-    method: Method, state: LoopState, info: StepInfo, norms: Measure, measured: Any, inside: Any,
+    method: Method, state: LoopState, info: StepInfo, norms: Measure, measured: Any,
     going: jax.Array,
 ) -> LoopState:
     """The state after the stop rule, the monitor and `kept` saw its evaluation.
 
-    `measured`: whether the norms were taken; `inside`: whether they can be trusted; None: yes.
+    `measured`: whether the norms were taken; None: yes.
     """
     status, stop = method.stop.update(stop_gradient(info), state.stop)
     if method.problem.certify is not None:
@@ -163,13 +156,9 @@ def _judged(
     # not finite ends the solve. BAD_INPUT is the only status more severe than NONFINITE.
     keep = info.finite | (status == Status.BAD_INPUT)
     status = jnp.where(keep, status, jnp.int32(Status.NONFINITE)).astype(jnp.int32)
-    if inside is not None:
-        status = jnp.where(inside, status, jnp.int32(OUT_OF_RANGE))
+    counts = jnp.bool_(True) if measured is None else measured
     if measured is not None:
         status = jnp.where(measured, status, state.status)
-    conditions = [c for c in (measured, inside) if c is not None]
-    counts = conditions[0] & conditions[-1] if conditions else jnp.bool_(True)
-    if conditions:
         stop = jax.tree.map(
             lambda new, old: new if new is old else lax.select(counts, new, old), stop, state.stop)
     monitor = state.monitor
@@ -184,30 +173,6 @@ def _judged(
             better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
         kept = trees.where(better, Kept(state.x, state.output, norms.merit), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)
-
-
-def _plain(method: Method) -> bool:
-    """Whether the status rests on l2 norms alone, so that `measured_again` can take them again."""
-    problem = method.problem
-    return problem.merit is None and problem.scale is None and problem.cache is None
-
-
-def measured_again(method: Method, state: LoopState, args: tuple) -> LoopState:
-    """A state, where it is OUT_OF_RANGE judged by norms that neither under- nor overflow."""
-    out = state.status == OUT_OF_RANGE
-    x, output = stop_gradient((state.x, state.output))
-    image, residual = image_and_residual(method.problem, x, output)
-    ahead = () if state.next is None else (stop_gradient(state.next),)
-    sizes = trees.norms(x, image, residual, *ahead)
-    next_norm = sizes[-1] if ahead else sizes[1]
-    norms = measure(method.problem, x, output, tuple(sizes[:3]), None, state.memory, args)
-    # The point before is gone: a rule that asks for it sees no move.
-    info = StepInfo(state.step, x, residual, norms.merit, norms.scale, norms.floor,
-                    lax.is_finite(next_norm), x, image)
-    state = state._replace(next_norm=jnp.where(out, next_norm, state.next_norm),
-                           merit=jnp.where(out, norms.merit, state.merit),
-                           unit=jnp.where(out, trees.usual(sizes[1]), state.unit))
-    return _judged(method, state, info, norms, out, None, out)
 
 
 def _next(state: LoopState) -> PyTree:
@@ -232,39 +197,11 @@ def run(
     method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any,
     pause: Any = None,
 ) -> LoopState:
-    """Advance until a status or `max_steps`; `pause` is a step at which to hand back unfinished.
+    """Advance until a status or `max_steps`; with a cache, in blocks of `refresh` steps.
 
-    Where sums of squares leave the float range the loop ends after every step, and the one around
-    it, which else runs once, measures again: this costs the usual solve nothing.
+    `pause` is a step at which to hand back unfinished.
     """
     end = max_steps if pause is None else pause
-    if not _plain(method):
-        return run_in_range(method, loop, state, args, max_steps, end)
-
-    def body(state: LoopState) -> LoopState:
-        return measured_again(
-            method, run_in_range(method, loop, state, args, max_steps, end), args)
-
-    return while_loop(lambda state: active(state, end), body, state)
-
-
-def run_unrolled(
-    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any
-) -> LoopState:
-    """Advance in a loop of known length, through which derivatives flow: none can be around it."""
-    if not _plain(method):
-        return run_in_range(method, loop, state, args, max_steps, max_steps)
-
-    def measuring(going: Callable, body: Callable, state: LoopState, steps: Any) -> LoopState:
-        return loop(going, lambda s: measured_again(method, body(s), args), state, steps)
-
-    return run_in_range(method, measuring, state, args, max_steps, max_steps)
-
-
-def run_in_range(
-    method: Method, loop: Callable, state: LoopState, args: tuple, max_steps: Any, end: Any
-) -> LoopState:
-    """Advance until a status or `end`; with a cache, in blocks of `refresh` steps."""
     problem = method.problem
 
     def going(s: LoopState) -> jax.Array:

@@ -144,7 +144,6 @@ class LoopState(NamedTuple):
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.
-      unit: what norms are taken in, 1 unless x is far from that size.
     """
 
     x: PyTree
@@ -159,7 +158,6 @@ class LoopState(NamedTuple):
     kept: Kept | None
     step: jax.Array
     status: jax.Array
-    unit: jax.Array
 
 
 class Solution(NamedTuple):

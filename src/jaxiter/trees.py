@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxiter.numerics import HIGHEST, accumulation_dtype, is_array
+from jaxiter.numerics import HIGHEST, accumulation_dtype, if_needed, is_array
 
 PyTree = Any
 
@@ -155,31 +155,23 @@ def quick_norm(a: PyTree) -> jax.Array:
     return lax.sqrt(lax.max(total, lax.full_like(total, info.tiny / info.eps)))
 
 
-def root_of_squares_in(unit: jax.Array, a: PyTree) -> jax.Array:
-    """The l2 norm in one pass; no square under- or overflows where a is of about that unit.
-
-    For loops that ask `in_safe_range` of the largest norm in this unit, and else take `norms`.
-    """
-    inverse = 1 / unit
-
-    def leaf(x: jax.Array) -> jax.Array:
-        wide = x if jnp.iscomplexobj(x) else x.astype(unit.dtype)
-        return wide * inverse.astype(wide.dtype)
-
-    return lax.sqrt(squared_norm(jax.tree.map(leaf, a))) * unit
-
-
-def usual(size: jax.Array) -> jax.Array:
-    """A unit for vectors of this size: 1 unless that is far from 1, or no size."""
-    far = (size > 0) & (size < jnp.inf) & ((size < 1e-6) | (size > 1e6))
-    return jnp.where(far, _unit(size), jnp.ones_like(size))
-
-
-def in_safe_range(norm: jax.Array) -> jax.Array:
+def _in_safe_range(norm: jax.Array) -> jax.Array:
     """Whether what is one epsilon smaller than `norm` still has a square, and `norm` has one."""
     info = jnp.finfo(norm.dtype)
     lowest = 10 * float(info.tiny) ** 0.5 / float(info.eps)
     return lax.gt(norm, lax.full_like(norm, lowest)) & lax.lt(norm, lax.full_like(norm, jnp.inf))
+
+
+def safe_norms(vectors: Callable[..., tuple], *operands: PyTree) -> list[jax.Array]:
+    """The l2 norms of `vectors(*operands)`, for hot loops: plain sums where those are safe.
+
+    Where the sum of squares leaves the float range, `norms` takes them again: a loop of no round
+    or one, which costs the usual solve next to nothing, also under vmap.
+    """
+    quick = [lax.sqrt(squared_norm(vector)) for vector in vectors(*operands)]
+    inside = _in_safe_range(reduce(jnp.maximum, quick))
+    exact = if_needed(~inside, lambda *given: norms(*vectors(*given)), operands, quick)
+    return [lax.select(inside, one, other) for one, other in zip(quick, exact, strict=True)]
 
 
 def norms(*vectors: PyTree) -> list[jax.Array]:

@@ -14,8 +14,9 @@ class Collectives(NamedTuple):
 
     looped: those that run in every iteration of an innermost loop, the steps of a solve. branched:
     those in a branch of a conditional in such a loop, such as a stop test that is due every so
-    many steps. total: all of them, those of the loops around the steps included. Dictionaries
-    from the kind, as XLA names it, to the count, without zeros.
+    many steps. total: all of them, also those of the loops around the steps, and of loops that
+    go on by a flag of their carry: they run for exceptions, once. Dictionaries from the kind, as
+    XLA names it, to the count, without zeros.
     """
 
     looped: dict[str, int]
@@ -39,25 +40,38 @@ def collectives(compiled: jax.stages.Compiled) -> Collectives:
     """
     text = compiled.as_text() or ""
     functions = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
-    loops = [name for pair in re.findall(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", text)
-             if not _holds_loop(functions, pair) for name in pair]
-    everything = _reached(functions, loops, branches=True)
-    always = _reached(functions, loops, branches=False)
+    pairs = re.findall(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", text)
+    steps = [pair for pair in pairs if not _is_flag(functions[pair[0]])]
+    flags = {name for pair in pairs if pair not in steps for name in pair}
+    loops = [name for pair in steps if not _holds_loop(functions, pair, flags) for name in pair]
+    everything = _reached(functions, loops, branches=True, without=flags)
+    always = _reached(functions, loops, branches=False, without=flags)
     return Collectives(
         _count(functions[name] for name in always),
         _count(functions[name] for name in everything - always), _count([text]))
 
 
-def _holds_loop(functions: dict[str, str], pair: tuple[str, ...]) -> bool:
-    return any(" while(" in functions[name] for name in _reached(functions, list(pair), True))
+def _is_flag(condition: str) -> bool:
+    """Whether a loop's condition computes nothing."""
+    return not re.search(r" (?:compare|and|or|not|fusion|call|reduce)\(", condition)
 
 
-def _reached(functions: dict[str, str], roots: list[str], branches: bool) -> set[str]:
+def _holds_loop(functions: dict[str, str], pair: tuple[str, ...], flags: set[str]) -> bool:
+    """Whether a loop of its own runs in this one."""
+    inside = _reached(functions, list(pair), branches=True, without=flags)
+    bodies = {body for name in inside
+              for body in re.findall(r"body=%?([\w.\-]+)", functions[name])}
+    return bool(bodies - flags)
+
+
+def _reached(
+    functions: dict[str, str], roots: list[str], branches: bool, without: set[str]
+) -> set[str]:
     """Names of the functions that the roots call, with or without those in conditionals."""
     todo, found = list(roots), set()
     while todo:
         name = todo.pop()
-        if name in functions and name not in found:
+        if name in functions and name not in found and name not in without:
             found.add(name)
             lines = functions[name].splitlines()
             todo += [called for line in lines if branches or " conditional(" not in line

@@ -3,20 +3,17 @@ of its answers: the last word on a status.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxiter.numerics import (
     accumulation_dtype,
-    anchor,
+    if_needed,
     is_concrete,
     machine_epsilon,
-    pin,
     stop_gradient,
     strong,
 )
@@ -201,21 +198,6 @@ def _outsiders_error(
     if parts.base.rounding:
         lost = lost + parts.base.rounding * machine_epsilon(a) * jnp.abs(totals.cost) / epsilon
     return error + lost
-
-
-def if_needed(needed: jax.Array, function: Callable, operands: tuple, like: Any) -> Any:
-    """`function(*operands)` where needed, else zeros: a loop of at most one round.
-
-    A conditional would do, but JAX rejects one around user code under vmap inside a
-    checked shard_map.
-    """
-    blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
-    like = (needed, operands, like)
-    return lax.while_loop(
-        lambda state: state[0],
-        lambda state: anchor((jnp.bool_(False), function(*pin(operands, state[0]))), like),
-        anchor((needed, blank), like))[1]
 
 
 def warn_below_floor(

@@ -12,11 +12,11 @@ from jax import lax
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import accumulation_dtype, anchor
+from jaxiter.numerics import accumulation_dtype, anchor, if_needed
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stop import StepInfo, Stop, tolerance
-from jaxiter.transport.checks import if_needed, valid
+from jaxiter.transport.checks import valid
 from jaxiter.transport.geometry import Reduced
 from jaxiter.transport.iteration import (
     Marginals,
