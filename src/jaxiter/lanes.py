@@ -22,7 +22,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import Stop
@@ -60,6 +60,17 @@ def batch_size(x0s: PyTree, args: tuple, axes: tuple) -> int:
         sizes = ", ".join(f"{name} has {size}" for size, name in seen.items())
         raise ValueError(f"the number of problems differs: {sizes}.")
     return next(iter(seen))
+
+
+def check_one_device(name: str, *operands: PyTree) -> None:
+    """Raise ValueError for a batch that an explicit mesh spreads: lanes refill on one device."""
+    for leaf in filter(is_array, jax.tree.leaves(operands)):
+        names = [axis for axis in jax.typeof(leaf).sharding.spec if axis is not None]
+        if names:
+            raise ValueError(
+                f"{name} refills its lanes on one device, but the batch is laid out over the mesh "
+                f"axis {names[0]!r}. Give every device its share: over_mesh(lambda *args: "
+                f"{name}(...), mesh, {names[0]!r})(*args); or map the single solve by vmap.")
 
 
 def normalise_axes(in_axes: Any, count: int) -> tuple:
@@ -111,7 +122,8 @@ def solve_many(
       A batched `Solution`: every field has a leading axis n.
 
     Raises:
-      ValueError: lanes or refill_every below 1, mismatched batch sizes, `resume` given.
+      ValueError: lanes or refill_every below 1, mismatched batch sizes, `resume` given, a batch
+        that lies on an explicit mesh (`over_mesh` is for those).
 
     >>> import jax.numpy as jnp, jaxiter
     >>> rates = jnp.array([0.1, 0.9, 0.5])
@@ -130,6 +142,7 @@ def solve_many(
         raise ValueError("solve_many refills lanes in a loop that cannot be unrolled; use "
                          "vmap(fixed_point) for unrolled().")
     check_max_steps(max_steps)
+    check_one_device("solve_many", x0s, args)
     x0s = as_point(x0s)
     axes = normalise_axes(in_axes, len(args))
     count = batch_size(x0s, args, axes)

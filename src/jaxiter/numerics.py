@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.core
 import jax.extend as jex
@@ -109,12 +110,25 @@ def mesh_of(*trees: PyTree) -> AbstractContextManager:
 
 
 def on_own_mesh(function: Callable) -> Callable:
-    """A public function, run in the context of `mesh_of` its arguments."""
+    """A public function, run in the context of `mesh_of` its arguments.
+
+    Under jit, for outside it no operation finds its devices by an abstract mesh alone.
+    """
 
     @wraps(function)
     def run(*args: Any, **keywords: Any) -> Any:
-        with mesh_of(args, keywords):
+        given = (args, keywords)
+        if isinstance(mesh_of(given), nullcontext):
             return function(*args, **keywords)
+        arrays, rest = eqx.partition(given, is_array)
+
+        @eqx.filter_jit
+        def on_mesh(arrays: PyTree) -> Any:
+            args, keywords = eqx.combine(arrays, rest)
+            with mesh_of(arrays):
+                return function(*args, **keywords)
+
+        return on_mesh(arrays)
 
     return run
 

@@ -9,7 +9,7 @@ import optax
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.lanes import solve_many
+from jaxiter.lanes import check_one_device, solve_many
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
@@ -60,6 +60,7 @@ def sinkhorn_many(
     >>> out.f.shape, bool(out.solve.converged.all())
     ((3, 2), True)
     """
+    check_one_device("sinkhorn_many", costs, a, b, epsilon)
     costs = strong(costs)
     if costs.ndim != 3:
         raise ValueError(f"costs must be matrices [batch, n, m], got shape {costs.shape}.")
