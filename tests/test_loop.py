@@ -7,6 +7,7 @@ import pytest
 
 import jaxiter as ji
 from jaxiter import Status, trees
+from jaxiter.stop import Stop
 
 SCALES = jnp.array([0.0, 1e-31, 1e-30, 1e-12, 1e-6, 1.0, 1e12, 1e20, 1e30, 1e37])
 SOLVERS = {"picard": ji.picard(), "damped": ji.damped(0.5), "anderson": ji.anderson(),
@@ -191,3 +192,59 @@ def test_an_unrolled_loop_measures_out_of_range_too(start, status):
     assert int(out.status) == status
     if status == Status.CONVERGED:
         np.testing.assert_allclose(out.value, 2e30, rtol=1e-4)
+
+
+def test_a_new_epoch_restarts_the_solver():
+    """The map changes at its 8th step: from there on everything is as from a new start."""
+    def step(x, m, q):
+        turn = m // 8
+        return q * jnp.sin(x) + 1.0 + turn.astype(x.dtype), m + 1
+
+    changing = ji.Problem(step=step, memory=lambda x, q: jnp.int32(0), epoch=lambda m: m // 8)
+    q = jnp.array([0.9, 0.5])
+
+    def solve(problem, x0, *args, **keywords):
+        return ji.fixed_point(problem, x0, *args, solver=ji.anderson(4, 1), **keywords)
+
+    whole = solve(changing, jnp.zeros(2), q, max_steps=12)
+    first = solve(lambda x: q * jnp.sin(x) + 1.0, jnp.zeros(2), max_steps=8)
+    turned = first.value + first.displacement
+    then = solve(lambda x: q * jnp.sin(x) + 2.0, turned, max_steps=4)
+    np.testing.assert_allclose(whole.value, then.value, rtol=1e-6)
+    with pytest.raises(TypeError, match="epoch must be an integer scalar, got float32"):
+        solve(changing._replace(epoch=lambda m: m.astype(float)), jnp.zeros(2), q)
+
+
+def test_memory_is_seen_by_cache_stale_and_stop_rules():
+    """A cache made of the memory, and a rule that counts down in it."""
+    problem = ji.Problem(
+        step=lambda x, c, m: (0.0 * x + c, m + 1), memory=lambda x: jnp.float32(1), refresh=2,
+        cache=lambda x, m: m, stale=lambda x, c, m: m > c + 2, scale=1.0, floor=0.0)
+
+    def update(info, state):
+        return jnp.where(info.memory >= 6, Status.STAGNATED, Status.RUNNING), state
+
+    out = ji.fixed_point(problem, jnp.float32(0), stop=Stop(lambda info: (), update))
+    # Built at memory 1; asked at 3, still fresh; asked at 5, stale; the rule ends it at 6.
+    assert out.steps == 5 and out.status == Status.STAGNATED
+    assert float(out.state.output) == 5.0
+
+
+def test_calls_are_summed_whatever_the_solve_does():
+    """A plain tree, or a function of the point; in lanes, resumed, with a kept point."""
+    constant = ji.Problem(step=lambda x, q: q * x, calls={"maps": 1, "products": 3})
+    seen = ji.Problem(step=lambda x, q: q * x, calls=lambda x, q: {"large": jnp.abs(x) > 0.1})
+    q = jnp.array([0.5, 0.25])
+
+    def solve(q):
+        return ji.fixed_point(constant, 1.0, q), ji.fixed_point(seen, 1.0, q, keep_best=True)
+
+    plain, counted = jax.jit(jax.vmap(solve))(q)
+    assert np.array_equal(plain.calls["products"], 3 * plain.steps)
+    assert counted.calls["large"].tolist() == [4, 2] and counted.calls["large"].dtype == jnp.int32
+    lanes = ji.solve_many(constant, jnp.ones(2), q, lanes=1)
+    assert np.array_equal(lanes.calls["maps"], lanes.steps)
+    part = ji.fixed_point(constant, 1.0, 0.5, max_steps=5)
+    rest = ji.fixed_point(constant, 1.0, 0.5, resume=part.state)
+    assert rest.calls["maps"] == rest.steps == plain.steps[0]
+    assert ji.fixed_point(jnp.cos, 1.0).calls is None

@@ -16,6 +16,7 @@ from jaxiter.problem import (
     Problem,
     as_point,
     as_problem,
+    build_cache,
     evaluate,
     image_and_residual,
     root_equations,
@@ -51,7 +52,7 @@ def adjoint_report(
     x = lax.stop_gradient(solution.value)
     if cotangent is None:
         cotangent = trees.probe_like(x)
-    memory = solution.state.memory
+    memory = solution.state.answer.memory
     return linear_report(
         lambda x, *args: equations(x, memory, *args), x, args,
         bicgstab() if solve is None else solve, cotangent)
@@ -122,7 +123,7 @@ def diagnose(
     memory = () if problem.memory is None else problem.memory(x, *args)
 
     def image(x: PyTree) -> PyTree:
-        cache = None if problem.cache is None else problem.cache(x, *args)
+        cache = build_cache(problem, x, memory, args)
         output = evaluate(problem, x, cache, memory, args, has_aux)[0]
         return image_and_residual(problem, x, output)[0]
 

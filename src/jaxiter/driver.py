@@ -13,8 +13,15 @@ from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
-from jaxiter.problem import Problem, as_point, evaluate, image_and_residual, root_equations
-from jaxiter.solution import Kept, LoopState, Solution, Status
+from jaxiter.problem import (
+    Problem,
+    as_point,
+    build_cache,
+    evaluate,
+    image_and_residual,
+    root_equations,
+)
+from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import Stop
 
 PyTree = Any
@@ -22,7 +29,7 @@ PyTree = Any
 
 def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     """The solution that a final state stands for (no derivatives attached yet)."""
-    point = Kept(state.x, state.output, state.merit) if state.kept is None else state.kept
+    point = state.answer
     _, displacement = image_and_residual(method.problem, point.x, point.output)
     # The loop's norms are quick ones; the reported one is right over the whole float range.
     residual = trees.norm(stop_gradient(displacement))
@@ -41,6 +48,7 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     return Solution(
         value=point.x, status=status, steps=state.step, residual=residual, merit=merit,
         error=error, displacement=displacement, aux=None, state=state, trace=state.monitor,
+        calls=state.calls,
     )
 
 
@@ -150,7 +158,7 @@ def conclude(
 ) -> Solution:
     """The solution of a final state, with the adjoint's derivatives on value and aux."""
     solution = finish(method, end, max_steps)
-    memory = stop_gradient(end.memory)
+    memory = stop_gradient(end.answer.memory)
     equations = root_equations(method.problem, method.has_aux)
 
     def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
@@ -160,6 +168,6 @@ def conclude(
     if not method.has_aux:
         return solution._replace(value=value)
     problem, args = method.problem, restore(arrays)
-    cache = None if problem.cache is None else problem.cache(value, *args)
+    cache = build_cache(problem, value, memory, args)
     aux = evaluate(problem, value, cache, memory, args, True)[2]
     return solution._replace(value=value, aux=aux)

@@ -20,7 +20,12 @@ from jaxiter.method import Method
 from jaxiter.numerics import anchor, pin, stop_gradient
 from jaxiter.problem import (
     Measure,
+    Problem,
+    build_cache,
+    calls,
+    epoch,
     evaluate,
+    extras,
     image_and_residual,
     measure,
     nothing_measured,
@@ -37,7 +42,8 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     problem = method.problem
     memory = () if problem.memory is None else problem.memory(x0, *args)
     solver = method.solver.init(x0)
-    info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True), x0, x0)
+    memory = jax.tree.map(jnp.asarray, memory)
+    info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True), x0, x0, memory)
     valid = trees.finite(x0)
     if problem.valid is not None:
         valid &= problem.valid(x0, *args)
@@ -47,20 +53,31 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         next=None if _follows_image(method, x0, solver) else x0,
         next_norm=trees.norm(x0),
         merit=infinite,
-        memory=jax.tree.map(jnp.asarray, memory),
+        memory=memory,
         solver=solver,
         stop=method.stop.init(info),
         monitor=None if method.monitor is None else method.monitor.init(info),
-        kept=Kept(x0, x0, infinite) if method.keep_best or method.lazy else None,
+        kept=Kept(x0, x0, infinite, memory) if method.keep_best or method.lazy else None,
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
+        calls=_no_calls(problem, x0, memory, args),
     )
 
 
+def _no_calls(problem: Problem, x0: PyTree, memory: PyTree, args: tuple) -> PyTree:
+    if problem.calls is None:
+        return None
+
+    def once() -> PyTree:
+        return calls(problem, x0, build_cache(problem, x0, memory, args), memory, args)
+
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(once))
+
+
 def reopened(method: Method, state: LoopState, *args: PyTree) -> LoopState:
-    """A new start at the point of an old state: what counts on are its steps and monitor."""
-    x = state.x if state.kept is None else state.kept.x
-    return init(method, x, *args)._replace(step=state.step, monitor=state.monitor)
+    """A new start at the point of an old state: its steps, calls and monitor count on."""
+    return init(method, state.answer.x, *args)._replace(
+        step=state.step, monitor=state.monitor, calls=state.calls)
 
 
 def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
@@ -84,8 +101,8 @@ def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
 
 def first_step(method: Method, x0: PyTree, args: tuple) -> LoopState:
     """One step outside any loop: tracing it finds what the method closes over, and checks it."""
-    cache = None if method.problem.cache is None else method.problem.cache(x0, *args)
-    return advance(method, init(method, x0, *args), cache, *args)
+    state = init(method, x0, *args)
+    return advance(method, state, build_cache(method.problem, x0, state.memory, args), *args)
 
 
 def active(state: LoopState, max_steps: Any) -> jax.Array:
@@ -120,6 +137,10 @@ def advance(
     norms = when_measured(look, nothing_measured(nan))
     merit = None if method.lazy else norms.merit
     increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
+    if problem.epoch is not None:
+        changed = epoch(problem, memory) != epoch(problem, state.memory)
+        increment = trees.where(changed, residual, increment)
+        solver = trees.where(changed, method.solver.init(image), solver)
     following, ahead = None, image
     if state.next is not None:
         following = ahead = trees.add(x, increment)
@@ -131,9 +152,10 @@ def advance(
         next_norm = when_measured(lambda: _length(stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
-                    image_and_residual(problem, state.x, state.output)[0])
+                    image_and_residual(problem, state.x, state.output)[0], memory)
+    spent = trees.add(state.calls, calls(problem, x, cache, state.memory, args))
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
-                      state.monitor, state.kept, step, state.status)
+                      state.monitor, state.kept, step, state.status, spent)
     return _judged(method, moved, info, norms, measured, active(state, max_steps))
 
 
@@ -171,7 +193,8 @@ def _judged(
             # What the stop rule called converged is also what is returned: a smaller merit may
             # be larger beside its own scale.
             better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
-        kept = trees.where(better, Kept(state.x, state.output, norms.merit), kept)
+        kept = trees.where(better, Kept(
+            state.x, state.output, norms.merit, state.memory), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)
 
 
@@ -210,8 +233,12 @@ def run(
     def step(s: LoopState, cache: PyTree) -> LoopState:
         return advance(method, s, cache, *args, max_steps=max_steps)
 
-    build, stale = problem.cache, problem.stale
-    if build is None:
+    def build(s: LoopState, carried: Any = None) -> PyTree:
+        x = _next(s)
+        return build_cache(problem, x if carried is None else pin(x, carried), s.memory, args)
+
+    stale = problem.stale
+    if problem.cache is None:
         return loop(going, lambda s: step(s, None), state, max_steps)
 
     blocks = -(-max_steps // problem.refresh) if isinstance(max_steps, int) else max_steps
@@ -223,15 +250,15 @@ def run(
             lambda t: step(t, cache), s, problem.refresh)
 
     if stale is None:
-        return loop(going, lambda s: block(s, build(_next(s), *args)), state, blocks)
+        return loop(going, lambda s: block(s, build(s)), state, blocks)
 
     def keeping(carry: tuple) -> tuple:  # the cache lives on until it is stale
         s, cache = carry
         s = block(s, cache)
-        old = going(s) & stale(_next(s), cache, *args)
+        old = going(s) & stale(_next(s), *extras(problem, cache, s.memory), *args)
         # A loop of at most one round, for a conditional would rebuild always under vmap.
         _, cache = loop(
-            lambda c: c[0], lambda c: (~c[0], build(pin(_next(s), c[0]), *args)), (old, cache), 1)
+            lambda c: c[0], lambda c: (~c[0], build(s, c[0])), (old, cache), 1)
         return s, cache
 
-    return loop(lambda c: going(c[0]), keeping, (state, build(_next(state), *args)), blocks)[0]
+    return loop(lambda c: going(c[0]), keeping, (state, build(state)), blocks)[0]

@@ -29,14 +29,16 @@ class Problem(NamedTuple):
         same conventions; the functions below then get it where `Tx` stands.
       merit: `merit(x, Tx, *args) -> scalar`, what the tolerance is measured on;
         default: l2 norm of Tx - x.
-      scale: `scale(x, Tx, *args) -> scalar`, what rtol multiplies; default max(|x|, |Tx|).
-      floor: `floor(x, *args) -> scalar`, the smallest merit that this arithmetic can
-        reach; default 4 eps scale.
+      scale: `scale(x, Tx, *args) -> scalar` or a number, what rtol multiplies; default
+        max(|x|, |Tx|).
+      floor: `floor(x, *args) -> scalar` or a number, the smallest merit that this arithmetic
+        can reach; default 4 eps scale.
       equations: `equations(x, *args) -> tree`, zero at the solution, same structure as x;
         the adjoint differentiates it. Default T(x) - x.
       retract: `retract(x) -> x`, brings an extrapolated point back into the domain.
-      cache: `cache(x, *args) -> c`, costly things derived from x, rebuilt every `refresh`
-        steps and constant in between; the adjoint differentiates through it.
+      cache: `cache(x, *args) -> c` (with memory `cache(x, m, *args)`), costly things derived
+        from x, rebuilt every `refresh` steps and constant in between; the adjoint
+        differentiates through it.
       memory: `memory(x0, *args) -> m`, small arrays that cannot be recomputed (adaptive
         steps, keys); the adjoint treats their final value as a constant.
       refresh: steps between two builds of the cache.
@@ -46,12 +48,17 @@ class Problem(NamedTuple):
         with BAD_INPUT. The check for inputs that are not concrete.
       certify: `certify(x, Tx, *args) -> Status code`, asked at every measured step; RUNNING when
         it has nothing to say. Of it and the stop rule's status the more severe one counts.
+      epoch: `epoch(m) -> int32 scalar`: where it moves, the memory has made another map of it
+        (a new penalty, a new weight). The step is then a plain one and the solver starts afresh.
+      calls: what one evaluation of T costs in calls of the user's oracles: a tree of integers,
+        such as `{"gradients": 2}`, or a function `calls(x, *args)` that returns one; summed in
+        `Solution.calls`.
     """
 
     step: Callable | None = None
     merit: Callable | None = None
-    scale: Callable | None = None
-    floor: Callable | None = None
+    scale: Callable | float | None = None
+    floor: Callable | float | None = None
     equations: Callable | None = None
     retract: Callable | None = None
     cache: Callable | None = None
@@ -61,6 +68,8 @@ class Problem(NamedTuple):
     valid: Callable | None = None
     certify: Callable | None = None
     residual: Callable | None = None
+    epoch: Callable | None = None
+    calls: Callable | PyTree | None = None
 
 
 class Measure(NamedTuple):
@@ -169,6 +178,35 @@ def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
     return first if problem.memory is None else (*first, memory)
 
 
+def build_cache(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> PyTree:
+    """The cache at a point; None without one."""
+    if problem.cache is None:
+        return None
+    return problem.cache(x, *extras(problem._replace(cache=None), None, memory), *args)
+
+
+def epoch(problem: Problem, memory: PyTree) -> jax.Array:
+    """The number of the map that a memory makes.
+
+    Raises:
+      TypeError: when it is not an integer scalar.
+    """
+    assert problem.epoch is not None
+    number = jnp.asarray(problem.epoch(memory))
+    if number.shape or not jnp.issubdtype(number.dtype, jnp.integer):
+        raise TypeError(f"epoch must be an integer scalar, got {number.dtype} of shape "
+                        f"{number.shape}.")
+    return number
+
+
+def calls(problem: Problem, x: PyTree, cache: PyTree, memory: PyTree, args: tuple) -> PyTree:
+    """Oracle calls of one evaluation, int32; None where the problem says nothing."""
+    spent = problem.calls
+    if callable(spent):
+        spent = spent(x, *extras(problem, cache, memory), *args)
+    return jax.tree.map(lambda count: jnp.asarray(count, jnp.int32), spent)
+
+
 def measure(
     problem: Problem, x: PyTree, output: PyTree, norms: tuple, cache: PyTree, memory: PyTree,
     args: tuple,
@@ -177,14 +215,15 @@ def measure(
     rest = (*extras(problem, cache, memory), *args)
     x_norm, image_norm, residual_norm = norms
     merit = residual_norm if problem.merit is None else problem.merit(x, output, *rest)
-    if problem.scale is None:
+    scale, floor = problem.scale, problem.floor
+    if scale is None:
         scale = jnp.maximum(x_norm, image_norm)
-    else:
-        scale = problem.scale(x, output, *rest)
-    if problem.floor is None:
+    elif callable(scale):
+        scale = scale(x, output, *rest)
+    if floor is None:
         floor = 4 * machine_epsilon(x) * jnp.asarray(scale)
-    else:
-        floor = problem.floor(x, *rest)
+    elif callable(floor):
+        floor = floor(x, *rest)
     merit, scale, floor = (
         jnp.asarray(value).astype(residual_norm.dtype) for value in (merit, scale, floor))
     code = Status.RUNNING if problem.certify is None else problem.certify(x, output, *rest)
@@ -196,7 +235,7 @@ def root_equations(problem: Problem, has_aux: bool = False) -> Callable:
     """`equations(x, memory, *args) -> tree`, zero at the solution, with the cache inlined."""
 
     def equations(x: PyTree, memory: PyTree, *args: PyTree) -> PyTree:
-        cache = None if problem.cache is None else problem.cache(x, *args)
+        cache = build_cache(problem, x, memory, args)
         if problem.equations is not None:
             return problem.equations(x, *extras(problem, cache, memory), *args)
         output, _, _ = evaluate(problem, x, cache, memory, args, has_aux)

@@ -131,6 +131,7 @@ class Kept(NamedTuple):
     x: PyTree
     output: PyTree
     merit: jax.Array
+    memory: PyTree
 
 
 class LoopState(NamedTuple):
@@ -144,6 +145,7 @@ class LoopState(NamedTuple):
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.
+      calls: oracle calls so far, where the problem says what a step costs, else None.
     """
 
     x: PyTree
@@ -158,6 +160,14 @@ class LoopState(NamedTuple):
     kept: Kept | None
     step: jax.Array
     status: jax.Array
+    calls: PyTree = None
+
+    @property
+    def answer(self) -> Kept:
+        """The point that is returned: the one that was kept, or the last."""
+        if self.kept is not None:
+            return self.kept
+        return Kept(self.x, self.output, self.merit, self.memory)
 
 
 class Solution(NamedTuple):
@@ -173,6 +183,8 @@ class Solution(NamedTuple):
       aux: the map's auxiliary output at `value` (has_aux=True), else None.
       state: pass it as `resume=` to continue bitwise; one that ended is measured again.
       trace: what `monitor` recorded, or None.
+      calls: calls of the user's oracles by name, int32, where the problem says what a step costs
+        (`Problem.calls`), else None.
     """
 
     value: PyTree
@@ -185,6 +197,7 @@ class Solution(NamedTuple):
     aux: PyTree
     state: PyTree
     trace: PyTree
+    calls: PyTree = None
 
     @property
     def converged(self) -> jax.Array:

@@ -32,7 +32,8 @@ class StepInfo(NamedTuple):
 
     `x` and `residual` are trees, so that a rule may take its own norm; `previous_x` and
     `previous_image` are the evaluation before (at the first step x0, twice). `finite` is False
-    when the solve cannot go on (the next point is not finite).
+    when the solve cannot go on (the next point is not finite). `memory` is the problem's, as this
+    step left it.
     """
 
     step: jax.Array
@@ -44,6 +45,7 @@ class StepInfo(NamedTuple):
     finite: jax.Array
     previous_x: PyTree = None
     previous_image: PyTree = None
+    memory: PyTree = ()
 
 
 class Stop(NamedTuple):
