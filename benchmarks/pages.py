@@ -36,7 +36,7 @@ def fixed_points() -> str:
         "**Evaluations to tolerance** (`benchmarks/fixed_point.py`; status where it is not "
         "CONVERGED)\n\n"
         + table(["", *problems], [[m, *(cell(p, m) for p in problems)] for m in methods])
-        + f"\nOn two disjoint discs `no_fixed_point()` certifies after {discs} evaluations that "
+        + f"\nOn two disjoint discs `no_fixed_point()` says after {discs} evaluations that "
         "Douglas-Rachford has no fixed point; the peers spend all 2,000.\n\n"
         "**Cost per evaluation over a hand-written `lax.while_loop`** (same script, 200 "
         "evaluations)\n\n"

@@ -99,6 +99,34 @@ def test_where_nothing_contracts_nothing_is_claimed():
     assert np.isnan(ji.fixed_point(jnp.cos, 1.0).error)  # the default rule does not estimate
 
 
+@pytest.mark.parametrize("name", ["halpern", "damped"])
+def test_steps_below_rounding_show_no_rate(name):
+    """x moves by one unit in the last place and its image not at all: that is no fast map."""
+    solver = {"halpern": ji.halpern(), "damped": ji.damped(0.01)}[name]
+    rates = jnp.array([0.9, 0.99, 0.999])
+
+    def solve(q):
+        return ji.fixed_point(lambda x: q * x + (1 - q), jnp.zeros(1), solver=solver,
+                              stop=ji.accuracy(1e-4, 1e-4), max_steps=30_000)
+
+    out = jax.jit(jax.vmap(solve))(rates)
+    error = np.abs(np.asarray(out.value)[:, 0] - 1)
+    assert np.all(~np.asarray(out.converged) | (error <= 3 * 2e-4)), (out.status, error)
+
+
+def test_a_direction_that_shows_late():
+    """Fast from 0 to (1, 1) in one direction, slow in the other: seen before it is too late."""
+    rates = jnp.stack([jnp.linspace(0, 0.85, 18), jnp.full(18, 0.99)], 1)
+
+    def solve(q):
+        return ji.fixed_point(
+            lambda x: q * x + (1 - q), jnp.zeros(2), stop=ji.accuracy(1e-2, 1e-2), max_steps=3000)
+
+    out = jax.jit(jax.vmap(solve))(rates)
+    assert np.all(out.converged)
+    assert np.max(np.linalg.norm(out.value - 1, axis=1)) <= 0.03
+
+
 def test_an_exact_fixed_point_and_combinations():
     constant = ji.fixed_point(lambda x: 0 * x + 2, jnp.zeros(3), stop=ji.accuracy())
     assert constant.converged and constant.error == 0

@@ -213,3 +213,12 @@ def test_gradient_compiles_at_most_three_maps():
 
     jax.jit(jax.grad(lambda a: ji.fixed_point(step, jnp.zeros(()), a).value))(0.5)
     assert traces <= 3
+
+
+def test_the_residual_of_an_unrolled_solve_has_a_derivative():
+    def residual(a):
+        return ji.fixed_point(lambda x, a: 0.5 * x + a, jnp.array(0.0), a, max_steps=3,
+                              adjoint=ji.unrolled()).residual
+
+    slope = jax.jit(jax.vmap(jax.grad(residual)))(jnp.array([3.0, -3.0, 0.0]))
+    np.testing.assert_allclose(slope, [0.25, -0.25, 0.0])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import machine_epsilon
+from jaxiter.numerics import machine_epsilon, safe_divide
 from jaxiter.stop import (
     Progress,
     StepInfo,
@@ -25,9 +25,11 @@ WINDOW = 16
 #: A rate is measured over as many steps as it takes to see a decay of this many times the
 #: rounding of the steps: one step for most maps, hundreds for a rate of 0.9999 in float32.
 CLEAR = 10.0
-#: The estimate must be small enough so many steps in a row: a slow direction that was hidden under
-#: fast ones shows its rate one step after these are gone.
-IN_A_ROW = 4
+#: The estimate must be small enough so many steps in a row, and the ratio of error and residual
+#: must not grow by more than this share, rounding aside, in any of them: a slow direction that is
+#: hidden under fast ones raises it as these go. Half as many where the estimate is smaller by this
+#: factor.
+IN_A_ROW, GROWS, MARGIN = 8, 0.005, 100
 
 
 class AccuracyState(NamedTuple):
@@ -36,7 +38,8 @@ class AccuracyState(NamedTuple):
     `noise`: the relative rounding of the steps in the running measurement. `rates`: `[WINDOW]`,
     -1 where there is none yet. `slower`: a rate seen since the last of them that is clearly above
     all, although too near to 1 to be known itself; -1 where there was none. `passed`: steps in a
-    row with a small estimate.
+    row with a small estimate. `ratio`: the last one of error and residual. `jitter`: what share of
+    the last measured decay may be rounding.
     """
 
     progress: Progress
@@ -47,6 +50,8 @@ class AccuracyState(NamedTuple):
     measured: jax.Array
     slower: jax.Array
     passed: jax.Array
+    ratio: jax.Array
+    jitter: jax.Array
 
 
 @as_value
@@ -59,11 +64,13 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         c_k = |T(x_k) - T(x_{k-1})| / |x_k - x_{k-1}|,    error <= r / (1 - max c)
 
     over the last 16 measurements; a measurement spans as many steps as rounding requires. It must
-    be small enough four steps in a row. In
-    the norm in which T contracts, c_k never exceeds q, so the estimate is at most
-    `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
+    be small enough, and `max c` have settled, eight steps in a row (four, where it is smaller by
+    a factor of 100). In the norm in which T contracts, c_k never exceeds q, so the estimate is
+    at most `(1 + q) / (1 - q)` times the error; it is below the error until the slowest direction
     shows in the steps. An estimate, no bound: `Solution.error` holds it, inf where the map did
     not contract along the steps (a rotation under `halpern()`), which never says CONVERGED.
+    It cannot see a direction that makes up less of the residual than rtol: after a far start
+    one with `1 - q` below a tenth of rtol may be missed.
 
     Args:
       rtol, atol: as in `tolerance`, with the same defaults; atol is absolute where given, else
@@ -91,7 +98,7 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         zero = jnp.zeros_like(info.merit)
         rates = jnp.full((WINDOW,), -1, info.merit.dtype)
         return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0), rates[0],
-                             jnp.int32(0))
+                             jnp.int32(0), zero + jnp.inf, zero)
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
         lengths = _Lengths(*trees.safe_norms(
@@ -106,11 +113,13 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         threshold = absolute_unit(absolute, atol, progress) + relative * size
         floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)
         small = error <= threshold
-        passed = jnp.where(small, state.passed + 1, 0)
-        met = small & ((passed >= IN_A_ROW) | (residual == 0))
+        settled = factor <= (1 + GROWS + 2 * state.jitter) * state.ratio
+        passed = jnp.where(small, jnp.where(settled, state.passed + 1, 1), 0)
+        enough = jnp.where(MARGIN * error <= threshold, IN_A_ROW // 2, IN_A_ROW)
+        met = small & ((passed >= enough) | (residual == 0))
         status = verdict(
             info.finite, relative, absolute, met, threshold >= floor, progress, futility)
-        return status, state._replace(progress=progress, passed=passed)
+        return status, state._replace(progress=progress, passed=passed, ratio=factor)
 
     return Stop(init, update, amplification)
 
@@ -145,7 +154,9 @@ def _observe(info: StepInfo, lengths: _Lengths, state: AccuracyState) -> Accurac
     step = jnp.where(moved, lengths.step, 1)
     size = jnp.maximum(lengths.x, lengths.image)
     last_noise = jnp.where(moved, machine_epsilon(info.x) * size / step, 0)
-    last_decay = jnp.where(moved, jnp.log(lengths.image_step / step), 0)
+    # No image is known to have moved by less than its rounding.
+    image_step = jnp.maximum(lengths.image_step, machine_epsilon(info.x) * size)
+    last_decay = jnp.where(moved, jnp.log(image_step / step), 0)
     noise, decay = jnp.maximum(state.noise, last_noise), state.decay + last_decay
     steps = state.steps + moved.astype(jnp.int32)
     clear = moved & (jnp.abs(decay) >= CLEAR * noise)
@@ -158,5 +169,6 @@ def _observe(info: StepInfo, lengths: _Lengths, state: AccuracyState) -> Accurac
         decay=jnp.where(clear, 0, decay), steps=jnp.where(clear, 0, steps),
         noise=jnp.where(clear, 0, noise),
         rates=jnp.where(slot & clear, rate, state.rates),
+        jitter=jnp.where(clear, safe_divide(noise, jnp.abs(decay)), state.jitter),
         measured=state.measured + clear.astype(jnp.int32),
         slower=jnp.where(clear, -1, slower))

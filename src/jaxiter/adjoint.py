@@ -12,7 +12,7 @@ import jax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import hoist, is_array, mesh_of, stop_gradient, while_loop
+from jaxiter.numerics import check_count, hoist, is_array, mesh_of, stop_gradient, while_loop
 
 PyTree = Any
 
@@ -30,6 +30,11 @@ class Adjoint(eqx.Module):
     def series(self) -> int | None:
         """Terms of the Neumann series that it amounts to at a fixed point, if it is one."""
         return None
+
+    @property
+    def sums_map(self) -> bool:
+        """Whether it may sum a series of T, which other equations than `T(x) - x` do not give."""
+        return self.series is not None
 
     def loop(self, going: Callable, body: Callable, state: PyTree, max_steps: Any) -> PyTree:
         """Run `body` while `going`; what the driver loops with."""
@@ -118,8 +123,7 @@ def neumann(terms: int = 10) -> Adjoint:
     >>> round(float(jax.grad(f)(3.0)), 4)
     1.75
     """
-    if terms < 1:
-        raise ValueError(f"terms must be at least 1, got {terms}.")
+    check_count(terms=terms)
     return _Neumann(terms)
 
 
@@ -167,8 +171,7 @@ def one_step(k: int = 1) -> Adjoint:
     >>> round(float(jax.grad(f)(3.0)), 4)
     1.0
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
+    check_count(k=k)
     return _OneStep(k)
 
 
@@ -226,8 +229,7 @@ def unrolled(checkpoint_every: int = 10) -> Adjoint:
     >>> round(float(jax.grad(f)(3.0)), 4)
     1.5
     """
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}.")
+    check_count(checkpoint_every=checkpoint_every)
     return _Unrolled(checkpoint_every)
 
 

@@ -32,7 +32,7 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     point = state.answer
     _, displacement = image_and_residual(method.problem, point.x, point.output)
     # The loop's norms are quick ones; the reported one is right over the whole float range.
-    residual = trees.norm(stop_gradient(displacement))
+    residual = trees.norm(displacement)
     if state.kept is None:
         residual = jnp.where(state.step > 0, residual, jnp.inf)
     else:
@@ -157,6 +157,9 @@ def conclude(
     max_steps: Any,
 ) -> Solution:
     """The solution of a final state, with the adjoint's derivatives on value and aux."""
+    if adjoint.sums_map and method.problem.equations is not None:
+        raise ValueError("neumann(k) and one_step(k), also as on_failure, sum a series of "
+                         "T(x) - x = 0, but this problem has other equations; use implicit().")
     solution = finish(method, end, max_steps)
     memory = stop_gradient(end.answer.memory)
     equations = root_equations(method.problem, method.has_aux)

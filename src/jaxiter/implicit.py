@@ -60,6 +60,10 @@ class _Implicit(Adjoint):
     rows: bool = eqx.field(static=True)
     failures: Any = None
 
+    @property
+    def sums_map(self) -> bool:
+        return self.on_failure not in (None, 0)
+
     def attach(self, equations: Callable, x: PyTree, args: tuple, status: jax.Array) -> PyTree:
         residual, operands = hoisted(equations, x, args)
         probe = () if self.failures is None else (jnp.asarray(self.failures),)
@@ -240,6 +244,8 @@ def implicit(
         raise ValueError('on_failure must be "nan", "zero", one_step(k) or neumann(k), got '
                          f"{on_failure!r}.")
     solve = bicgstab() if solve is None else solve
+    if not callable(solve):
+        raise TypeError(f"solve must be a linear solver such as gmres(), got {solve!r}.")
     return _Implicit(solve, mode, on_unconverged, terms, rows, failures)
 
 
@@ -272,14 +278,24 @@ def attach_implicit(
     Returns:
       x_star with derivatives with respect to args and closures.
 
+    Raises:
+      ValueError: `unrolled()`. TypeError: integers in x_star; equations of another structure.
+
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> sqrt = lambda a: jaxiter.attach_implicit(lambda x, a: x * x - a, jnp.array(3.0), a)
     >>> round(float(jax.grad(sqrt)(9.0)), 4)
     0.1667
     """
     adjoint = as_adjoint(adjoint)
+    if adjoint.differentiates_loop:
+        raise ValueError("unrolled() differentiates a loop, and attach_implicit has none; use "
+                         "implicit().")
     dynamic, restore = split(args)
     x_star = jax.tree.map(jnp.asarray, x_star)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x_star):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(f"x_star{jax.tree_util.keystr(path)} has dtype {leaf.dtype}; only "
+                            "floating-point and complex answers have derivatives.")
 
     def checked(x: PyTree, *arrays: PyTree) -> PyTree:
         out = equations(x, *restore(arrays))

@@ -265,6 +265,8 @@ def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Calla
     >>> jax.jit(jaxiter.over_mesh(solve, mesh, "problems"))(jnp.ones(5)).value.shape
     (5,)
     """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}.")
     if axis not in mesh.axis_names:
         raise ValueError(f"axis {axis!r} is not an axis of the mesh {mesh.axis_names}.")
     explicit = AxisType.Explicit in mesh.axis_types

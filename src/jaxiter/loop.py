@@ -130,7 +130,7 @@ def advance(
     def look() -> Measure:
         held = stop_gradient((x, output))
         norm = _length(held[0]) if method.lazy else state.next_norm
-        norms = norm, *trees.safe_norms(partial(image_and_residual, problem), *held)
+        norms = norm, *_image_and_residual_norms(problem, *held)
         rest = stop_gradient((norms, cache, state.memory, args))
         return stop_gradient(measure(problem, *held, *rest))
 
@@ -157,6 +157,14 @@ def advance(
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
                       state.monitor, state.kept, step, state.status, spent)
     return _judged(method, moved, info, norms, measured, active(state, max_steps))
+
+
+def _image_and_residual_norms(problem: Problem, x: PyTree, output: PyTree) -> list[jax.Array]:
+    both = partial(image_and_residual, problem)
+    if problem.step is not None:
+        # A residual whose square underflows beside that of the image is below its rounding.
+        return trees.safe_norms(both, x, output)
+    return [_length(vector) for vector in both(x, output)]
 
 
 def _length(vector: PyTree) -> jax.Array:

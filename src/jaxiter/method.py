@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -59,6 +61,19 @@ def make_method(
 
 
 def check_max_steps(max_steps: Any) -> None:
-    """Raise ValueError for a concrete negative max_steps."""
-    if is_concrete(max_steps) and np.any(np.asarray(max_steps) < 0):
-        raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
+    """Refuse a max_steps that is no int32 of at least 0, as far as that is known.
+
+    Raises:
+      TypeError: when it is not an integer.
+      ValueError: when it is negative or beyond int32.
+    """
+    if not isinstance(max_steps, int | np.integer | np.ndarray | jax.Array) or (
+            not jnp.issubdtype(jnp.result_type(max_steps), jnp.integer)):
+        raise TypeError(f"max_steps must be an integer, got {max_steps!r}.")
+    if np.ndim(max_steps):
+        raise TypeError(f"max_steps must be a scalar, got shape {np.shape(max_steps)}; map the "
+                        "solve over it with vmap.")
+    if is_concrete(max_steps):
+        host = np.asarray(max_steps)
+        if np.any(host < 0) or np.any(host > 2**31 - 1):
+            raise ValueError(f"max_steps must be from 0 to 2**31 - 1, got {max_steps}.")

@@ -263,6 +263,13 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)
 
 
+def check_count(**numbers: Any) -> None:
+    """Raise ValueError for what is no integer of at least 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+
+
 def check_positive(**numbers: Any) -> None:
     """Refuses numbers that are known and not positive; traced ones pass."""
     for name, number in numbers.items():

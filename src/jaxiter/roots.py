@@ -143,10 +143,12 @@ def _runs_away(x: PyTree, value: PyTree, trail: Trail) -> jax.Array:
 class _Unit(NamedTuple):
     """The inner state; the residual's factor, and whether it is final; last point and residual.
 
-    The factor is 0 before the first step, and changes once, when F has changed with x.
+    The factor is 0 before the first step, and changes once, when F has changed with x. It applies
+    to residuals divided by `unit`, the size of the first.
     """
 
     inner: PyTree
+    unit: jax.Array
     factor: jax.Array
     known: jax.Array
     x: PyTree
@@ -165,9 +167,12 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
         none = trees.zeros_like(params)
         zero = jnp.zeros((), trees.norm_dtype(params))
         return trees.unshared(
-            _Unit(solver.init(params), zero, jnp.bool_(False), none, none), params)
+            _Unit(solver.init(params), zero, zero, jnp.bool_(False), none, none), params)
 
     def update(residual: PyTree, state: _Unit, params: PyTree = None, **extra: Any) -> tuple:
+        size = stop_gradient(trees.magnitude(residual))
+        unit = jnp.where(state.factor == 0, size, state.unit)
+        residual = trees.scale(1 / unit, residual)
         x, r = stop_gradient((params, residual))
         move, change = trees.subtract(x, state.x), trees.subtract(r, state.residual)
         x_norm = trees.norm(x)
@@ -181,7 +186,7 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
         inner = trees.where(state.known, state.inner, solver.init(params))
         scaled, inner = solver.update(trees.scale(factor, residual), inner, params, **extra)
         known = state.known | ((state.factor != 0) & (secant != 0))
-        return scaled, _Unit(inner, factor, known, x, r)
+        return scaled, _Unit(inner, unit, factor, known, x, r)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -196,8 +201,14 @@ def _confirmed(
     needs no such proof.
     """
     x, x0, args = stop_gradient((solution.value, x0, args))
+    first = function(x0, *args)
+    unit = trees.magnitude(first)
+
+    def scaled(x: PyTree) -> PyTree:
+        return trees.scale(1 / unit, function(x, *args))
+
     try:
-        value, product = jax.linearize(lambda x: function(x, *args), x)
+        value, product = jax.linearize(scaled, x)
     except (TypeError, ValueError):  # custom_vjp, a callback: F has no forward derivative
         return solution
     norm, x_norm = trees.norm(value), trees.norm(x)
@@ -205,13 +216,15 @@ def _confirmed(
     ran = x_norm > RAN * jnp.maximum(trees.norm(x0), 1)
     other = trees.scale(jnp.where(ran, norm / trees.norm(probe), 0), probe)
     step = gmres(max_steps=NEWTON_STEPS)(product, trees.add(value, other))
-    left = trees.norm(trees.add(function(trees.subtract(x, step.value), *args), other))
-    rounding = 8 * machine_epsilon(x) * trees.norm(product(x))
+    left = trees.norm(trees.add(scaled(trees.subtract(x, step.value)), other))
     length = jnp.maximum(x_norm, 0.1 * jnp.minimum(trees.norm(trees.subtract(x, x0)), 1))
-    fell = norm <= NEAR * trees.norm(function(x0, *args))
+    # What rounding of x changes F by, at a root near 0 too.
+    rounding = 8 * machine_epsilon(x) * jnp.maximum(
+        trees.norm(product(x)), norm * safe_divide(length, trees.norm(step.value)))
+    fell = norm <= NEAR * trees.norm(first) / unit
     near = (~ran | fell) & (step.residual <= SOLVED) & (trees.norm(step.value) <= NEAR * length) & (
         left <= jnp.maximum(LEFT * norm, rounding))
-    absolute = accepts(stop, x, value, solution.merit, 0)
+    absolute = accepts(stop, x, trees.scale(unit, value), solution.merit, 0)
     refused = (solution.status == Status.CONVERGED) & ~near & ~absolute
     return solution._replace(
         status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))

@@ -50,10 +50,10 @@ _NAMES = {value: name for name, value in vars(Status).items() if isinstance(valu
 
 _MESSAGES = {
     Status.RUNNING: "The solve has not ended; this is a state between two steps.",
-    Status.CONVERGED: "The merit is within atol + rtol * scale.",
+    Status.CONVERGED: "The stop rule's tolerance is met.",
     Status.PRECISION_FLOOR: (
-        "The merit reached the smallest value that this arithmetic can resolve, which is above "
-        "the tolerance asked for. Loosen the tolerance, rescale the problem or use float64."
+        "The merit is at what rounding makes of it, above the tolerance asked for, and no longer "
+        "falls. Loosen the tolerance, rescale the problem or use float64."
     ),
     Status.MAX_STEPS: (
         "max_steps evaluations were spent before the tolerance was met. Allow more steps, loosen "
@@ -74,7 +74,7 @@ _MESSAGES = {
     ),
     Status.NO_FIXED_POINT: (
         "The displacement T(x) - x converges to a non-zero vector, so the map has no fixed point; "
-        "Solution.displacement is the certificate."
+        "Solution.displacement is the evidence."
     ),
     Status.PRIMAL_INFEASIBLE: "The displacement certifies that no point satisfies the constraints.",
     Status.DUAL_INFEASIBLE: "The displacement certifies that the objective is unbounded.",
@@ -179,7 +179,7 @@ class Solution(NamedTuple):
       residual: l2 norm of `T(value) - value`. merit: what the tolerance was measured on.
       error: estimated distance of `value` from the fixed point, by the stop rule `accuracy`; NaN
         with rules that do not estimate it.
-      displacement: `T(value) - value`; with NO_FIXED_POINT it is the certificate.
+      displacement: `T(value) - value`; with NO_FIXED_POINT it is the evidence.
       aux: the map's auxiliary output at `value` (has_aux=True), else None.
       state: pass it as `resume=` to continue bitwise; one that ended is measured again.
       trace: what `monitor` recorded, or None.

@@ -91,6 +91,9 @@ def first_case(*cases: tuple[jax.Array, int]) -> jax.Array:
 def check_tolerances(rtol: Any, atol: Any) -> None:
     """Raise ValueError when concrete tolerances are negative, NaN or both zero."""
     for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not isinstance(value, int | float | np.generic | np.ndarray |
+                                                jax.Array):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
         if value is not None and is_concrete(value) and not np.all(np.asarray(value) >= 0):
             raise ValueError(f"{name} must be at least 0, got {value}.")
     if rtol is not None and atol is not None and is_concrete(rtol, atol):

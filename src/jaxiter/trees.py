@@ -212,10 +212,13 @@ def norm(a: PyTree) -> jax.Array:
     """The l2 norm of the flattened tree, a real scalar of at least float32.
 
     Two passes, the second over entries divided by the largest one, so that the
-    sum of squares neither under- nor overflows. NaN when some entry is not finite.
+    sum of squares neither under- nor overflows. NaN when some entry is not finite. Its derivative
+    at 0 is 0.
     """
-    unit = magnitude(a)
-    return jnp.sqrt(squared_norm(_divide(a, unit))) * unit
+    unit = lax.stop_gradient(magnitude(a))
+    total = squared_norm(_divide(a, unit))
+    zero = total == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total))) * unit
 
 
 def into_ball(radius: Any, a: PyTree) -> PyTree:

@@ -43,7 +43,7 @@ def prepare(
             raise ValueError(f"{name} must be positive, got {rho}.")
         constraint = is_concrete(rho) and np.all(np.isinf(np.asarray(rho)))
         rhos.append(None if constraint else jnp.asarray(rho, dtype))
-    marginals = Marginals(a, b, jnp.asarray(epsilon, dtype), *rhos)
+    marginals = Marginals(a, b, strong(epsilon).astype(dtype), *rhos)
     _check(geometry, marginals)
     return geometry, marginals
 
@@ -77,7 +77,12 @@ def reduce(
 def valid(x: Any, geometry: Geometry, marginals: Marginals) -> jax.Array:
     """Whether the operands of a solve make sense."""
     del x, geometry
-    return (marginals.epsilon > 0) & jnp.isfinite(marginals.epsilon)
+    return (marginals.epsilon > 0) & (marginals.epsilon <= _largest(marginals.epsilon))
+
+
+def _largest(epsilon: jax.Array) -> float:
+    """The largest epsilon that can be divided by: processors flush smaller reciprocals to zero."""
+    return 0.25 / float(jnp.finfo(epsilon.dtype).tiny)
 
 
 def _mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
@@ -89,8 +94,11 @@ def _mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
 def _check(geometry: Geometry, marginals: Marginals) -> None:
     """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
     a, b, epsilon = marginals[:3]
-    if is_concrete(epsilon) and not np.all(np.asarray(epsilon) > 0):
-        raise ValueError(f"epsilon must be positive, got {epsilon}.")
+    if is_concrete(epsilon):
+        host = np.asarray(epsilon)
+        if not np.all((host > 0) & (host <= _largest(epsilon))):
+            raise ValueError("epsilon must be positive, and its reciprocal a normal number of its "
+                             f"dtype, got {epsilon}.")
     for name, weights in (("a", a), ("b", b)):
         if is_concrete(weights):
             host = np.asarray(weights)
