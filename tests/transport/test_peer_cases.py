@@ -1,0 +1,90 @@
+"""Problems of the kinds on which other transport libraries test themselves, against scipy.
+
+And weights of next to nothing, beside which what carries mass must not underflow.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from jaxiter.transport import Dense, Grid, sinkhorn
+
+
+def logs(weights):
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(weights, float))
+
+
+def reference(cost, a, b, epsilon, rho=np.inf, steps=5000):
+    """The plan by the textbook iteration in float64."""
+    damping, g = 1 / (1 + epsilon / rho), np.zeros(len(b))
+    for _ in range(steps):
+        old = g
+        f = -damping * epsilon * scipy.special.logsumexp((g - cost) / epsilon + logs(b), axis=1)
+        g = -damping * epsilon * scipy.special.logsumexp(
+            (f[:, None] - cost) / epsilon + logs(a)[:, None], axis=0)
+        if np.isfinite(rho):  # the best constant between them at once: steps alone take long
+            shift = rho / 2 * (scipy.special.logsumexp(logs(a) - f / rho)
+                               - scipy.special.logsumexp(logs(b) - g / rho))
+            f, g = f + shift, g - shift
+        if np.max(np.abs(g - old)) < 1e-13 * (1 + np.max(np.abs(g))):
+            break
+    return np.exp((f[:, None] + g - cost) / epsilon + logs(a)[:, None] + logs(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmin_beside_a_weight_of_next_to_nothing(dtype):
+    """The nearest column is the lightest, down to the least normal float; slopes too."""
+    with jax.enable_x64(dtype == "float64"):
+        least = float(jnp.finfo(dtype).tiny)
+        light = least ** np.array([0.8, 0.95, 0.98, 1.0])
+        light = np.maximum(light.astype(dtype), np.asarray(1.01 * least, dtype))
+        weights = np.stack([light, *np.full((2, 4), 0.5)], 1).astype(dtype)
+        gaps = -np.log(least) * np.array([0.7, 0.9, 1.0, 1.02, 1.1, 1.3])
+        cost = np.stack([0 * gaps, gaps, gaps + 1], 1).astype(dtype)
+        start, epsilon = np.zeros(3, dtype), np.asarray(1, dtype)
+
+        def row(weights, cost, h):
+            dense = Dense(cost[None]).softmin(h, weights, epsilon)[0]
+            return dense, Grid((cost[None],)).softmin(h, weights, epsilon)[0]
+
+        each = jax.vmap(jax.vmap(jax.value_and_grad(
+            lambda *x: row(*x)[0], argnums=(1, 2)), (None, 0, None)), (0, None, None))
+        out, (by_cost, by_h) = jax.jit(each)(weights, cost, start)
+        grids = jax.jit(jax.vmap(jax.vmap(
+            lambda *x: row(*x)[1], (None, 0, None)), (0, None, None)))(weights, cost, start)
+    z = logs(weights)[:, None] - np.asarray(cost, float)
+    exact, share = -scipy.special.logsumexp(z, axis=2), scipy.special.softmax(z, axis=2)
+    close = {"rtol": 4 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(out, exact, **close)
+    np.testing.assert_allclose(grids, exact, **close)
+    assert np.any(share[..., 0] > 0.9) and np.any(share[..., 0] < 0.1)
+    # The exponent of a derivative ends below that of the least weights.
+    common = light > least**0.88
+    assert common.any()
+    slack = 2e3 * np.finfo(dtype).eps
+    np.testing.assert_allclose(by_cost[common], share[common], atol=slack)
+    np.testing.assert_allclose(by_h[common], -share[common], atol=slack)
+
+
+def test_unbalanced_beside_a_weight_of_next_to_nothing():
+    """A row whose only near column has no weight: what it sends elsewhere is the whole question."""
+    far = -np.log(float(jnp.finfo("float32").tiny))
+    rng = np.random.default_rng(0)
+    cost = 3 * rng.uniform(size=(5, 6))
+    cost[0, 1:] += 1.7 * far
+    cost[1:, 0] += 0.6 * far
+    a, b = np.full(5, 0.2), np.array([np.exp(-0.79 * far), *np.full(5, 0.2)])
+    cost, a, b = (np.asarray(x, np.float32) for x in (cost, a, b))
+    rho = 2.3 * far
+    solved = jax.jit(lambda cost: [
+        (out.plan(), out.converged) for out in (sinkhorn(
+            cost, a, b, epsilon=1.0, rho_a=rho, rho_b=rho, method=method)
+            for method in ("log", "kernel"))])(cost)
+    plan = reference(np.asarray(cost, float), a, b, 1.0, rho)
+    assert 1e-3 < plan[0].sum() < 0.2
+    for found, converged in solved:
+        assert converged
+        np.testing.assert_allclose(found, plan, atol=3e-6)
