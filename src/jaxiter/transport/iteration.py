@@ -8,11 +8,11 @@ weights; C is the reduced cost, and what was taken out of it stands in `Marginal
 is `g -> f(g) -> g'`: both potentials, two reads of the cost.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -260,7 +260,7 @@ def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
     g = jnp.where(marginals.b > 0, g, jnp.inf)
     # An entry is as large as its column is light, and a weight may be the least of all floats:
     # one cut off would be that of another problem, which the iteration then solves.
-    exponent = jnp.minimum((reduced - peak[:, None]) * inverse, -np.log(least))
+    exponent = jnp.minimum((reduced - peak[:, None]) * inverse, -math.log(least))
     return Kernel(jnp.exp(exponent), -peak, g, inverse)
 
 
