@@ -88,3 +88,20 @@ def test_unbalanced_beside_a_weight_of_next_to_nothing():
     for found, converged in solved:
         assert converged
         np.testing.assert_allclose(found, plan, atol=3e-6)
+
+
+def test_unbalanced_at_every_scale():
+    """Cost, epsilon and strengths times 1e-30 to 1e25: one plan, in as many steps."""
+    rng, scales = np.random.default_rng(0), np.array([1.0, 1e-30, 7.67, 1e25], np.float32)
+    cost, a, b = rng.uniform(size=(9, 7)), rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(7))
+    cost, a, b = (jnp.asarray(x, jnp.float32) for x in (cost, a, b))
+
+    def solve(scale):
+        out = sinkhorn(scale * cost, a, b, epsilon=0.02 * scale, rho_a=5 * scale, rho_b=5 * scale)
+        return out.plan(), out.transport_cost / scale, out.solve.steps, out.converged
+
+    plans, costs, steps, converged = jax.jit(jax.vmap(solve))(scales)
+    plan = reference(np.asarray(cost, float), a, b, 0.02, 5.0)
+    assert np.all(converged) and np.ptp(steps) <= 2, steps
+    np.testing.assert_allclose(plans, np.broadcast_to(plan, plans.shape), atol=1e-5)
+    np.testing.assert_allclose(costs, np.sum(plan * cost), rtol=1e-4)
