@@ -105,3 +105,34 @@ def test_unbalanced_at_every_scale():
     assert np.all(converged) and np.ptp(steps) <= 2, steps
     np.testing.assert_allclose(plans, np.broadcast_to(plan, plans.shape), atol=1e-5)
     np.testing.assert_allclose(costs, np.sum(plan * cost), rtol=1e-4)
+
+
+def test_one_penalty_and_empty_bins_in_float32():
+    """Slopes by points, weights and epsilon of what a plan carries, against float64 differences."""
+    rng = np.random.default_rng(3)
+    x, y, v = rng.uniform(size=(8, 3)), rng.uniform(size=(6, 3)), rng.uniform(size=6) - 0.5
+    a, b = rng.dirichlet(np.ones(8)), 2 * rng.dirichlet(np.ones(6))  # b has another mass
+    a[2], b[4] = 0, 0
+    point, rho = (x, a, 0.05), 0.5
+
+    def textbook(x, a, epsilon):
+        cost, g, damping = np.sum((x[:, None] - y) ** 2, -1), np.zeros(6), rho / (rho + epsilon)
+        for _ in range(400):
+            f = -epsilon * scipy.special.logsumexp((g - cost) / epsilon + logs(b), axis=1)
+            g = -damping * epsilon * scipy.special.logsumexp(
+                (f[:, None] - cost) / epsilon + logs(a)[:, None], axis=0)
+        plan = np.exp((f[:, None] + g - cost) / epsilon + logs(a)[:, None] + logs(b))
+        return np.array([np.sum(np.sin(9 * plan @ v)), np.sum(plan * cost)])
+
+    def ours(x, a, epsilon):
+        cost = jnp.sum((x[:, None] - jnp.asarray(y, jnp.float32)) ** 2, -1)
+        out = sinkhorn(cost, a, b, epsilon=epsilon, rho_b=rho)
+        return jnp.stack([jnp.sum(jnp.sin(9 * out.apply(v))), out.transport_cost])
+
+    slopes = jax.jit(jax.jacrev(ours, (0, 1, 2)))(*(jnp.asarray(p, jnp.float32) for p in point))
+    for k, slope in enumerate(slopes):
+        direction = rng.normal(size=np.shape(point[k])) * (np.asarray(point[k]) > 0)
+        up, down = (textbook(*(p + sign * 1e-6 * direction if i == k else p
+                               for i, p in enumerate(point))) for sign in (1, -1))
+        ahead = np.sum((np.asarray(slope, float) * direction).reshape(2, -1), 1)
+        np.testing.assert_allclose(ahead, (up - down) / 2e-6, rtol=1e-3, atol=1e-4)
