@@ -8,7 +8,6 @@ weights; C is the reduced cost, and what was taken out of it stands in `Marginal
 is `g -> f(g) -> g'`: both potentials, two reads of the cost.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,8 @@ from jaxiter.transport.geometry import Geometry
 
 #: A scaling may grow by exp(60) between two absorptions; float32 overflows at exp(88).
 LARGEST_LOG_SCALING = 60.0
+#: An entry of the kernel, exp of this, may be so much larger than its column is light.
+LARGEST_ENTRY = 60.0
 #: Below this a row or column of the kernel has lost its mass to underflow.
 LOST = 1e-30
 #: Every so many steps the kernel absorbs the scalings if one has grown by more than
@@ -251,7 +252,7 @@ def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
     # Pinned: a shifted cost is not kept in memory from one absorption to the next.
     cost = pin(geometry, g).matrix()
     reduced = jnp.where(marginals.b > 0, g, -jnp.inf) - cost
-    least = float(jnp.finfo(g.dtype).tiny)
+    least = jnp.finfo(g.dtype).tiny
     logs = marginals.epsilon * jnp.log(jnp.maximum(marginals.b, least))
     # Taken apart, or XLA computes it anew for every entry.
     logs = lax.optimization_barrier(logs)
@@ -259,9 +260,7 @@ def absorb(g: jax.Array, geometry: Geometry, marginals: Marginals) -> Kernel:
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     inverse = 1 / marginals.epsilon
     g = jnp.where(marginals.b > 0, g, jnp.inf)
-    # An entry is as large as its column is light, and a weight may be the least of all floats:
-    # one cut off would be that of another problem, which the iteration then solves.
-    exponent = jnp.minimum((reduced - peak[:, None]) * inverse, -math.log(least))
+    exponent = jnp.minimum((reduced - peak[:, None]) * inverse, LARGEST_ENTRY)
     return Kernel(jnp.exp(exponent), -peak, g, inverse)
 
 
@@ -318,7 +317,7 @@ def kernel_problem(valid: Any = None) -> Problem:
             damping, full = marginals.damping[0], marginals.given(kernel.f)
             u = jnp.exp(-damping * jnp.log(rows) + (damping - 1) * full / epsilon)
         columns = _column_sums(a * u, kernel.matrix)
-        columns = jnp.clip(columns, LOST, jnp.finfo(columns.dtype).max)
+        columns = jnp.clip(columns, LOST, 1 / LOST)
         image = marginals.T.damped(kernel.g - epsilon * jnp.log(columns))
         if marginals.rho_a is not None and marginals.rho_b is not None:
             f = kernel.f + epsilon * jnp.log(u)
