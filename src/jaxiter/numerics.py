@@ -4,6 +4,7 @@
 explicit sharding; the rest keeps float32 honest.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
@@ -245,20 +246,39 @@ def safe_log(x: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
 
 
+def largest_exponent(dtype: Any) -> float:
+    """An exponent whose exponential is as large as can be while many of them can be added."""
+    limit = math.log(float(jnp.finfo(dtype).max))
+    return max(0.9 * limit, limit - 10)
+
+
+def slightness(weights: jax.Array) -> jax.Array:
+    """By how much the logarithm of a weight is below -60: 0 for common weights, else negative.
+
+    A peak of `z + slightness(weights)` is that of z for common weights, and where one of next to
+    no weight has it, what carries mass does not underflow beside it. A constant.
+    """
+    weights = lax.stop_gradient(weights)
+    logs = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
+    # Taken apart, or XLA computes it anew for every entry.
+    return lax.optimization_barrier(jnp.minimum(logs + 60, 0))
+
+
 def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.Array:
     """`log(sum(weights * exp(z)))` along one axis, never overflowing.
 
     Entries of weight 0 and entries z = -inf contribute nothing; a slice of only
     such entries gives -inf. Gradients stay finite in all these cases.
     """
-    present = z > -jnp.inf
+    lifted = lax.stop_gradient(z)
     if weights is not None:
-        present &= weights > 0
-    peak = lax.stop_gradient(jnp.max(jnp.where(present, z, -jnp.inf), axis=axis, keepdims=True))
+        lifted = jnp.where(weights > 0, lifted + slightness(weights), -jnp.inf)
+    peak = jnp.max(lifted, axis=axis, keepdims=True)
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     # A weight of 0 stays in the sum: its own gradient need not be 0. There alone the exponent
     # may be large, and inf * 0 would be NaN.
-    terms = jnp.exp(jnp.minimum(jnp.where(z > -jnp.inf, z, peak) - peak, 80.0))
+    terms = jnp.exp(jnp.minimum(
+        jnp.where(z > -jnp.inf, z, peak) - peak, largest_exponent(z.dtype)))
     terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)
 

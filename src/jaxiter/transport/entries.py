@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxiter.numerics import HIGHEST
+from jaxiter.numerics import HIGHEST, largest_exponent, slightness
 from jaxiter.transport.exact import exponent
 
 
@@ -32,8 +32,9 @@ def finite(cost: jax.Array) -> jax.Array:
 def softmin(cost: jax.Array, h: jax.Array, weights: jax.Array, epsilon: Any) -> jax.Array:
     """`-epsilon log sum_j weights_j exp((h_j - C_ij) / epsilon)`; 0 where no j is admissible."""
     # Nothing is masked entry by entry: inf costs and weights of 0 drop out by themselves.
-    reduced = jnp.where(weights > 0, h, -jnp.inf) - cost
-    peak = jnp.max(reduced, axis=1)
+    held = jnp.where(weights > 0, h, -jnp.inf)
+    reduced = held - cost
+    peak = jnp.max((held + epsilon * slightness(weights)) - cost, axis=1)
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     inverse = 1 / epsilon
     total = jnp.sum(weights * jnp.exp((reduced - peak[:, None]) * inverse), axis=1)
@@ -48,8 +49,9 @@ def _softmin_rule(primals: tuple, tangents: tuple) -> tuple:
     d_cost, d_h, d_weights, d_epsilon = tangents
     out = softmin(*primals)
     allowed = cost < jnp.inf
-    # A weight of 0 has a derivative of its own; there alone the exponent may be large.
-    exponent = jnp.minimum((h - finite(cost) + out[:, None]) / epsilon, 80.0)
+    # A weight of 0 has a derivative of its own; there alone the exponent has no bound.
+    exponent = (h - finite(cost) + out[:, None]) / epsilon
+    exponent = jnp.minimum(exponent, largest_exponent(cost.dtype))
     density = jnp.where(allowed, jnp.exp(jnp.where(allowed, exponent, 0)), 0)
     p = density * weights
     d_cost = jnp.where(allowed, d_cost, 0)

@@ -112,7 +112,8 @@ def translation(f: jax.Array, g: jax.Array, marginals: Marginals) -> Any:
     if ra is None or rb is None:
         return 0.0
     f, g = marginals.given(f), marginals.T.given(g)
-    return ra * rb / (ra + rb) * (
+    # Nowhere a product of two strengths: it would leave the float range long before they do.
+    return ra * (rb / (ra + rb)) * (
         logsumexp(-f / ra, 0, marginals.a) - logsumexp(-g / rb, 0, marginals.b))
 
 
