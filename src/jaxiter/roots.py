@@ -14,6 +14,7 @@ from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gra
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, accepts, tolerance
 
 PyTree = Any
@@ -164,10 +165,9 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
     def init(params: PyTree) -> _Unit:
         none = trees.zeros_like(params)
         zero = jnp.zeros((), trees.norm_dtype(params))
-        return trees.unshared(
-            _Unit(solver.init(params), zero, jnp.bool_(False), none, none), params)
+        return _Unit(solver.init(params), zero, jnp.bool_(False), none, none)
 
-    def update(residual: PyTree, state: _Unit, params: PyTree = None, **extra: Any) -> tuple:
+    def update(residual: PyTree, state: _Unit, params: PyTree, **extra: Any) -> tuple:
         x, r = stop_gradient((params, residual))
         move, change = trees.subtract(x, state.x), trees.subtract(r, state.residual)
         x_norm = trees.norm(x)
@@ -183,7 +183,7 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
         known = state.known | ((state.factor != 0) & (secant != 0))
         return scaled, _Unit(inner, factor, known, x, r)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return residual_solver("in_units", init, update, ("params",))
 
 
 def _confirmed(
