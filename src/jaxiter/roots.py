@@ -9,6 +9,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
+from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
 from jaxiter.problem import Problem
@@ -172,15 +173,16 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
         move, change = trees.subtract(x, state.x), trees.subtract(r, state.residual)
         x_norm = trees.norm(x)
         first = FIRST_MOVE * safe_divide(jnp.where(x_norm > 0, x_norm, 1), trees.norm(r))
-        secant = safe_divide(trees.norm(move), trees.norm(change))
+        secant = barzilai_borwein(move, change, "mean")
         uphill = trees.dot(change, move).real > 0
+        seen = (secant > 0) & (secant < jnp.inf)
         secant = jnp.where(uphill, -secant, secant).astype(first.dtype)
         # A move too small to change F shows nothing: one a thousand times as long will.
-        second = jnp.where(secant != 0, secant, LONGER * state.factor)
+        second = jnp.where(seen, secant, LONGER * state.factor)
         factor = jnp.where(state.known, state.factor, jnp.where(state.factor == 0, first, second))
         inner = trees.where(state.known, state.inner, solver.init(params))
         scaled, inner = solver.update(trees.scale(factor, residual), inner, params, **extra)
-        known = state.known | ((state.factor != 0) & (secant != 0))
+        known = state.known | ((state.factor != 0) & seen)
         return scaled, _Unit(inner, factor, known, x, r)
 
     return residual_solver("in_units", init, update, ("params",))
