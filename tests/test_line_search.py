@@ -156,3 +156,25 @@ def test_a_projection_onto_a_box_and_a_plane():
     free = (points[0] > 0) & (points[0] < 1)
     w = np.where(free, weights[0], 0)
     np.testing.assert_allclose(slope, np.diag(free) - np.outer(w, w) / (w @ w), atol=1e-5)
+
+
+def test_over_devices():
+    """Under a checked shard_map, over values that a function closes over too."""
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2],
+                         axis_types=(jax.sharding.AxisType.Auto,))
+    limits = jnp.float32([3.0, 9.0, 1.5, 5.0])
+
+    def both(limits):
+        def one(limit):
+            trial = halve(lambda s: limit - s, lambda s, value: value > 0, jnp.float32(8), 5)
+            root = monotone_root(lambda x: x**3 - limit, jnp.float32(0), jnp.float32(9))
+            return trial.step, root
+
+        return jax.vmap(one)(limits)
+
+    spec = jax.P("batch")
+    over = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec))
+    np.testing.assert_array_equal(over(limits)[0], [2, 8, 1, 4])
+    np.testing.assert_allclose(over(limits)[1], np.cbrt(limits), rtol=2e-7)
+    slope = jax.grad(lambda limits: jnp.sum(over(limits)[1]))(limits)
+    np.testing.assert_allclose(slope, limits ** (-2 / 3) / 3, rtol=1e-5)
