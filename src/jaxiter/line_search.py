@@ -169,7 +169,7 @@ def monotone_root(
     # Traced twice: f must see points that vary over a mesh as all that it closes over does.
     bounds = anchor(bounds, (bounds, hoist(function, bounds[0])[1]))
     pure, constants, shapes = hoist(function, bounds[0])
-    trees.check_same_structure(bounds[0], shapes, "A monotone function")
+    trees.check_same_structure(bounds[0], shapes, "monotone_root: the function")
     fixed = stop_gradient(constants)
     root = _search(lambda x: pure(fixed, x), *bounds)
 
