@@ -9,11 +9,13 @@ import optax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
+from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, accepts, tolerance
 
 PyTree = Any
@@ -166,10 +168,9 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
     def init(params: PyTree) -> _Unit:
         none = trees.zeros_like(params)
         zero = jnp.zeros((), trees.norm_dtype(params))
-        return trees.unshared(
-            _Unit(solver.init(params), zero, zero, jnp.bool_(False), none, none), params)
+        return _Unit(solver.init(params), zero, zero, jnp.bool_(False), none, none)
 
-    def update(residual: PyTree, state: _Unit, params: PyTree = None, **extra: Any) -> tuple:
+    def update(residual: PyTree, state: _Unit, params: PyTree, **extra: Any) -> tuple:
         size = stop_gradient(trees.magnitude(residual))
         unit = jnp.where(state.factor == 0, size, state.unit)
         residual = trees.scale(1 / unit, residual)
@@ -177,18 +178,19 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
         move, change = trees.subtract(x, state.x), trees.subtract(r, state.residual)
         x_norm = trees.norm(x)
         first = FIRST_MOVE * safe_divide(jnp.where(x_norm > 0, x_norm, 1), trees.norm(r))
-        secant = safe_divide(trees.norm(move), trees.norm(change))
+        secant = barzilai_borwein(move, change, "mean")
         uphill = trees.dot(change, move).real > 0
+        seen = (secant > 0) & (secant < jnp.inf)
         secant = jnp.where(uphill, -secant, secant).astype(first.dtype)
         # A move too small to change F shows nothing: one a thousand times as long will.
-        second = jnp.where(secant != 0, secant, LONGER * state.factor)
+        second = jnp.where(seen, secant, LONGER * state.factor)
         factor = jnp.where(state.known, state.factor, jnp.where(state.factor == 0, first, second))
         inner = trees.where(state.known, state.inner, solver.init(params))
         scaled, inner = solver.update(trees.scale(factor, residual), inner, params, **extra)
-        known = state.known | ((state.factor != 0) & (secant != 0))
+        known = state.known | ((state.factor != 0) & seen)
         return scaled, _Unit(inner, unit, factor, known, x, r)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return residual_solver("in_units", init, update, ("params",))
 
 
 def _confirmed(

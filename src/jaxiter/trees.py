@@ -178,7 +178,7 @@ def norms(*vectors: PyTree) -> list[jax.Array]:
     """l2 norms as by `norm`, in units of the largest entry of them all."""
     peak = reduce(jnp.maximum, [_peak(vector) for vector in vectors])
     unit = _unit(peak)
-    return [jnp.sqrt(squared_norm(_divide(vector, unit))) * unit for vector in vectors]
+    return [jnp.sqrt(squared_norm(divide(vector, unit))) * unit for vector in vectors]
 
 
 def _peak(a: PyTree) -> jax.Array:
@@ -187,7 +187,7 @@ def _peak(a: PyTree) -> jax.Array:
     return _total(peaks, jnp.maximum)
 
 
-def _divide(a: PyTree, unit: jax.Array) -> PyTree:
+def divide(a: PyTree, unit: jax.Array) -> PyTree:
     """`a / unit`, in at least the precision of the unit."""
 
     def leaf(x: jax.Array) -> jax.Array:
@@ -216,7 +216,7 @@ def norm(a: PyTree) -> jax.Array:
     at 0 is 0.
     """
     unit = lax.stop_gradient(magnitude(a))
-    total = squared_norm(_divide(a, unit))
+    total = squared_norm(divide(a, unit))
     zero = total == 0
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total))) * unit
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint
-from jaxiter.bilevel.inverse import largest_curvature
+from jaxiter.bilevel.inverse import POWER_STEPS
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.linear import cg
@@ -16,6 +16,7 @@ from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.solvers import anderson
+from jaxiter.spectral import largest_eigenvalue
 
 PyTree = Any
 
@@ -57,8 +58,8 @@ def solve_inner(
         at, fixed = stop_gradient((y0, x))
         at = typed_by(lambda y: gradient(y, fixed), (at,), at)
         _, product = jax.linearize(lambda y: gradient(y, fixed), at)
-        # Ten power iterations fall a little short of the largest eigenvalue.
-        step_size = 0.9 / largest_curvature(product, at)
+        # So few power iterations fall a little short of the largest eigenvalue.
+        step_size = 0.9 / jnp.abs(largest_eigenvalue(product, at, max_steps=POWER_STEPS).value)
 
     def step(y: PyTree, x: PyTree, size: jax.Array) -> Any:
         out = slope(y, x)

@@ -11,15 +11,19 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import anchor, machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
+from jaxiter.spectral import largest_eigenvalue
 from jaxiter.stop import tolerance
 
 PyTree = Any
 
+#: Products spent on the curvature: it comes out a few per cent too small.
+POWER_STEPS = 10
 
-def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: int, rtol: Any) -> LinearSolution:
+
+def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: Any, rtol: Any) -> LinearSolution:
     """The answer with its recomputed residual: MAX_STEPS where the budget was not enough."""
     norm = trees.norm(trees.subtract(b, matvec(x)))
     residual = safe_divide(norm, trees.norm(b))
@@ -27,26 +31,6 @@ def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: int, rtol: Any) -> L
     status = jnp.where(residual <= wanted, Status.CONVERGED, Status.MAX_STEPS)
     status = jnp.where(jnp.isfinite(norm), status, Status.NONFINITE).astype(jnp.int32)
     return LinearSolution(x, status, jnp.int32(products), residual, jnp.ones_like(residual))
-
-
-def largest_curvature(matvec: Matvec, like: PyTree, steps: int = 10) -> jax.Array:
-    """Largest eigenvalue of a symmetric matrix by power iteration, a few percent too small.
-
-    >>> import jax.numpy as jnp
-    >>> d = jnp.array([1.0, 3.0])
-    >>> round(float(largest_curvature(lambda v: d * v, d)), 2)
-    3.0
-    """
-    flat, unravel = ravel_pytree(like)
-    start = jnp.cos(jnp.arange(flat.size, dtype=flat.dtype)) + 2
-
-    def step(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        image = ravel_pytree(matvec(unravel(v)))[0]
-        size = jnp.linalg.norm(image)
-        return safe_divide(image, size), size
-
-    v = anchor(start / jnp.linalg.norm(start), like)
-    return lax.scan(step, v, length=steps)[1][-1]
 
 
 def neumann_series(
@@ -58,8 +42,8 @@ def neumann_series(
     point it is differentiation through that many steps of gradient descent with rate s.
 
     Args:
-      terms: at least 1. step_size: s; default 1 / L, L by ten power iterations (10 products
-        more). rtol: residual of CONVERGED; with the usual few terms the status is MAX_STEPS.
+      terms: at least 1. step_size: s; default 1 / L, L by power iteration (at most 10
+        products more). rtol: residual of CONVERGED; with few terms the status is MAX_STEPS.
 
     >>> import jax.numpy as jnp
     >>> neumann_series(2, 0.5)(lambda v: v, jnp.array([1.0])).value.tolist()
@@ -71,7 +55,8 @@ def neumann_series(
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         size, products = step_size, terms - 1
         if size is None:
-            size, products = 1 / largest_curvature(matvec, b), products + 10
+            top = largest_eigenvalue(matvec, b, max_steps=POWER_STEPS)
+            size, products = 1 / jnp.abs(top.value), products + top.solve.steps
         size = jnp.asarray(size)
 
         def step(x: PyTree, _: None) -> tuple[PyTree, None]:
@@ -93,7 +78,8 @@ def descent(rtol: Any = None, max_steps: Any = 10_000) -> LinearSolver:
     [0.5]
     """
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
-        size = 1 / largest_curvature(matvec, b)
+        top = largest_eigenvalue(matvec, b, max_steps=POWER_STEPS)
+        size = 1 / jnp.abs(top.value)
         wanted = default_rtol(b) if rtol is None else rtol
         problem = Problem(
             step=lambda x: trees.axpy(size, trees.subtract(b, matvec(x)), x),
@@ -102,7 +88,7 @@ def descent(rtol: Any = None, max_steps: Any = 10_000) -> LinearSolver:
         out = fixed_point(problem, trees.scale(size, b) if x0 is None else x0, adjoint=frozen(),
                           stop=tolerance(rtol=wanted, atol=0), max_steps=max_steps)
         residual = safe_divide(out.merit, trees.norm(b))
-        return LinearSolution(out.value, out.status, out.steps + 10, residual,
+        return LinearSolution(out.value, out.status, out.steps + top.solve.steps, residual,
                               jnp.ones_like(residual))
 
     return solve

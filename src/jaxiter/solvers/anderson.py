@@ -10,7 +10,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
-from jaxiter.solvers.guard import guard, require_params
+from jaxiter.solvers.guard import guard
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -105,19 +106,16 @@ def anderson(
         # Real weights where some leaf is real: such a tree is a real vector space.
         mixed = not all(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(zero))
         product = trees.norm_dtype(zero) if mixed else jax.eval_shape(trees.dot, zero, zero).dtype
-        return trees.unshared(AndersonState(
+        return AndersonState(
             zero, zero, history, history, history if kind == 1 else None,
             jnp.zeros((m, m), product), jnp.ones((m,), trees.norm_dtype(zero)),
             jnp.int32(0), jnp.int32(0),
-        ), params)
+        )
 
     def update(
-        residual: PyTree, state: AndersonState, params: Any = None, **extra: Any
+        residual: PyTree, state: AndersonState, params: PyTree, **extra: Any
     ) -> tuple[PyTree, AndersonState]:
         del extra
-        params = require_params("anderson", params)
-        if not jax.tree.leaves(residual):
-            return residual, state
         state, projected = _store(state, residual, params, mixing)
         gamma = _weights(state, projected, ridge, kind, machine_epsilon(params))
         cap = _default_cap(params) if weight_cap is None else weight_cap
@@ -130,7 +128,7 @@ def anderson(
         stored = jnp.where(due & ~sound, 0, state.stored)
         return increment, state._replace(stored=stored, age=state.age + 1)
 
-    core = optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    core = residual_solver("anderson", init, update, ("params",))
     if safeguard is None:
         return core
     return guard(core, safeguard, reset=_forget, mixing=mixing)

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.numerics import is_concrete
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -45,13 +46,6 @@ class GuardState(NamedTuple):
     level: jax.Array
     must_accept: jax.Array
     rejected: jax.Array
-
-
-def require_params(name: str, params: PyTree) -> PyTree:
-    """params, or a ValueError that names the solver that needs them."""
-    if params is None:
-        raise ValueError(f"{name} needs the current point: call update(residual, state, params).")
-    return params
 
 
 @as_value
@@ -98,18 +92,13 @@ def guard(
         # Widened like every merit, so that a carried state keeps its dtype.
         merit, zero = jnp.full((), jnp.inf, trees.norm_dtype(params)), jnp.int32(0)
         none = trees.zeros_like(params)
-        return trees.unshared(GuardState(
+        return GuardState(
             solver.init(params), none, none, merit, merit, merit, zero, zero, zero,
-            jnp.bool_(True), zero), params)
+            jnp.bool_(True), zero)
 
     def update(
-        residual: PyTree, state: GuardState, params: PyTree = None, *, merit: Any = None,
-        **extra: Any,
+        residual: PyTree, state: GuardState, params: PyTree, *, merit: jax.Array, **extra: Any
     ) -> tuple[PyTree, GuardState]:
-        params = require_params("guard", params)
-        if merit is None:
-            merit = trees.norm(stop_gradient(residual))
-        merit = jnp.asarray(merit).astype(state.merit.dtype)
         verdict, state = _judge(state, merit, jnp.asarray(factor).astype(merit.dtype))
         increment, inner = solver.update(residual, state.inner, params, merit=merit, **extra)
         fresh = solver.init(params) if reset is None else reset(inner, params)
@@ -123,7 +112,7 @@ def guard(
         inner = trees.where(state.must_accept | (state.plain > 0), fresh, inner)
         return move, state._replace(inner=inner, image=image, best_image=best_image)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return residual_solver("guard", init, update, ("params", "merit"))
 
 
 class _Verdict(NamedTuple):
@@ -202,13 +191,8 @@ def restarted(
         return RestartState(solver.init(params), jnp.int32(0), merit)
 
     def update(
-        residual: PyTree, state: RestartState, params: PyTree = None, *, merit: Any = None,
-        **extra: Any,
+        residual: PyTree, state: RestartState, params: PyTree, *, merit: jax.Array, **extra: Any
     ) -> tuple[PyTree, RestartState]:
-        params = require_params("restarted", params)
-        if merit is None:
-            merit = trees.norm(stop_gradient(residual))
-        merit = jnp.asarray(merit).astype(state.merit.dtype)
         due = jnp.bool_(False)
         if every is not None:
             due |= state.age >= every
@@ -218,4 +202,4 @@ def restarted(
         increment, inner = solver.update(residual, inner, params, merit=merit, **extra)
         return increment, RestartState(inner, jnp.where(due, 1, state.age + 1), merit)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return residual_solver("restarted", init, update, ("params", "merit"))

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, safe_divide, stop_gradient
-from jaxiter.solvers.guard import require_params
+from jaxiter.numerics import is_concrete, safe_divide
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -82,8 +82,7 @@ def halpern(
     def init(params: PyTree) -> HalpernState:
         merit = jnp.full((), jnp.inf, trees.norm_dtype(params))
         zero = jnp.int32(0)
-        state = HalpernState(params, zero, zero, merit, merit, jnp.ones_like(merit))
-        return trees.unshared(state, params)
+        return HalpernState(params, zero, zero, merit, merit, jnp.ones_like(merit))
 
     def weight(state: HalpernState, age: jax.Array, residual: PyTree, params: PyTree) -> tuple:
         kind = state.inverse_phi.dtype
@@ -101,17 +100,13 @@ def halpern(
         return 1 / (plain + 1), state.inverse_phi
 
     def update(
-        residual: PyTree, state: HalpernState, params: PyTree = None, *, merit: Any = None,
-        **extra: Any,
+        residual: PyTree, state: HalpernState, params: PyTree, *, merit: Any, **extra: Any
     ) -> tuple[PyTree, HalpernState]:
         del extra
-        params = require_params("halpern", params)
         if restart is None:
             due = jnp.bool_(False)
             merit = state.last_merit
         else:
-            merit = trees.norm(stop_gradient(residual)) if merit is None else merit
-            merit = jnp.asarray(merit).astype(state.last_merit.dtype)
             due = _due(restart, state, merit)
         age = jnp.where(due, 0, state.age)
         lam, inverse_phi = weight(state, age, residual, params)
@@ -129,7 +124,8 @@ def halpern(
             inverse_phi,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    needs = ("params",) if restart is None else ("params", "merit")
+    return residual_solver("halpern", init, update, needs)
 
 
 def _due(restart: Any, state: HalpernState, merit: jax.Array) -> jax.Array:

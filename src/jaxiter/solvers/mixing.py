@@ -8,6 +8,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -54,12 +55,11 @@ def damped(alpha: Any) -> optax.GradientTransformationExtraArgs:
     if is_concrete(alpha) and not np.all((np.asarray(alpha) > 0) & (np.asarray(alpha) < 2)):
         raise ValueError(f"alpha must lie in (0, 2), got {alpha}.")
 
-    def update(residual: PyTree, state: Any, params: Any = None, **extra: Any) -> tuple:
+    def update(residual: PyTree, state: PyTree, params: PyTree, **extra: Any) -> tuple:
         del params, extra
         return trees.scale(alpha, residual), state
 
-    return optax.GradientTransformationExtraArgs(  # pyright: ignore
-        lambda params: optax.EmptyState(), update)  # pyright: ignore
+    return residual_solver("damped", lambda params: optax.EmptyState(), update)
 
 
 @as_value
@@ -91,12 +91,14 @@ def inertial(beta: Any) -> optax.GradientTransformationExtraArgs:
         raise ValueError(f"beta must lie in [0, 1), got {beta}.")
 
     def update(
-        residual: PyTree, state: Any, params: PyTree = None, restart: Any = False, **extra: Any
+        residual: PyTree, state: Any, params: PyTree, restart: Any = False, **extra: Any
     ) -> tuple:
         del params, extra
         factor = jnp.where(restart, 0.0, beta)
         move = trees.axpy(factor, state.trace, residual)
         return trees.axpy(beta, move, residual), optax.TraceState(move)
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: optax.TraceState(trees.zeros_like(params)), update)  # pyright: ignore
+    def init(params: PyTree) -> optax.TraceState:
+        return optax.TraceState(trees.zeros_like(params))
+
+    return residual_solver("inertial", init, update)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, stop_gradient
-from jaxiter.solvers.guard import require_params
+from jaxiter.numerics import is_concrete
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -63,19 +63,14 @@ def overrelaxed(every: Any = 60) -> optax.GradientTransformationExtraArgs:
 
     def init(params: PyTree) -> OverrelaxedState:
         infinite = jnp.full((), jnp.inf, trees.norm_dtype(params))
-        state = OverrelaxedState(trees.zeros_like(params), params, infinite, infinite,
-                                 jnp.ones_like(infinite), jnp.int32(0))
-        return trees.unshared(state, params)
+        return OverrelaxedState(trees.zeros_like(params), params, infinite, infinite,
+                                jnp.ones_like(infinite), jnp.int32(0))
 
     def update(
-        residual: PyTree, state: OverrelaxedState, params: PyTree = None, *, merit: Any = None,
+        residual: PyTree, state: OverrelaxedState, params: PyTree, *, merit: jax.Array,
         **extra: Any,
     ) -> tuple[PyTree, OverrelaxedState]:
         del extra
-        params = require_params("overrelaxed", params)
-        if merit is None:
-            merit = trees.norm(stop_gradient(residual))
-        merit = jnp.asarray(merit).astype(state.best_merit.dtype)
         count = state.count + 1
         checked = count % WINDOW == 0
         failed = ~(merit <= 2 * state.old_merit) & checked & (state.omega > 1)
@@ -93,7 +88,7 @@ def overrelaxed(every: Any = 60) -> optax.GradientTransformationExtraArgs:
             jnp.where(failed, state.best_merit, jnp.where(checked, merit, state.old_merit)),
             omega, count)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+    return residual_solver("overrelaxed", init, update, ("params", "merit"))
 
 
 def _estimate(merit: jax.Array, state: OverrelaxedState) -> jax.Array:

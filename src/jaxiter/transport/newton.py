@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxiter import linear
-from jaxiter.numerics import HIGHEST, anchor, machine_epsilon, safe_divide
+from jaxiter.line_search import Trial, halve
+from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.transport.entries import finite, gibbs
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, rounding, weighted, with_rounding
 
-ALPHAS = (1.0, 0.5, 0.25, 0.1)
+#: The shortest step is a fraction 2^-3 of Newton's.
+HALVINGS = 3
 SMALLEST_DAMPING = 1e-3
 #: Below this an entry of the plan's logarithm may change by multiplication in one step.
 LARGEST_CHANGE = 8.0
@@ -106,7 +107,8 @@ def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tup
     shift = plan.damping * safe_divide(norm, largest)
     d1, d2, products = _direction(T, r1, r2, g1, g2, shift, epsilon)
 
-    index, alpha, decrease = _line_search(T, g1, g2, d1, d2, epsilon)
+    trial = _line_search(T, g1, g2, d1, d2, epsilon)
+    alpha, decrease = trial.step, trial.value
     slope = jnp.sum(g1 * d1) + jnp.sum(g2 * d2)
     curvature = jnp.sum(r1 * d1**2) + jnp.sum(r2 * d2**2) + 2 * d1 @ _product(T, d2)
     predicted = -alpha * slope - 0.5 * alpha**2 * curvature / epsilon
@@ -127,7 +129,7 @@ def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tup
     f, g, matrix = (jnp.where(accepted, new, old)
                     for new, old in ((f, x[0]), (g, x[1]), (matrix, T)))
     # Passes over the matrix: sums, CG's two a step, preconditioner, curvature, the update.
-    passes = plan.products + 2 * products + 6 + index
+    passes = plan.products + 2 * products + 6 + trial.tries
     return (f, g), Plan(matrix, damping, passes)
 
 
@@ -161,11 +163,9 @@ def _direction(
 
 def _line_search(
     T: jax.Array, g1: jax.Array, g2: jax.Array, d1: jax.Array, d2: jax.Array, epsilon: Any
-) -> tuple:
-    """The first step length that lowers the objective: (tries, length, change)."""
+) -> Trial:
+    """The first step length that lowers the objective, and the change there."""
     slope = jnp.sum(g1 * d1) + jnp.sum(g2 * d2)
-    alphas, places = jnp.asarray(ALPHAS, T.dtype), np.arange(len(ALPHAS), dtype=np.int32)
-
     def change(alpha: jax.Array) -> jax.Array:
         h = alpha * (d1[:, None] + d2[None, :]) / epsilon
         # The difference itself: two objective values would cancel near the solution, and so
@@ -174,15 +174,4 @@ def _line_search(
         excess = jnp.where(jnp.abs(h) < 0.1, series, jnp.expm1(h) - h)
         return epsilon * jnp.sum(T * excess) + alpha * slope
 
-    def body(state: tuple) -> tuple:
-        index, _, _ = state
-        # Not by an index: an explicit mesh lets no gather pass.
-        alpha = jnp.sum(jnp.where(places == index, alphas, 0))
-        return index + 1, alpha, change(alpha)
-
-    def searching(state: tuple) -> jax.Array:
-        index, _, value = state
-        return (index < len(ALPHAS)) & ~(value < 0)
-
-    start = jnp.int32(0), alphas[0], jnp.full_like(slope, jnp.inf)
-    return lax.while_loop(searching, body, anchor(start, (T, d1, d2, epsilon)))
+    return halve(change, lambda alpha, value: value < 0, jnp.ones_like(slope), HALVINGS)

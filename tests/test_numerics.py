@@ -1,0 +1,103 @@
+"""The ground rules: what is packed, hoisted or asked for only where needed changes no value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxiter import numerics
+
+
+def test_dtypes():
+    assert numerics.real_dtype(jnp.complex64) == np.float32
+    assert numerics.accumulation_dtype(jnp.bfloat16) == np.float32
+    assert numerics.machine_epsilon((jnp.float16(1), jnp.float32(1))) == 2.0**-10
+    assert numerics.machine_epsilon(()) == 2.0**-23
+    assert not jax.eval_shape(numerics.strong, 1.0).weak_type
+
+
+def test_if_needed_is_a_conditional_of_user_code():
+    def square(x):
+        return {"y": x * x}
+
+    @jax.jit
+    @jax.vmap
+    def run(needed, x):
+        return numerics.if_needed(needed, square, (x,), x)["y"]
+
+    out = run(jnp.array([True, False, True]), jnp.array([2.0, 3.0, jnp.nan]))
+    np.testing.assert_array_equal(out, [4, 0, np.nan])
+    calls = []
+
+    def counted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x
+
+    once = jax.jit(lambda needed: numerics.if_needed(needed, counted, (jnp.ones(2),), needed))
+    once(False)
+    jax.effects_barrier()
+    assert not calls  # not evaluated where it is not needed
+    once(True)
+    jax.effects_barrier()
+    assert len(calls) == 1
+
+
+def test_packed_scalars_come_back_bit_by_bit():
+    start = (jnp.float32(-0.0), jnp.int32(-5), jnp.uint32(2**32 - 1), jnp.bool_(True),
+             jnp.float32(np.nan), jnp.arange(3.0), jnp.int32(0))
+    end = jax.jit(lambda s: numerics.while_loop(
+        lambda s: s[-1] < 4, lambda s: (*s[:-1], s[-1] + 1), s))(start)
+    assert end[-1] == 4
+    for before, after in zip(start[:-1], end[:-1], strict=True):
+        assert before.dtype == after.dtype
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def test_hoist_finds_every_constant():
+    weights, places = jnp.array([1.0, 2.0, 3.0]), jnp.array([2, 0])
+    pure, constants, shape = numerics.hoist(lambda x: weights[places] * x, jnp.ones(2))
+    assert {c.dtype for c in constants} >= {weights.dtype, places.dtype}
+    assert shape.shape == (2,)
+    np.testing.assert_array_equal(pure(constants, jnp.ones(2)), [3, 1])
+    other = [2 * c if c.dtype == weights.dtype else c for c in constants]
+    np.testing.assert_array_equal(pure(other, jnp.ones(2)), [6, 2])
+
+
+def test_anchored_is_unchanged():
+    tree = {"x": jnp.array([jnp.nan, 1.0]), "n": jnp.int32(3)}
+    for like in ((), jnp.array([jnp.nan]), jax.random.key(0)):
+        out = numerics.anchor(tree, like)
+        np.testing.assert_array_equal(out["x"], tree["x"])
+        assert out["n"] == 3 and out["n"].dtype == jnp.int32
+
+
+def test_safe_functions_and_their_gradients():
+    def divide(a, b):
+        return jnp.sum(numerics.safe_divide(a, b))
+
+    top, bottom = jnp.array([1.0, 0.0, 2.0]), jnp.array([0.0, 0.0, 4.0])
+    value, (by_top, by_bottom) = jax.jit(jax.value_and_grad(divide, (0, 1)))(
+        top, bottom)
+    np.testing.assert_array_equal(by_top, [0, 0, 0.25])
+    np.testing.assert_array_equal(by_bottom, [0, 0, -0.125])
+    assert value == 0.5
+    np.testing.assert_array_equal(numerics.safe_log(jnp.array([-1.0, 0, 1])), [-np.inf, -np.inf, 0])
+    z = jnp.array([[1000.0, 999.0, -jnp.inf], [-jnp.inf] * 3, [-1000.0, 0.0, 5.0]])
+    weights = jnp.array([1.0, 2.0, 0.0])
+    exact = [1000 + np.log(1 + 2 * np.exp(-1)), -np.inf, np.log(2)]
+    np.testing.assert_allclose(numerics.logsumexp(z, 1, weights), exact, rtol=1e-6)
+    slope = jax.jit(jax.grad(lambda z: numerics.logsumexp(z, 1, weights)[::2].sum()))(z)
+    np.testing.assert_allclose(slope.sum(1), [1, 0, 1], atol=1e-6)
+
+
+def test_known_numbers_are_checked():
+    for check, bad, good in ((numerics.check_positive, 0, 1e-9), (numerics.check_fraction, 1, 0),
+                             (numerics.check_share, 0.0, 1)):
+        with pytest.raises(ValueError, match="rate must be .*, got"):
+            check(rate=bad)
+        check(rate=good)
+    assert numerics.is_concrete(1.0, jnp.ones(2))
+    traced = []
+    jax.eval_shape(lambda x: traced.append(numerics.is_concrete(x)) or numerics.check_positive(
+        rate=x), jnp.zeros(()))  # what is traced passes
+    assert traced == [False]
