@@ -25,6 +25,7 @@ from jaxiter.solvers import (
 )
 from jaxiter.spectral import spectral_norm
 from jaxiter.stability import jacobian_penalty, spectral_rescale
+from jaxiter.stages import in_stages
 from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ __all__ = [
     "Problem", "Solution", "Status", "accuracy", "adjoint_report", "all_of", "anderson",
     "any_of", "attach_implicit", "bilevel", "callback", "cite", "damped", "diagnose",
     "diffusion", "divergence", "fixed_point", "frozen", "guard", "halpern", "implicit",
-    "inertial", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
+    "in_stages", "inertial", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
     "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
     "recurrence", "restarted", "root", "solve_many", "spectral_norm", "spectral_rescale",
     "stagnation", "tolerance", "transport", "unrolled",

@@ -157,20 +157,28 @@ def conclude(
     max_steps: Any,
 ) -> Solution:
     """The solution of a final state, with the adjoint's derivatives on value and aux."""
+    solution = finish(method, end, max_steps)
+    value = attached(method, adjoint, solution, end.answer.memory, arrays, restore)
+    if not method.has_aux:
+        return solution._replace(value=value)
+    problem, args, memory = method.problem, restore(arrays), stop_gradient(end.answer.memory)
+    cache = build_cache(problem, value, memory, args)
+    aux = evaluate(problem, value, cache, memory, args, True)[2]
+    return solution._replace(value=value, aux=aux)
+
+
+def attached(
+    method: Method, adjoint: Adjoint, solution: Solution, memory: PyTree, arrays: tuple,
+    restore: Callable,
+) -> PyTree:
+    """The value with the adjoint's derivatives with respect to args, which `restore` makes."""
     if adjoint.sums_map and method.problem.equations is not None:
         raise ValueError("neumann(k) and one_step(k), also as on_failure, sum a series of "
                          "T(x) - x = 0, but this problem has other equations; use implicit().")
-    solution = finish(method, end, max_steps)
-    memory = stop_gradient(end.answer.memory)
+    memory = stop_gradient(memory)
     equations = root_equations(method.problem, method.has_aux)
 
     def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
         return equations(x, memory, *restore(arrays))
 
-    value = adjoint.attach(rooted, solution.value, arrays, solution.status)
-    if not method.has_aux:
-        return solution._replace(value=value)
-    problem, args = method.problem, restore(arrays)
-    cache = build_cache(problem, value, memory, args)
-    aux = evaluate(problem, value, cache, memory, args, True)[2]
-    return solution._replace(value=value, aux=aux)
+    return adjoint.attach(rooted, solution.value, arrays, solution.status)

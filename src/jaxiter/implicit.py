@@ -72,7 +72,7 @@ class _Implicit(Adjoint):
         else:
             value = self._with_vjp(residual, x, operands, probe)
         if self.on_unconverged == "nan":
-            value = _nan_derivative_unless(status == Status.CONVERGED, value)
+            value = nan_derivative_unless(status == Status.CONVERGED, value)
         return value
 
     def with_solver(self, change: Callable) -> Adjoint:
@@ -180,7 +180,7 @@ def _couple(rhs: PyTree, probe: tuple) -> tuple[PyTree, tuple]:
     return together, tuple(coupled(one) for one in probe)
 
 
-def _nan_derivative_unless(good: jax.Array, value: PyTree) -> PyTree:
+def nan_derivative_unless(good: jax.Array, value: PyTree) -> PyTree:
     """`value`, whose derivatives are NaN where the scalar predicate is false."""
 
     @jax.custom_jvp

@@ -101,10 +101,10 @@ def sinkhorn(
     choices = Choices(method, solver, stop, monitor, max_steps)
     if epsilon_schedule is not None:
         epsilon_schedule = jnp.asarray(epsilon_schedule, marginals.b.dtype)
-    end = solve_stages(
+    end, solve = solve_stages(
         stop_gradient(parts), stop_gradient(marginals), choices, epsilon_schedule)
     parts, marginals = place(parts, marginals, end)
-    return conclude((end.f, end.g), end.solve, geometry, parts, marginals, stop, adjoint)
+    return conclude((end.f, end.g), solve, geometry, parts, marginals, stop, adjoint)
 
 
 def _warm(init: jax.Array, marginals: Marginals) -> jax.Array:

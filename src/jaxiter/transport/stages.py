@@ -1,23 +1,24 @@
 """The stages of a transport solve on one budget of steps: large epsilons, Sinkhorn, Newton."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
+from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import accumulation_dtype, anchor, if_needed
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
+from jaxiter.stages import ended, failed, follow, in_stages
 from jaxiter.stop import StepInfo, Stop, tolerance
 from jaxiter.transport.checks import valid
-from jaxiter.transport.geometry import Reduced
+from jaxiter.transport.geometry import Geometry, Reduced
 from jaxiter.transport.iteration import (
     Marginals,
     from_units,
@@ -52,31 +53,99 @@ class Choices(NamedTuple):
     max_steps: Any
 
 
-class Progress(NamedTuple):
-    """Where a solve stands between two stages.
-
-    Attributes:
-      rows, columns: what has been taken out of the cost. f, g: potentials of what is left.
-      level: stages at larger epsilons that are still to come.
-      solve: how the last stage ended, with all steps so far and the trace of all.
-    """
+class Point(NamedTuple):
+    """Where a solve stands: what has been taken out of the cost, and potentials of what is left."""
 
     rows: jax.Array
     columns: jax.Array
     f: jax.Array
     g: jax.Array
-    level: jax.Array
-    solve: Solution
 
 
 def solve_stages(
     parts: Reduced, marginals: Marginals, choices: Choices, schedule: jax.Array | None
-) -> Progress:
-    """All stages on one budget of steps; the solution counts them together, its value is g."""
-    if schedule is None:
-        levels = _levels(parts, marginals)
-    else:
-        levels = jnp.int32(schedule.size)
+) -> tuple[Point, Solution]:
+    """All stages on one budget of steps: where they end, and their solution, whose value is g."""
+    first = _sinkhorn(parts, marginals, choices, schedule)
+    if choices.method in ("auto", "newton"):
+        status = first.status
+        needed = (status == Status.MAX_STEPS) if choices.method == "auto" else ~failed(first)
+        first = follow(
+            first, partial(_newton, parts, marginals, choices), needed, monitor=choices.monitor,
+            max_steps=choices.max_steps, like=(parts, marginals))
+    return first.value, first._replace(value=first.value.g)
+
+
+def place(parts: Reduced, marginals: Marginals, now: Point) -> tuple[Reduced, Marginals]:
+    """The cost and the marginals with the shifts that a solve has come to."""
+    parts = parts.placed(now.rows, now.columns)
+    rows, columns = parts.shifts
+    return parts, marginals._replace(rows=rows, columns=columns)
+
+
+def _moved(parts: Reduced, now: Point) -> Point:
+    """The same point with its potentials taken out of the cost: they go on with all digits."""
+    if not parts.shiftable:
+        return now
+    return Point(now.rows + now.f, now.columns + now.g, *trees.zeros_like((now.f, now.g)))
+
+
+def _sinkhorn(
+    parts: Reduced, marginals: Marginals, choices: Choices, schedule: jax.Array | None
+) -> Solution:
+    """Sinkhorn's iteration at one epsilon after the other; the value is a `Point`.
+
+    All but the last are solved roughly; "newton" solves the last one no better.
+    """
+    solver, stop, most = choices.solver, choices.stop, choices.max_steps
+    if choices.method == "auto":
+        solver, most = anderson(), AUTO_STEPS
+    elif choices.method == "newton":
+        stop, most = tolerance(rtol=WARMUP_ERROR, atol=0.0), WARMUP_STEPS
+    kernel = parts.base.in_memory and choices.method != "log"
+    levels, epsilon_at = _scaling(parts, marginals, schedule)
+
+    def here(level: jax.Array, now: Point) -> tuple[Geometry, Marginals]:
+        placed, there = place(parts, marginals.at(epsilon_at(level)), now)
+        return placed.geometry, there
+
+    def each(level: jax.Array, now: Point) -> dict:
+        geometry, there = here(level, now)
+        return {
+            "args": (geometry, there),
+            "stop": _rough_or(stop, level > 0),
+            "monitor": _viewed(choices.monitor, lambda x: x * there.unit),
+            "max_steps": jnp.where(level > 0, ROUGH_STEPS, most),
+        }
+
+    def update(solve: Solution, level: jax.Array, now: Point) -> tuple:
+        geometry, there = here(level, now)
+        # Where no stage follows, however many were to come, the potentials are for epsilon.
+        last = (level == 0) | ended(solve, choices.max_steps)
+        g = solve.value * there.unit
+        there = there.at(jnp.where(last, marginals.epsilon, there.epsilon))
+        now = now._replace(f=sources(g, geometry, there), g=g)
+        now = trees.where(last, now, _moved(parts, now))
+        following = marginals.at(epsilon_at(level - 1))
+        return now.g / following.unit, (level - 1, now), level == 0
+
+    # Laid out over devices as the cost is; a weight vector need not be.
+    f, g = trees.zeros_like((parts.shift_rows, marginals.b))
+    out = in_stages(
+        kernel_problem(valid) if kernel else log_problem(valid), g,
+        levels, Point(parts.shift_rows, parts.shift_columns, f, g), update=update, each=each,
+        solver=solver, adjoint=frozen(), max_steps=choices.max_steps, monitor=choices.monitor)
+    level, end = out.aux
+    out = from_units(out, marginals.at(epsilon_at(level + 1)))
+    # A residual at a larger epsilon says nothing of this one.
+    return out._replace(value=end, aux=None, residual=jnp.where(level < 0, out.residual, jnp.inf))
+
+
+def _scaling(
+    parts: Reduced, marginals: Marginals, schedule: jax.Array | None
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """How many larger epsilons are to be solved first, and the epsilon where so many are left."""
+    levels = _levels(parts, marginals) if schedule is None else jnp.int32(schedule.size)
 
     def at(level: jax.Array) -> jax.Array:
         if schedule is None:
@@ -87,86 +156,7 @@ def solve_stages(
         return jnp.where(level > 0, larger, marginals.epsilon)
 
     levels = jnp.where(valid(None, parts.geometry, marginals), levels, 0)
-    now = _sinkhorn(parts, marginals, choices, at, _start(parts, marginals, choices, levels))
-    if choices.method not in ("auto", "newton"):
-        return now
-    status, steps = now.solve.status, now.solve.steps
-    done = (status == Status.BAD_INPUT) | (status == Status.NONFINITE)
-    if choices.method == "auto":
-        done |= status != Status.MAX_STEPS
-    needed = ~done & (steps < choices.max_steps)
-    later = if_needed(needed, lambda now: _newton(parts, marginals, choices, now), (now,), (
-        parts, marginals))
-    return jax.tree.map(lambda new, old: jnp.where(needed, new, old), later, now)
-
-
-def _start(
-    parts: Reduced, marginals: Marginals, choices: Choices, levels: jax.Array
-) -> Progress:
-    """Potentials 0 of the reduced cost, nothing done."""
-    g = jnp.zeros_like(marginals.b)
-    infinite = jnp.full((), jnp.inf, accumulation_dtype(g.dtype))
-    info = StepInfo(jnp.int32(0), g, g, infinite, infinite, infinite, jnp.bool_(True))
-    trace = None if choices.monitor is None else choices.monitor.init(info)
-    solve = Solution(g, jnp.int32(Status.RUNNING), jnp.int32(0), infinite, infinite,
-                     infinite, None, None, None, trace)
-    # Laid out over devices as the cost is; a weight vector need not be.
-    f = jnp.zeros_like(parts.shift_rows)
-    return Progress(parts.shift_rows, parts.shift_columns, f, g, levels.astype(jnp.int32), solve)
-
-
-def place(parts: Reduced, marginals: Marginals, now: Progress) -> tuple[Reduced, Marginals]:
-    """The cost and the marginals with the shifts that a solve has come to."""
-    parts = parts.placed(now.rows, now.columns)
-    rows, columns = parts.shifts
-    return parts, marginals._replace(rows=rows, columns=columns)
-
-
-def _moved(parts: Reduced, now: Progress) -> Progress:
-    """The same point with its potentials taken out of the cost: they go on with all digits."""
-    if not parts.shiftable:
-        return now
-    return now._replace(rows=now.rows + now.f, columns=now.columns + now.g,
-                        f=jnp.zeros_like(now.f), g=jnp.zeros_like(now.g))
-
-
-def _sinkhorn(
-    parts: Reduced, marginals: Marginals, choices: Choices,
-    epsilon_at: Callable[[jax.Array], jax.Array], now: Progress,
-) -> Progress:
-    """Sinkhorn's iteration at one epsilon after the other, each from the last one's point.
-
-    All but the last are solved roughly; "newton" solves the last one no better.
-    """
-    solver, stop, most = choices.solver, choices.stop, choices.max_steps
-    if choices.method == "auto":
-        solver, most = anderson(), AUTO_STEPS
-    elif choices.method == "newton":
-        stop, most = tolerance(rtol=WARMUP_ERROR, atol=0.0), WARMUP_STEPS
-    kernel = parts.base.in_memory and choices.method != "log"
-    problem = kernel_problem(valid) if kernel else log_problem(valid)
-
-    def body(now: Progress) -> Progress:
-        rough = now.level > 0
-        here, there = place(parts, marginals.at(epsilon_at(now.level)), now)
-        left = jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps
-        one = there.unit
-        out = from_units(fixed_point(
-            problem, now.g / one, here.geometry, there, solver=solver, adjoint=frozen(),
-            stop=_rough_or(stop, rough),
-            monitor=_continued(choices.monitor, now, lambda x: x * one),
-            max_steps=jnp.minimum(left, jnp.where(rough, ROUGH_STEPS, most))), there)
-        spent = out.steps >= left
-        now = now._replace(
-            f=sources(out.value, here.geometry, there), g=out.value, solve=_counted(out, now),
-            level=jnp.where(spent, jnp.minimum(now.level - 1, 0), now.level - 1))
-        moved = _moved(parts, now)
-        return anchor(jax.tree.map(
-            lambda new, old: jnp.where(rough, new, old), moved, now), (parts, marginals))
-
-    # Where no steps are left the last stage makes none, but gives the potentials for epsilon.
-    return lax.while_loop(
-        lambda now: now.level >= 0, body, anchor(now, (parts, marginals)))
+    return levels.astype(jnp.int32), at
 
 
 def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
@@ -179,24 +169,16 @@ def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
     return Stop(stop.init, update)
 
 
-def _counted(out: Solution, now: Progress) -> Solution:
-    """A stage's solution with the steps of those before it."""
-    return out._replace(steps=now.solve.steps + out.steps)
-
-
-def _continued(
-    monitor: Monitor | None, now: Progress, view: Callable[[PyTree], jax.Array]
-) -> Monitor | None:
-    """The monitor going on where the last stage left it; `view` gives it g, whatever x is."""
+def _viewed(monitor: Monitor | None, view: Callable[[PyTree], jax.Array]) -> Monitor | None:
+    """The monitor, shown g, whatever x is."""
     if monitor is None:
         return None
 
-    def update(info: StepInfo, state: PyTree, active: jax.Array) -> PyTree:
-        seen = info._replace(
-            step=info.step + now.solve.steps, x=view(info.x), residual=view(info.residual))
-        return monitor.update(seen, state, active)
+    def seen(info: StepInfo) -> StepInfo:
+        return info._replace(x=view(info.x), residual=view(info.residual))
 
-    return Monitor(lambda info: now.solve.trace, update)
+    return Monitor(lambda info: monitor.init(seen(info)),
+                   lambda info, state, active: monitor.update(seen(info), state, active))
 
 
 def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
@@ -208,22 +190,21 @@ def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
 
 
 def _newton(
-    parts: Reduced, marginals: Marginals, choices: Choices, now: Progress
-) -> Progress:
+    parts: Reduced, marginals: Marginals, choices: Choices, before: Solution, max_steps: Any,
+    monitor: Monitor | None,
+) -> Solution:
     """Newton steps from where Sinkhorn's iteration stopped."""
-    now = _moved(parts, now)
+    now = _moved(parts, before.value)
     here, marginals = place(parts, marginals, now)
     a, b, epsilon = marginals[:3]
     # The "P" convention, with a finite number where the weight is 0: a solver's state.
     logs, one = log_weights(b, epsilon), marginals.unit
     out = from_units(fixed_point(
         newton_problem(valid), ((now.f + log_weights(a, epsilon)) / one, (now.g + logs) / one),
-        here.geometry, marginals, stop=choices.stop, adjoint=frozen(),
-        max_steps=jnp.asarray(choices.max_steps, jnp.int32) - now.solve.steps,
-        monitor=_continued(choices.monitor, now, lambda x: x[1] * one - logs)), marginals)
+        here.geometry, marginals, stop=choices.stop, adjoint=frozen(), max_steps=max_steps,
+        monitor=_viewed(monitor, lambda x: x[1] * one - logs)), marginals)
     g = jnp.where(b > 0, out.value[1] - logs, 0)
-    return now._replace(f=sources(g, here.geometry, marginals), g=g,
-                        solve=_counted(out._replace(value=g), now))
+    return out._replace(value=now._replace(f=sources(g, here.geometry, marginals), g=g))
 
 
 def epsilon_scaling(largest: float, epsilon: float, factor: float = 0.25) -> np.ndarray:

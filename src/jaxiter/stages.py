@@ -1,0 +1,318 @@
+"""`in_stages`: one solve after the other, on one budget of steps, each from what the last gave."""
+
+from collections.abc import Callable
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint, frozen, split
+from jaxiter.driver import attached, finish, fixed_point
+from jaxiter.implicit import as_adjoint, nan_derivative_unless
+from jaxiter.loop import first_step, init
+from jaxiter.method import Method, check_max_steps, make_method
+from jaxiter.monitor import Monitor
+from jaxiter.numerics import (
+    anchor,
+    hoist,
+    if_needed,
+    is_array,
+    on_own_mesh,
+    stop_gradient,
+    strong,
+    while_loop,
+)
+from jaxiter.problem import Problem, as_point
+from jaxiter.solution import Solution, Status
+from jaxiter.stop import StepInfo, Stop
+
+PyTree = Any
+
+#: A stage that ends so is the last one, whatever comes next on the list.
+FAILURES = (Status.NONFINITE, Status.BAD_INPUT, Status.DIVERGED, Status.LINEAR_FAILURE)
+#: What `each` may say of a stage.
+OWN = ("args", "stop", "monitor", "max_steps")
+
+
+class Spent(NamedTuple):
+    """What the stages so far have used, and what the monitor has seen of them."""
+
+    steps: jax.Array
+    calls: PyTree
+    trace: PyTree
+
+
+class _Rules(NamedTuple):
+    """What stays the same in all stages: the method, and the functions between two of them."""
+
+    method: Method
+    update: Callable
+    each: Callable | None
+    restore: Callable
+
+    def own(self, args: tuple) -> dict:
+        """What the stage at these args says for itself, its problem's args always."""
+        own = {} if self.each is None else self.each(*args)
+        if not isinstance(own, dict) or not set(own) <= set(OWN):
+            raise TypeError(f"each must return a dict with keys out of {OWN}, got {own!r}.")
+        return {"args": args, **own}
+
+    def stage(self, own: dict) -> Method:
+        """The method of a stage."""
+        now = self.method
+        return make_method(now.problem, now.solver, own.get("stop", now.stop),
+                           own.get("monitor", now.monitor), now.check_every, now.keep_best, False)
+
+
+class _Carry(NamedTuple):
+    """Where the stages stand: what the next one starts from, how the last one ended.
+
+    `moving` are the leaves of args that `update` changes; `given` whether the last stage was
+    solved at the values that the caller gave for them.
+    """
+
+    x0: PyTree
+    moving: list
+    solution: Solution
+    memory: PyTree
+    given: jax.Array
+    done: jax.Array
+
+
+def failed(solution: Solution) -> jax.Array:
+    """Whether a stage ended so that no other can go on from it."""
+    nonfinite, *others = FAILURES
+    return reduce(or_, (solution.status == code for code in others), solution.status == nonfinite)
+
+
+def ended(solution: Solution, max_steps: Any) -> jax.Array:
+    """Whether no stage can follow: the last one failed, or the steps are spent."""
+    return failed(solution) | (solution.steps >= max_steps)
+
+
+def onward(monitor: Monitor | None, spent: Spent) -> Monitor | None:
+    """The monitor going on where earlier stages left it."""
+    if monitor is None:
+        return None
+
+    def update(info: StepInfo, state: PyTree, active: jax.Array) -> PyTree:
+        return monitor.update(info._replace(step=info.step + spent.steps), state, active)
+
+    return Monitor(lambda info: spent.trace, update)
+
+
+def counted(solution: Solution, spent: Spent) -> Solution:
+    """A stage's solution, with the steps and calls of those before it."""
+    return solution._replace(steps=spent.steps + solution.steps,
+                             calls=jax.tree.map(jnp.add, spent.calls, solution.calls))
+
+
+def follow(
+    previous: Solution, solve: Callable[[Solution, jax.Array, Monitor | None], Solution],
+    needed: jax.Array, *, max_steps: Any, monitor: Monitor | None = None, like: PyTree = (),
+) -> Solution:
+    """`solve(previous, max_steps, monitor)`, a stage of another kind, on the steps that are left.
+
+    Only where it is needed; elsewhere the previous solution, whose structure the other must have.
+    No derivatives pass. `like`: what `solve` closes over.
+    """
+    left = jnp.asarray(max_steps, jnp.int32) - previous.steps
+    needed = needed & (left > 0)
+
+    def run(previous: Solution, left: jax.Array) -> Solution:
+        spent = Spent(previous.steps, previous.calls, previous.trace)
+        return counted(solve(previous, left, onward(monitor, spent)), spent)
+
+    later = if_needed(needed, run, (previous, left), like)
+    return trees.where(needed, later, previous)
+
+
+@on_own_mesh
+def in_stages(
+    problem: Problem | Callable,
+    x0: PyTree,
+    *args: PyTree,
+    update: Callable,
+    each: Callable | None = None,
+    solver: Any = None,
+    stop: Stop | None = None,
+    adjoint: Adjoint | None = None,
+    max_steps: Any = 1000,
+    check_every: int = 1,
+    keep_best: bool = False,
+    monitor: Monitor | None = None,
+    resume: None = None,
+) -> Solution:
+    """Solve `x = T(x, *args)` for one args after the other: continuation, penalties, multipliers.
+
+        x = fixed_point(T, x0, *args);  x0, args, done = update(x, *args);  until done
+
+    Args:
+      problem, x0, *args: the first stage, as in `fixed_point`.
+      update: `update(solution, *args) -> (x0, args, done)`, asked after every stage: where the
+        next one starts, its args (a tuple), and a bool scalar, whether there is none. The solution
+        counts the steps of all stages. Leaves of args that it hands back untouched cost nothing.
+      each: `each(*args) -> dict`, what a stage has of its own: its `stop` or `monitor` (the same
+        rule with other numbers), its `max_steps`, and `args`, what its problem gets in place
+        of args.
+      solver, stop, check_every, keep_best, monitor: of every stage, as in `fixed_point`. A
+        monitor counts on from stage to stage and has one trace.
+      adjoint: derivatives are those of the problem's equations at the args that were given. They
+        are NaN where the last stage had others by value, never silently wrong: there use
+        `attach_implicit` with the equations of the whole (the KKT system, say). `unrolled()` is
+        refused.
+      max_steps: of all stages together; may be traced.
+      resume: refused; start again from `value` and `*aux`.
+
+    Returns:
+      The last stage's `Solution`, with `steps`, `calls` and `trace` of all. `aux` is the args that
+      `update` returned last (multipliers), without derivatives. The status is that of the last
+      stage, and MAX_STEPS where the steps ran out before `done`. NONFINITE, BAD_INPUT, DIVERGED
+      and LINEAR_FAILURE end all stages at once.
+
+    Raises:
+      TypeError: `update` changes a tree, shape or dtype (names the leaf), or `done` is no bool.
+      ValueError: `resume` or `unrolled()`; else as `fixed_point`.
+
+    Minimise `|x - c|^2` with `sum(x) = 1`: gradient steps, then a step of the multiplier.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> def descend(x, c, m):
+    ...     return x - 0.2 * (x - c + m + jnp.sum(x) - 1)
+    >>> def update(solution, c, m):
+    ...     violation = jnp.sum(solution.value) - 1
+    ...     return solution.value, (c, m + violation), jnp.abs(violation) < 1e-4
+    >>> out = jaxiter.in_stages(descend, jnp.zeros(2), jnp.array([1.0, 2.0]), jnp.array(0.0),
+    ...                         update=update)
+    >>> out.value.round(3).tolist(), round(float(out.aux[1]), 3), bool(out.converged)
+    ([0.0, 1.0], 1.0, True)
+    """
+    if resume is not None:
+        raise ValueError("in_stages cannot resume: a state is that of one stage and says nothing "
+                         "of the others. Start again from the last solution's value and *aux.")
+    adjoint = as_adjoint(adjoint)
+    if adjoint.differentiates_loop:
+        raise ValueError("in_stages cannot unroll a number of stages that is not known ahead; use "
+                         "implicit(), or call fixed_point once per stage.")
+    method = make_method(problem, solver, stop, monitor, check_every, keep_best, False)
+    check_max_steps(max_steps)
+    x0 = as_point(x0)
+    arrays, restore = split(args)
+    rules = _Rules(method, update, each, restore)
+    end, arguments = _run(rules, x0, arrays, jnp.asarray(max_steps, jnp.int32))
+
+    out = end.solution
+    finished = end.done | failed(out)
+    out = out._replace(status=jnp.where(finished, out.status, jnp.int32(Status.MAX_STEPS)))
+    value = attached(method, adjoint, out, end.memory, arrays,
+                     lambda arrays: rules.own(restore(arrays))["args"])
+    if end.moving:
+        value = nan_derivative_unless(end.given, value)
+    return out._replace(value=value, aux=restore(arguments))
+
+
+def _run(
+    rules: _Rules, x0: PyTree, arrays: tuple, max_steps: jax.Array
+) -> tuple[_Carry, tuple]:
+    """The end of all stages and the args then, cut off from every derivative."""
+    given, structure = (x0, jax.tree.leaves(arrays)), jax.tree.structure(arrays)
+    moves: list[int] = []
+
+    def whole(leaves: list) -> tuple:
+        return rules.restore(jax.tree.unflatten(structure, leaves))
+
+    def probe(given: tuple) -> tuple:
+        """A stage of one step: finds what is closed over, and which leaves of args move."""
+        x0, leaves = given
+        args = whole(leaves)
+        own = rules.own(args)
+        method = rules.stage(own)
+        out = finish(method, first_step(method, x0, own["args"]), 1)
+        new = _updated(rules.update, out, x0, args)
+        moves[:] = [i for i, (old, leaf) in enumerate(zip(leaves, new[1], strict=True))
+                    if leaf is not old]
+        return new
+
+    _, constants, _ = hoist(probe, given)
+    given, max_steps = anchor(stop_gradient((given, max_steps)), (given, constants, max_steps))
+    x0, leaves = given
+
+    def merged(leaves: list, moving: list) -> list:
+        leaves = list(leaves)
+        for index, leaf in zip(moves, moving, strict=True):
+            leaves[index] = leaf
+        return leaves
+
+    def stage(x0: PyTree, moving: list, spent: Spent, left: jax.Array, leaves: list) -> _Carry:
+        args = whole(merged(leaves, moving))
+        own = rules.own(args)
+        method = rules.stage(own)
+        most = jnp.minimum(left, jnp.asarray(own.get("max_steps", left), jnp.int32))
+        out = fixed_point(
+            method.problem, x0, *own["args"], solver=method.solver, stop=method.stop,
+            adjoint=frozen(), max_steps=most, check_every=method.check_every,
+            keep_best=method.keep_best, monitor=onward(method.monitor, spent))
+        out = counted(out, spent)
+        following, new, done = _updated(rules.update, out, x0, args)
+        same = [jnp.all(moving[k] == leaves[i]) for k, i in enumerate(moves)]
+        return _Carry(following, [new[i] for i in moves], out._replace(state=None),
+                      out.state.answer.memory, jnp.all(jnp.array(same, bool)), done)
+
+    own = rules.own(whole(leaves))
+    nothing = init(rules.stage(own), x0, *own["args"])
+    spent = stop_gradient(Spent(jnp.int32(0), nothing.calls, nothing.monitor))
+    moving = [jax.tree.map(jnp.asarray, leaves[i]) for i in moves]
+    like = (given, constants, max_steps)
+    example = anchor((x0, moving, spent, max_steps, leaves), like)
+    pure, constants, shapes = hoist(stage, *example)
+    constants = stop_gradient(constants)
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = anchor(blank._replace(x0=x0, moving=moving, solution=blank.solution._replace(
+        steps=spent.steps, calls=spent.calls, trace=spent.trace)), like)
+
+    def going(now: _Carry) -> jax.Array:
+        first = now.solution.status == Status.RUNNING
+        return first | ~(now.done | ended(now.solution, max_steps))
+
+    def body(now: _Carry) -> _Carry:
+        # Under vmap a lane that has ended comes along, and makes no steps.
+        left = jnp.where(going(now), max_steps - now.solution.steps, 0)
+        spent = Spent(now.solution.steps, now.solution.calls, now.solution.trace)
+        return pure(constants, now.x0, now.moving, spent, left, leaves)
+
+    end = while_loop(going, body, start)
+    return end, jax.tree.unflatten(structure, merged(leaves, end.moving))
+
+
+def _updated(
+    update: Callable, solution: Solution, x0: PyTree, args: tuple
+) -> tuple[PyTree, list, jax.Array]:
+    """What `update` says, checked: the next start, the array leaves of its args, whether done."""
+    out = update(solution, *args)
+    if not isinstance(out, tuple) or len(out) != 3 or not isinstance(out[1], tuple):
+        raise TypeError("update must return (x0, args, done) with args as a tuple.")
+    start, done = jax.tree.map(strong, out[0]), jnp.asarray(out[2])
+    trees.check_same_structure(x0, start, "The x0 that update returns")
+    wanted, seen = jax.tree.structure(args), jax.tree.structure(out[1])
+    if wanted != seen:
+        raise TypeError("The args that update returns must keep the tree structure: expected "
+                        f"{wanted}, got {seen}.")
+    if done.shape or done.dtype != bool:
+        raise TypeError(f"The done that update returns must be a bool scalar, got {done.dtype} of "
+                        f"shape {done.shape}.")
+    arrays = []
+    for (path, old), new in zip(
+            jax.tree_util.tree_leaves_with_path(args), jax.tree.leaves(out[1]), strict=True):
+        if is_array(old):
+            arrays.append(new if new is old else strong(new))
+        elif new is not old and (is_array(new) or new != old):
+            raise TypeError(f"update changes args at {trees.path_name(path)}, which is "
+                            f"{old!r}, no array, and so the same in all stages; pass jnp.asarray.")
+    expected = split(args)[0]
+    trees.check_same_structure(
+        expected, jax.tree.unflatten(jax.tree.structure(expected), arrays),
+        "The args that update returns")
+    return start, arrays, done
