@@ -1,18 +1,19 @@
 """`in_stages`: one solve after the other, on one budget of steps, each from what the last gave."""
 
 from collections.abc import Callable
-from functools import reduce
-from operator import or_
+from functools import partial, reduce
+from operator import and_, or_
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen, split
-from jaxiter.driver import attached, finish, fixed_point
+from jaxiter.driver import attached, finish
 from jaxiter.implicit import as_adjoint, nan_derivative_unless
-from jaxiter.loop import first_step, init
+from jaxiter.loop import first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import (
@@ -60,22 +61,25 @@ class _Rules(NamedTuple):
             raise TypeError(f"each must return a dict with keys out of {OWN}, got {own!r}.")
         return {"args": args, **own}
 
-    def stage(self, own: dict) -> Method:
-        """The method of a stage."""
-        now = self.method
-        return make_method(now.problem, now.solver, own.get("stop", now.stop),
-                           own.get("monitor", now.monitor), now.check_every, now.keep_best, False)
+    def stage(self, args: tuple) -> tuple[Method, dict]:
+        """The method of the stage at these args, and all that it has of its own."""
+        own, now = self.own(args), self.method
+        method = make_method(
+            now.problem, now.solver, own.get("stop", now.stop), own.get("monitor", now.monitor),
+            now.check_every, now.keep_best, False)
+        return method, own
 
 
 class _Carry(NamedTuple):
     """Where the stages stand: what the next one starts from, how the last one ended.
 
-    `moving` are the leaves of args that `update` changes; `given` whether the last stage was
-    solved at the values that the caller gave for them.
+    `moving` are the leaves of args that `update` changes, `solved` those of the last stage;
+    `given` whether its numbers are those that the caller gave.
     """
 
     x0: PyTree
-    moving: list
+    moving: PyTree
+    solved: PyTree
     solution: Solution
     memory: PyTree
     given: jax.Array
@@ -160,10 +164,10 @@ def in_stages(
         of args.
       solver, stop, check_every, keep_best, monitor: of every stage, as in `fixed_point`. A
         monitor counts on from stage to stage and has one trace.
-      adjoint: derivatives are those of the problem's equations at the args that were given. They
-        are NaN where the last stage had others by value, never silently wrong: there use
-        `attach_implicit` with the equations of the whole (the KKT system, say). `unrolled()` is
-        refused.
+      adjoint: derivatives are those of the problem's equations at the numbers that were given
+        (counters, which are integers, may move). They are NaN where the last stage had other
+        numbers, never silently wrong: there use `attach_implicit` with the equations of the whole
+        (the KKT system, say). `unrolled()` is refused.
       max_steps: of all stages together; may be traced.
       resume: refused; start again from `value` and `*aux`.
 
@@ -202,76 +206,56 @@ def in_stages(
     x0 = as_point(x0)
     arrays, restore = split(args)
     rules = _Rules(method, update, each, restore)
-    end, arguments = _run(rules, x0, arrays, jnp.asarray(max_steps, jnp.int32))
+    end, last, following = _run(rules, x0, arrays, jnp.asarray(max_steps, jnp.int32))
 
     out = end.solution
     finished = end.done | failed(out)
     out = out._replace(status=jnp.where(finished, out.status, jnp.int32(Status.MAX_STEPS)))
-    value = attached(method, adjoint, out, end.memory, arrays,
+    # Equal numbers, of which those that were given have derivatives; counters of the last stage.
+    at = jax.tree.map(lambda new, old: old if _continuous(old) else new, last, arrays)
+    value = attached(method, adjoint, out, end.memory, at,
                      lambda arrays: rules.own(restore(arrays))["args"])
-    if end.moving:
+    if jax.tree.leaves(end.moving):
         value = nan_derivative_unless(end.given, value)
-    return out._replace(value=value, aux=restore(arguments))
+    return out._replace(value=value, aux=restore(following))
+
+
+def _continuous(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _run(
     rules: _Rules, x0: PyTree, arrays: tuple, max_steps: jax.Array
-) -> tuple[_Carry, tuple]:
-    """The end of all stages and the args then, cut off from every derivative."""
-    given, structure = (x0, jax.tree.leaves(arrays)), jax.tree.structure(arrays)
-    moves: list[int] = []
-
-    def whole(leaves: list) -> tuple:
-        return rules.restore(jax.tree.unflatten(structure, leaves))
+) -> tuple[_Carry, tuple, tuple]:
+    """The end, the args of the last stage and those after it, cut off from every derivative."""
+    moves = arrays
 
     def probe(given: tuple) -> tuple:
         """A stage of one step: finds what is closed over, and which leaves of args move."""
-        x0, leaves = given
-        args = whole(leaves)
-        own = rules.own(args)
-        method = rules.stage(own)
-        out = finish(method, first_step(method, x0, own["args"]), 1)
-        new = _updated(rules.update, out, x0, args)
-        moves[:] = [i for i, (old, leaf) in enumerate(zip(leaves, new[1], strict=True))
-                    if leaf is not old]
+        nonlocal moves
+        args = rules.restore(given[1])
+        method, own = rules.stage(args)
+        out = finish(method, first_step(method, given[0], own["args"]), 1)
+        new = _updated(rules.update, out, given[0], args)
+        moves = jax.tree.map(lambda old, leaf: leaf is not old, given[1], new[1])
         return new
 
+    given = (x0, arrays)
     _, constants, _ = hoist(probe, given)
-    given, max_steps = anchor(stop_gradient((given, max_steps)), (given, constants, max_steps))
-    x0, leaves = given
-
-    def merged(leaves: list, moving: list) -> list:
-        leaves = list(leaves)
-        for index, leaf in zip(moves, moving, strict=True):
-            leaves[index] = leaf
-        return leaves
-
-    def stage(x0: PyTree, moving: list, spent: Spent, left: jax.Array, leaves: list) -> _Carry:
-        args = whole(merged(leaves, moving))
-        own = rules.own(args)
-        method = rules.stage(own)
-        most = jnp.minimum(left, jnp.asarray(own.get("max_steps", left), jnp.int32))
-        out = fixed_point(
-            method.problem, x0, *own["args"], solver=method.solver, stop=method.stop,
-            adjoint=frozen(), max_steps=most, check_every=method.check_every,
-            keep_best=method.keep_best, monitor=onward(method.monitor, spent))
-        out = counted(out, spent)
-        following, new, done = _updated(rules.update, out, x0, args)
-        same = [jnp.all(moving[k] == leaves[i]) for k, i in enumerate(moves)]
-        return _Carry(following, [new[i] for i in moves], out._replace(state=None),
-                      out.state.answer.memory, jnp.all(jnp.array(same, bool)), done)
-
-    own = rules.own(whole(leaves))
-    nothing = init(rules.stage(own), x0, *own["args"])
-    spent = stop_gradient(Spent(jnp.int32(0), nothing.calls, nothing.monitor))
-    moving = [jax.tree.map(jnp.asarray, leaves[i]) for i in moves]
     like = (given, constants, max_steps)
-    example = anchor((x0, moving, spent, max_steps, leaves), like)
-    pure, constants, shapes = hoist(stage, *example)
+    x0, arrays, max_steps = anchor(stop_gradient((*given, max_steps)), like)
+
+    # Traced on what is typed by all of these, so it holds for whatever the loop makes of it.
+    method, own = rules.stage(rules.restore(arrays))
+    nothing = init(method, x0, *own["args"])
+    spent = Spent(jnp.int32(0), nothing.calls, nothing.monitor)
+    moving, spent = anchor(stop_gradient((eqx.filter(arrays, moves), spent)), like)
+    pure, constants, shapes = hoist(
+        partial(_stage, rules), x0, moving, spent, max_steps, arrays)
     constants = stop_gradient(constants)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     start = anchor(blank._replace(x0=x0, moving=moving, solution=blank.solution._replace(
-        steps=spent.steps, calls=spent.calls, trace=spent.trace)), like)
+        trace=spent.trace)), like)
 
     def going(now: _Carry) -> jax.Array:
         first = now.solution.status == Status.RUNNING
@@ -281,15 +265,35 @@ def _run(
         # Under vmap a lane that has ended comes along, and makes no steps.
         left = jnp.where(going(now), max_steps - now.solution.steps, 0)
         spent = Spent(now.solution.steps, now.solution.calls, now.solution.trace)
-        return pure(constants, now.x0, now.moving, spent, left, leaves)
+        return pure(constants, now.x0, now.moving, spent, left, arrays)
 
     end = while_loop(going, body, start)
-    return end, jax.tree.unflatten(structure, merged(leaves, end.moving))
+    return end, eqx.combine(end.solved, arrays), eqx.combine(end.moving, arrays)
+
+
+def _stage(
+    rules: _Rules, x0: PyTree, moving: PyTree, spent: Spent, left: jax.Array, arrays: tuple
+) -> _Carry:
+    """One stage and what `update` makes of it; `arrays` are those of the args that were given."""
+    args = rules.restore(eqx.combine(moving, arrays))
+    method, own = rules.stage(args)
+    method = method._replace(monitor=onward(method.monitor, spent))
+    most = jnp.minimum(left, jnp.asarray(own.get("max_steps", left), jnp.int32))
+    state = anchor(init(method, x0, *own["args"]), (x0, moving, left))
+    state = run(method, frozen().loop, state, own["args"], most)
+    out = counted(finish(method, state, most), spent)
+    following, new, done = _updated(rules.update, out, x0, args)
+    new, then = (jax.tree.map(lambda place, leaf: None if place is None else leaf, moving, tree,
+                              is_leaf=lambda place: place is None) for tree in (new, arrays))
+    same = [jnp.all(now == old) for now, old in zip(
+        jax.tree.leaves(moving), jax.tree.leaves(then), strict=True) if _continuous(now)]
+    return _Carry(following, new, moving, out._replace(state=None), state.answer.memory,
+                  reduce(and_, same, jnp.bool_(True)), done)
 
 
 def _updated(
     update: Callable, solution: Solution, x0: PyTree, args: tuple
-) -> tuple[PyTree, list, jax.Array]:
+) -> tuple[PyTree, tuple, jax.Array]:
     """What `update` says, checked: the next start, the array leaves of its args, whether done."""
     out = update(solution, *args)
     if not isinstance(out, tuple) or len(out) != 3 or not isinstance(out[1], tuple):
@@ -303,16 +307,21 @@ def _updated(
     if done.shape or done.dtype != bool:
         raise TypeError(f"The done that update returns must be a bool scalar, got {done.dtype} of "
                         f"shape {done.shape}.")
+    arrays, _ = split(args)
+    new = _arrays(args, out[1])
+    new = jax.tree.unflatten(jax.tree.structure(arrays), new)
+    trees.check_same_structure(arrays, new, "The args that update returns")
+    return start, new, done
+
+
+def _arrays(args: tuple, new: tuple) -> list:
+    """The new values of the leaves of args that are arrays; all others must stay as they are."""
     arrays = []
-    for (path, old), new in zip(
-            jax.tree_util.tree_leaves_with_path(args), jax.tree.leaves(out[1]), strict=True):
+    for (path, old), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(args), jax.tree.leaves(new), strict=True):
         if is_array(old):
-            arrays.append(new if new is old else strong(new))
-        elif new is not old and (is_array(new) or new != old):
+            arrays.append(leaf if leaf is old else strong(leaf))
+        elif leaf is not old and (is_array(leaf) or leaf != old):
             raise TypeError(f"update changes args at {trees.path_name(path)}, which is "
                             f"{old!r}, no array, and so the same in all stages; pass jnp.asarray.")
-    expected = split(args)[0]
-    trees.check_same_structure(
-        expected, jax.tree.unflatten(jax.tree.structure(expected), arrays),
-        "The args that update returns")
-    return start, arrays, done
+    return arrays
