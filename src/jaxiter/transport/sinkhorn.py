@@ -17,7 +17,7 @@ from jaxiter.transport.checks import prepare, reduce, valid, warn_below_floor
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, from_units, log_problem, log_weights, sources
 from jaxiter.transport.result import TransportResult
-from jaxiter.transport.stages import Choices, epsilon_scaling, place, solve_stages
+from jaxiter.transport.stages import Choices, epsilon_scaling, place, solve_stages, viewed
 
 METHODS = ("auto", "log", "kernel", "newton")
 
@@ -94,8 +94,8 @@ def sinkhorn(
     if adjoint.differentiates_loop:
         solve = from_units(fixed_point(
             log_problem(valid), jnp.zeros_like(marginals.b), parts.geometry, marginals,
-            solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps, monitor=monitor),
-            marginals)
+            solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps,
+            monitor=viewed(monitor, lambda x: x * marginals.unit)), marginals)
         pair = sources(solve.value, parts.geometry, marginals), solve.value
         return conclude(pair, solve, geometry, parts, marginals, stop, adjoint)
     choices = Choices(method, solver, stop, monitor, max_steps)

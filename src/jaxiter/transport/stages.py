@@ -15,7 +15,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
-from jaxiter.stages import ended, failed, follow, in_stages
+from jaxiter.stages import ended, follow, in_stages
 from jaxiter.stop import StepInfo, Stop, tolerance
 from jaxiter.transport.checks import valid
 from jaxiter.transport.geometry import Geometry, Reduced
@@ -69,7 +69,9 @@ def solve_stages(
     first = _sinkhorn(parts, marginals, choices, schedule)
     if choices.method in ("auto", "newton"):
         status = first.status
-        needed = (status == Status.MAX_STEPS) if choices.method == "auto" else ~failed(first)
+        needed = status == Status.MAX_STEPS
+        if choices.method == "newton":
+            needed = (status != Status.BAD_INPUT) & (status != Status.NONFINITE)
         first = follow(
             first, partial(_newton, parts, marginals, choices), needed, monitor=choices.monitor,
             max_steps=choices.max_steps, like=(parts, marginals))
@@ -114,7 +116,7 @@ def _sinkhorn(
         return {
             "args": (geometry, there),
             "stop": _rough_or(stop, level > 0),
-            "monitor": _viewed(choices.monitor, lambda x: x * there.unit),
+            "monitor": viewed(choices.monitor, lambda x: x * there.unit),
             "max_steps": jnp.where(level > 0, ROUGH_STEPS, most),
         }
 
@@ -169,7 +171,7 @@ def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
     return Stop(stop.init, update)
 
 
-def _viewed(monitor: Monitor | None, view: Callable[[PyTree], jax.Array]) -> Monitor | None:
+def viewed(monitor: Monitor | None, view: Callable[[PyTree], jax.Array]) -> Monitor | None:
     """The monitor, shown g, whatever x is."""
     if monitor is None:
         return None
@@ -202,7 +204,7 @@ def _newton(
     out = from_units(fixed_point(
         newton_problem(valid), ((now.f + log_weights(a, epsilon)) / one, (now.g + logs) / one),
         here.geometry, marginals, stop=choices.stop, adjoint=frozen(), max_steps=max_steps,
-        monitor=_viewed(monitor, lambda x: x[1] * one - logs)), marginals)
+        monitor=viewed(monitor, lambda x: x[1] * one - logs)), marginals)
     g = jnp.where(b > 0, out.value[1] - logs, 0)
     return out._replace(value=now._replace(f=sources(g, here.geometry, marginals), g=g))
 
