@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen, split
@@ -24,7 +25,6 @@ from jaxiter.numerics import (
     on_own_mesh,
     stop_gradient,
     strong,
-    while_loop,
 )
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import Solution, Status
@@ -267,7 +267,8 @@ def _run(
         spent = Spent(now.solution.steps, now.solution.calls, now.solution.trace)
         return pure(constants, now.x0, now.moving, spent, left, arrays)
 
-    end = while_loop(going, body, start)
+    # Not packed: in a loop of few rounds that is only more to compile.
+    end = lax.while_loop(going, body, start)
     return end, eqx.combine(end.solved, arrays), eqx.combine(end.moving, arrays)
 
 
