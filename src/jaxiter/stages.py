@@ -254,8 +254,10 @@ def _run(
         partial(_stage, rules), x0, moving, spent, max_steps, arrays)
     constants = stop_gradient(constants)
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = anchor(blank._replace(x0=x0, moving=moving, solution=blank.solution._replace(
-        trace=spent.trace)), like)
+    # Whatever may lie over an explicit mesh is taken from what does.
+    nowhere = blank.solution._replace(value=x0, displacement=x0, trace=spent.trace)
+    start = anchor(blank._replace(x0=x0, moving=moving, solved=moving, solution=nowhere,
+                                  memory=stop_gradient(nothing.memory)), like)
 
     def going(now: _Carry) -> jax.Array:
         first = now.solution.status == Status.RUNNING
