@@ -57,7 +57,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         solver=solver,
         stop=method.stop.init(info),
         monitor=None if method.monitor is None else method.monitor.init(info),
-        kept=Kept(x0, x0, infinite, memory) if method.keep_best or method.lazy else None,
+        kept=Kept(x0, x0, infinite * jnp.nan, memory) if method.keep_best or method.lazy else None,
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
         calls=_no_calls(problem, x0, memory, args),
@@ -200,7 +200,8 @@ def _judged(
         if method.keep_best:
             # What the stop rule called converged is also what is returned: a smaller merit may
             # be larger beside its own scale.
-            better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
+            first = jnp.isnan(kept.merit)
+            better &= (norms.merit < kept.merit) | first | (status == Status.CONVERGED)
         kept = trees.where(better, Kept(
             state.x, state.output, norms.merit, state.memory), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)

@@ -126,7 +126,10 @@ def _look_up_traced(table: np.ndarray, index: Any) -> jax.Array:
 
 
 class Kept(NamedTuple):
-    """The point that will be returned when it is not the last one (best, or last measured)."""
+    """The point that will be returned when it is not the last one (best, or last measured).
+
+    Its merit is NaN as long as nothing was measured.
+    """
 
     x: PyTree
     output: PyTree

@@ -140,7 +140,8 @@ def follow(
     merit = lax.convert_element_type(merit, last.best.dtype)
     # Accelerated merits are not monotone: one step without progress proves nothing.
     stalled = (merit <= floor) & (merit >= last.best) & lax.is_finite(floor)
-    high = merit > DIVERGENCE_FACTOR * last.best
+    # An infinite merit says "not known here": what is not finite has a status of its own.
+    high = (merit > DIVERGENCE_FACTOR * last.best) & lax.is_finite(merit)
     futile = lax.select(stalled | high, last.futile + 1, jnp.int32(0))
     best = lax.select(merit < last.best, merit, last.best)
     first = lax.min(lax.convert_element_type(scale, best.dtype), lax.full_like(best, 1))
