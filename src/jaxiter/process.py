@@ -135,9 +135,11 @@ def as_problem(process: Process, restore: Callable) -> Problem:
         spent = process.calls
         return spent(state_of(point, moving), *args) if callable(spent) else spent
 
-    # How well a merit can be resolved only its process knows: no floor.
-    return Problem(step=step, merit=merit, floor=0.0, memory=lambda point, start, *args: start,
-                   calls=None if process.calls is None else calls)
+    return Problem(
+        step=step, merit=merit, memory=lambda point, start, *args: start,
+        scale=0.0 if process.merit is None else None,  # no norm is taken where none is needed
+        floor=0.0,  # how well a merit can be resolved only its process knows
+        calls=None if process.calls is None else calls)
 
 
 def _seeing_all(monitor: Monitor | None, process: Process) -> Monitor | None:
