@@ -9,7 +9,7 @@ from scipy.optimize import linprog, lsq_linear
 
 import jaxiter as ji
 from jaxiter import Status
-from jaxiter.operators import douglas_rachford, prox_box, prox_quadratic
+from jaxiter.operators import douglas_rachford, prox_box, prox_l1, prox_quadratic
 from jaxiter.testing import check_splitting
 
 
@@ -43,6 +43,33 @@ def test_bounded_least_squares_and_its_multiplier():
     gradient = a.T @ (a @ expected.x - b)
     np.testing.assert_allclose(out.dual, gradient, atol=2e-3)
     assert np.abs(gradient).max() > 1
+
+
+def test_the_rates_of_the_card(x64):
+    """The lasso by two proximal maps: errors 1e-3, 1e-6, 1e-9 after so many evaluations."""
+    rng = np.random.default_rng(0)
+    a, x = rng.normal(size=(100, 200)), np.zeros(200)
+    x[:10] = rng.normal(size=10)
+    b = a @ x + 0.1 * rng.normal(size=100)
+    lam = 0.1 * np.abs(a.T @ b).max()
+
+    @jax.jit
+    def run(size, inverse, steps):
+        split = douglas_rachford(
+            lambda v, t: prox_l1(v, t, lam),
+            lambda v, t: jnp.matmul(inverse, v + t * jnp.asarray(a.T @ b)), step_size=size)
+        return ji.solve_splitting(split, jnp.zeros(200), max_steps=steps,
+                                  stop=ji.tolerance(0.0, 1e-14)).value
+
+    def error(*args):
+        value = np.asarray(run(*args))
+        f = 0.5 * np.sum((a @ value - b) ** 2) + lam * np.abs(value).sum()
+        return f / 123.27492302879436 - 1
+
+    for size, counts in ((0.01, (9, 21, 34)), (0.03, (13, 44, 90))):
+        inverse = jnp.asarray(np.linalg.inv(np.eye(200) + size * a.T @ a))
+        for level, steps in zip((1e-3, 1e-6, 1e-9), counts, strict=True):
+            assert error(size, inverse, steps) <= level < error(size, inverse, steps - 1)
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,8 @@ def vmap_is_loop(runs: _Runs) -> None:
 
     Data of NaN have a status, and stay alone with it.
     """
-    assert runs.loop.status[3] not in (Status.CONVERGED, Status.RUNNING), runs.loop.message()
+    if any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(runs.arrays)):
+        assert runs.loop.status[3] not in (Status.CONVERGED, Status.RUNNING), runs.loop.message()
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(runs.loop.solve.value))
     watch = record(32)
     batch = jax.jit(jax.vmap(lambda x0, arrays: runs.solve(x0, arrays, monitor=watch)))(
@@ -179,10 +180,11 @@ def gradients_are_differences(runs: _Runs) -> None:
 
     both = jax.jit(jax.value_and_grad(loss))
     slope = trees.dot(jax.tree.map(jnp.conj, both(moving)[1]), direction).real
-    h = 10 * machine_epsilon(runs.x0) ** 0.5
+    h = 2 * machine_epsilon(runs.x0) ** (1 / 3)
     ends = [both(trees.axpy(sign * h, direction, moving))[0] for sign in (1, -1)]
     difference = (ends[0] - ends[1]) / (2 * h)
-    np.testing.assert_allclose(slope, difference, rtol=2e-2, atol=2e-2)
+    size = max(abs(float(ends[0])), abs(float(difference)))
+    np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-2 * size)
 
 
 SPLITTING_CHECKS: dict[str, Callable] = {check.__name__: check for check in (
