@@ -9,7 +9,7 @@ from sklearn.linear_model import Lasso
 import jaxiter as ji
 from jaxiter import Problem, Splitting, Status, solve_splitting
 from jaxiter.operators import prox_box, prox_l1
-from jaxiter.testing import check_splitting
+from jaxiter.testing import check_splitting, splittings
 
 
 def davis_yin(prox_f, prox_g, gradient, *, step_size):
@@ -79,15 +79,10 @@ def test_the_audit_finds_what_is_wrong():
     good = POSITIVE_LASSO
     args = floats(*data(9))
 
-    def check(splitting, **options):
-        check_splitting(splitting, jnp.zeros(8, jnp.float32), *args, **options)
-
     with pytest.raises(AssertionError, match="MAX_STEPS"):
-        check(good, max_steps=3)
+        check_splitting(good, jnp.zeros(8, jnp.float32), *args, max_steps=3)
     cut = good._replace(extract=lambda z, *args: jax.lax.stop_gradient(good.extract(z, *args)))
     with pytest.raises(AssertionError):
-        from jaxiter.testing import splittings
-
         splittings.gradients_are_differences(
             splittings._Runs(cut, jnp.zeros(8, jnp.float32), tuple(args), {}))
 

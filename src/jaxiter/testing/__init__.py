@@ -8,9 +8,9 @@ from jaxiter.testing.conformance import (
     check_solver,
 )
 from jaxiter.testing.problems import ReferenceProblem, reference_problems
-from jaxiter.testing.splittings import SPLITTING_CHECKS, check_splitting
+from jaxiter.testing.splittings import check_splitting
 
 __all__ = [
-    "ADJOINT_CHECKS", "SOLVER_CHECKS", "SPLITTING_CHECKS", "Collectives", "ReferenceProblem",
-    "check_adjoint", "check_solver", "check_splitting", "collectives", "reference_problems",
+    "ADJOINT_CHECKS", "SOLVER_CHECKS", "Collectives", "ReferenceProblem", "check_adjoint",
+    "check_solver", "check_splitting", "collectives", "reference_problems",
 ]
