@@ -36,7 +36,8 @@ def floats(*arrays):
 def test_bounded_least_squares_and_its_multiplier():
     a, b = data(0, 30, 8)
     expected = lsq_linear(a, b, (-0.1, 0.15), tol=1e-12)
-    out = ji.solve_splitting(BOUNDED, jnp.zeros(8, jnp.float32), *floats(a, b))
+    out = jax.jit(lambda *data: ji.solve_splitting(BOUNDED, jnp.zeros(8, jnp.float32), *data))(
+        *floats(a, b))
     assert out.converged
     np.testing.assert_allclose(out.value, expected.x, atol=2e-5)
     # The dual is the gradient of f at the answer: zero inside, of the right sign at the bounds.
@@ -116,9 +117,9 @@ def test_two_sets_that_do_not_meet(solver):
     split = douglas_rachford(
         lambda v, t: box(v, t, jnp.float32(0)), lambda v, t: box(v, t, jnp.float32(3)),
         step_size=1.0)
-    out = ji.solve_splitting(
-        split, jnp.array([0.3, 0.7], jnp.float32), solver=solver,
-        stop=ji.any_of(ji.tolerance(), ji.no_fixed_point()))
+    out = jax.jit(lambda x0: ji.solve_splitting(
+        split, x0, solver=solver, stop=ji.any_of(ji.tolerance(), ji.no_fixed_point())))(
+            jnp.array([0.3, 0.7], jnp.float32))
     assert out.status == Status.NO_FIXED_POINT, out.message()
     np.testing.assert_allclose(out.solve.displacement, [2, 2], rtol=1e-2)
     np.testing.assert_allclose(out.value, [1, 1], atol=1e-5)

@@ -83,8 +83,8 @@ def test_non_negative_least_squares_with_a_given_step():
         lambda x, a, b: slope(x, a, b, 0), lambda v, t, a, b: prox_box(v, t, lower=0.0),
         step_size=size)
     assert split.averaged is None  # L is not known
-    out = ji.solve_splitting(split, jnp.zeros(8, jnp.float32),
-                             *(jnp.asarray(v, jnp.float32) for v in (a, b - 1)))
+    out = jax.jit(lambda *data: ji.solve_splitting(split, jnp.zeros(8, jnp.float32), *data))(
+        *(jnp.asarray(v, jnp.float32) for v in (a, b - 1)))
     assert out.converged
     np.testing.assert_allclose(out.value, expected, atol=1e-4)
 
@@ -112,7 +112,7 @@ def test_complex_trees():
     split = forward_backward(
         lambda x: jax.tree.map(lambda x, b: 2 * (x - b), x, target),
         lambda v, step: prox_l1(v, step, 2.0))
-    out = ji.solve_splitting(split, jax.tree.map(jnp.zeros_like, target))
+    out = jax.jit(lambda x0: ji.solve_splitting(split, x0))(jax.tree.map(jnp.zeros_like, target))
     assert out.converged
     np.testing.assert_allclose(out.value["u"], [2.4 + 3.2j, 0], atol=1e-4)
     np.testing.assert_allclose(out.value["v"], 1.0, atol=1e-4)
