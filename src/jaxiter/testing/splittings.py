@@ -18,6 +18,7 @@ from jaxiter.numerics import machine_epsilon
 from jaxiter.problem import as_problem, build_cache, evaluate, image_and_residual
 from jaxiter.solution import Status
 from jaxiter.splitting import SplitResult, Splitting, solve_splitting
+from jaxiter.stop import default_tolerances
 
 PyTree = Any
 
@@ -31,7 +32,8 @@ class _Runs:
         self.arrays, self.restore = split(jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float | np.ndarray) else leaf,
             args))
-        self.tolerance = 200 * machine_epsilon(self.x0) ** 0.75  # of two roads to one answer
+        # Two roads to one answer: where one ends a step earlier, they differ by its residual.
+        self.tolerance = 100 * default_tolerances(self.x0)[0]
         self.compiled = jax.jit(self.solve)
 
     def solve(self, x0: PyTree, arrays: tuple, limit: Any = None, state: Any = None,
