@@ -23,8 +23,9 @@ def douglas_rachford(prox_f: Callable, prox_g: Callable, *, step_size: Any) -> S
 
     The governing point is z; the answer is x = prox_f(z), the dual (z - x) / step, a subgradient
     of f at x whose negative is one of g. Any step converges; a good one can save nine in ten
-    of the evaluations. Where no solution exists, as with the projections onto two sets that do not
-    meet, y - x tends to the gap: ask for `any_of(tolerance(), no_fixed_point())`.
+    of the evaluations. Tolerances are relative to z, which holds step times the dual: with a far
+    too long one x is known less well. Where no solution exists, as with the projections onto two
+    sets that do not meet, y - x tends to the gap: ask for `any_of(tolerance(), no_fixed_point())`.
 
     Args:
       prox_f, prox_g: `prox(v, step, *args)`, such as those of `jaxiter.operators`.
