@@ -25,17 +25,19 @@ from jaxiter.solvers import (
     restarted,
 )
 from jaxiter.spectral import spectral_norm
+from jaxiter.splitting import SplitResult, Splitting, solve_splitting
 from jaxiter.stability import jacobian_penalty, spectral_rescale
 from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batches", "Problem", "Process", "Solution", "Status", "accuracy", "adjoint_report",
-    "all_of", "anderson", "any_of", "attach_implicit", "bilevel", "callback", "cite", "damped",
-    "diagnose", "diffusion", "divergence", "fixed_point", "frozen", "guard", "halpern",
-    "implicit", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear", "neumann",
-    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
-    "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
-    "spectral_norm", "spectral_rescale", "stagnation", "tolerance", "transport", "unrolled",
+    "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
+    "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel", "callback",
+    "cite", "damped", "diagnose", "diffusion", "divergence", "fixed_point", "frozen", "guard",
+    "halpern", "implicit", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear",
+    "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed",
+    "picard", "printer", "progress", "record", "recurrence", "restarted", "root", "solve_many",
+    "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation", "tolerance",
+    "transport", "unrolled",
 ]

@@ -9,9 +9,10 @@ from jaxiter.testing.conformance import (
 )
 from jaxiter.testing.fronts import FRONT_CHECKS, PROCESS_CHECKS, check_front, check_process
 from jaxiter.testing.problems import ReferenceProblem, reference_problems
+from jaxiter.testing.splittings import check_splitting
 
 __all__ = [
     "ADJOINT_CHECKS", "FRONT_CHECKS", "PROCESS_CHECKS", "SOLVER_CHECKS", "Collectives",
     "ReferenceProblem", "check_adjoint", "check_front", "check_process", "check_solver",
-    "collectives", "reference_problems",
+    "check_splitting", "collectives", "reference_problems",
 ]
