@@ -16,7 +16,7 @@ import optax
 import optimistix
 
 import jaxiter as ji
-from harness import run_parts
+from harness import compile_all, run_parts, time_all
 from jaxiter.bilevel import (
     bome,
     f2sa,
@@ -35,7 +35,9 @@ from jaxiter.bilevel import (
     ttsa,
     unrolled_hypergradient,
 )
+from jaxiter.bilevel.methods import as_process
 from jaxiter.linear import cg
+from jaxiter.process import latest
 from jaxiter.testing.bilevel import Cleaning, Selection, hyper_cleaning, regularisation
 
 OUTER, INNER = Selection.outer, Selection.inner
@@ -317,7 +319,47 @@ def memory() -> list[dict]:
     return rows
 
 
-PARTS = {"selection": selection, "cleaning": cleaning, "warm": warm, "memory": memory}
+def driver() -> list[dict]:
+    """Seconds of `iterate` over those of a scan of the same steps, written by hand."""
+    rows, steps = [], 2000
+    selecting, clean = regularisation(), hyper_cleaning()
+    falling_rate = falling(1.0)
+    cases = {
+        "SOBA, breast_cancer": (
+            soba(OUTER, INNER, inner_optimizer=optax.sgd(falling_rate),
+                 outer_optimizer=optax.sgd(falling(1 / 0.03))), selecting, 32,
+            (jnp.full(30, -2.0), jnp.zeros(30))),
+        "F2SA, breast_cancer": (
+            stochastic(len(selecting.train[1]), 32, 1.0)["F2SA"][0], selecting, 32,
+            (jnp.full(30, -2.0), jnp.zeros(30))),
+        "SOBA, hyper-cleaning": (cleaners()["SOBA"][0], clean, 64,
+                                 (jnp.zeros(1000), jnp.zeros((65, 10)))),
+    }
+    for name, (method, problem, size, start) in cases.items():
+        process = as_process(method)
+        data = ji.Batches(problem.train, size), ji.Batches(problem.validation, size)
+
+        def driven(key: Any, process: Any = process, start: Any = start, data: Any = data) -> Any:
+            return latest(ji.iterate(process, start, *data, key=key, max_steps=steps)).x
+
+        def by_hand(key: Any, process: Any = process, start: Any = start, data: Any = data) -> Any:
+            def once(state: Any, k: Any) -> tuple:
+                return process.step(state, jax.random.fold_in(key, k), *data), None
+
+            return jax.lax.scan(once, process.init(start, *data), jnp.arange(steps))[0].x
+
+        compiled, compiling = compile_all({"iterate": driven, "scan": by_hand}, jax.random.key(0))
+        times = time_all(compiled, jax.random.key(0), repeats=9)
+        rows.append({
+            "case": name, "ratio": float(np.median(times["iterate"] / times["scan"])),
+            "microseconds a step": float(np.median(times["iterate"])) / steps * 1e6,
+            "compile ratio": compiling["iterate"] / compiling["scan"]})
+        print(rows[-1], flush=True)
+    return rows
+
+
+PARTS = {"selection": selection, "cleaning": cleaning, "warm": warm, "memory": memory,
+         "driver": driver}
 
 
 if __name__ == "__main__":

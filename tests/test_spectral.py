@@ -101,3 +101,18 @@ def test_bad_input():
         largest_eigenvalue(lambda v: v)
     with pytest.raises(ValueError, match="matrix"):
         operator_norm(jnp.ones(3))
+
+
+def test_a_linearised_map_under_shard_map():
+    """Linearised at a point that varies over the mesh, it takes no other vectors."""
+    from jax.sharding import AxisType
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+
+    def curvature(x):
+        _, product = jax.linearize(jax.grad(lambda y: jnp.sum(y**4) / 12), x[0])
+        return largest_eigenvalue(product, x[0]).value[None]
+
+    run = jax.shard_map(curvature, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    np.testing.assert_allclose(jax.jit(run)(jnp.array([[1.0, 2.0], [3.0, 1.0]])), [4, 9], rtol=1e-2)

@@ -1,5 +1,6 @@
 """Stop rules, fed one measurement after the other by hand: which status, and after how many."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,3 +98,22 @@ def test_cases_and_defaults():
         with pytest.raises(ValueError):
             check_tolerances(rtol, atol)
     check_tolerances(0.0, None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_steady_drift_never_converges(dtype):
+    """The scale grows with every step, and with it what a relative tolerance allows."""
+    one = jnp.ones(2, dtype)
+    out = jax.jit(lambda x: ji.fixed_point(lambda x: x + one, x, max_steps=200_000))(0 * one)
+    assert out.status in (Status.MAX_STEPS, Status.PRECISION_FLOOR), out.message()
+
+
+def test_a_far_fixed_point_is_no_drift():
+    """Tiny starts, whose scale doubles many times on the way, and a jump onto the answer."""
+    q = jnp.array([0.0, 0.5, 0.99, 0.999])
+    out = jax.jit(jax.vmap(lambda q: ji.fixed_point(
+        lambda x: q * x + (1 - q), jnp.full(2, 1e-3), max_steps=20_000)))(q)
+    assert np.all(out.converged)
+    assert ji.fixed_point(lambda x: 0 * x + 2, jnp.array([1e-8])).converged
+    jump = ji.fixed_point(lambda x: 0.9 * x + 1, jnp.full(3, 1e-4), solver=ji.anderson())
+    assert jump.converged and jump.steps < 8

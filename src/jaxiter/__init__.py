@@ -11,6 +11,7 @@ from jaxiter.infeasibility import no_fixed_point
 from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
+from jaxiter.process import Batches, Process, iterate, iterate_many
 from jaxiter.roots import root
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers import (
@@ -24,6 +25,7 @@ from jaxiter.solvers import (
     restarted,
 )
 from jaxiter.spectral import spectral_norm
+from jaxiter.splitting import SplitResult, Splitting, solve_splitting
 from jaxiter.stability import jacobian_penalty, spectral_rescale
 from jaxiter.stages import in_stages
 from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
@@ -31,11 +33,12 @@ from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 __version__ = "0.1.0"
 
 __all__ = [
-    "Problem", "Solution", "Status", "accuracy", "adjoint_report", "all_of", "anderson",
-    "any_of", "attach_implicit", "bilevel", "callback", "cite", "damped", "diagnose",
-    "diffusion", "divergence", "fixed_point", "frozen", "guard", "halpern", "implicit",
-    "in_stages", "inertial", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
-    "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
-    "recurrence", "restarted", "root", "solve_many", "spectral_norm", "spectral_rescale",
-    "stagnation", "tolerance", "transport", "unrolled",
+    "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
+    "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel", "callback",
+    "cite", "damped", "diagnose", "diffusion", "divergence", "fixed_point", "frozen", "guard",
+    "halpern", "implicit", "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty",
+    "linear", "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh",
+    "overrelaxed", "picard", "printer", "progress", "record", "recurrence", "restarted", "root",
+    "solve_many", "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation",
+    "tolerance", "transport", "unrolled",
 ]

@@ -33,11 +33,10 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     _, displacement = image_and_residual(method.problem, point.x, point.output)
     # The loop's norms are quick ones; the reported one is right over the whole float range.
     residual = trees.norm(displacement)
-    if state.kept is None:
-        residual = jnp.where(state.step > 0, residual, jnp.inf)
-    else:
-        residual = jnp.where(jnp.isfinite(point.merit), residual, jnp.inf)
-    merit = residual if method.problem.merit is None else point.merit
+    measured = state.step > 0 if state.kept is None else ~jnp.isnan(point.merit)
+    residual = jnp.where(measured, residual, jnp.inf)
+    merit = jnp.where(measured, point.merit, jnp.inf)
+    merit = residual if method.problem.merit is None else merit
     ended = (state.status == Status.RUNNING) & (state.step >= max_steps)
     status = jnp.where(ended, jnp.int32(Status.MAX_STEPS), state.status)
     stop, error = method.stop, jnp.full_like(residual, jnp.nan)

@@ -27,6 +27,7 @@ from jaxiter.problem import (
     evaluate,
     extras,
     image_and_residual,
+    judges_itself,
     measure,
     nothing_measured,
 )
@@ -57,7 +58,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         solver=solver,
         stop=method.stop.init(info),
         monitor=None if method.monitor is None else method.monitor.init(info),
-        kept=Kept(x0, x0, infinite, memory) if method.keep_best or method.lazy else None,
+        kept=Kept(x0, x0, infinite * jnp.nan, memory) if method.keep_best or method.lazy else None,
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
         calls=_no_calls(problem, x0, memory, args),
@@ -121,6 +122,8 @@ def advance(
     step = state.step + 1
     measured = (step % method.check_every == 0) | (step >= max_steps) if method.lazy else None
 
+    length = trees.zero_if_finite if judges_itself(problem) else _length
+
     def when_measured(norms: Callable, blank: PyTree) -> PyTree:
         """Norms, but only when they are looked at: over devices, each is a reduction."""
         if measured is None:
@@ -129,7 +132,7 @@ def advance(
 
     def look() -> Measure:
         held = stop_gradient((x, output))
-        norm = _length(held[0]) if method.lazy else state.next_norm
+        norm = length(held[0]) if method.lazy else state.next_norm
         norms = norm, *_image_and_residual_norms(problem, *held)
         rest = stop_gradient((norms, cache, state.memory, args))
         return stop_gradient(measure(problem, *held, *rest))
@@ -149,7 +152,7 @@ def advance(
     if following is None and not method.lazy:
         next_norm = norms.image_norm
     else:
-        next_norm = when_measured(lambda: _length(stop_gradient(ahead)), nan)
+        next_norm = when_measured(lambda: length(stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
                     image_and_residual(problem, state.x, state.output)[0], memory)
@@ -161,6 +164,8 @@ def advance(
 
 def _image_and_residual_norms(problem: Problem, x: PyTree, output: PyTree) -> list[jax.Array]:
     both = partial(image_and_residual, problem)
+    if judges_itself(problem):
+        return [trees.zero_if_finite(output)] * 2
     if problem.step is not None:
         # A residual whose square underflows beside that of the image is below its rounding.
         return trees.safe_norms(both, x, output)
@@ -200,7 +205,8 @@ def _judged(
         if method.keep_best:
             # What the stop rule called converged is also what is returned: a smaller merit may
             # be larger beside its own scale.
-            better &= (norms.merit < kept.merit) | (status == Status.CONVERGED)
+            first = jnp.isnan(kept.merit)
+            better &= (norms.merit < kept.merit) | first | (status == Status.CONVERGED)
         kept = trees.where(better, Kept(
             state.x, state.output, norms.merit, state.memory), kept)
     return state._replace(status=status, stop=stop, monitor=monitor, kept=kept)

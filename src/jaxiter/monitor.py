@@ -25,15 +25,17 @@ class Monitor(NamedTuple):
     update: Callable[[StepInfo, PyTree, jax.Array], PyTree]
 
 
-def record(capacity: int = 1000, every: int = 1, value: bool = False) -> Monitor:
+def record(
+    capacity: int = 1000, every: int = 1, value: bool | Callable[[PyTree], PyTree] = False
+) -> Monitor:
     """Store merits (and iterates) in arrays of fixed size: `Solution.trace`.
 
     Row i holds step `1 + i * every`; rows never reached are NaN, steps beyond the
-    capacity are dropped.
+    capacity are dropped. Whole numbers are 0 where there is none yet.
 
     Args:
       capacity: number of rows. every: steps between rows.
-      value: also store x, leaves `[capacity, *shape]`.
+      value: also store x, leaves `[capacity, *shape]`; or a function of x, and store that.
 
     Returns:
       A monitor; the trace is a dict with `merit` and `scale` `[capacity]` and perhaps `value`.
@@ -46,12 +48,18 @@ def record(capacity: int = 1000, every: int = 1, value: bool = False) -> Monitor
     if capacity < 1 or every < 1:
         raise ValueError(f"capacity and every must be at least 1, got {capacity} and {every}.")
 
+    def seen(x: PyTree) -> PyTree:
+        return jax.tree.map(jnp.asarray, value(x)) if callable(value) else x
+
+    def blank(leaf: Any) -> jax.Array:
+        nothing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+        return jnp.full((capacity, *leaf.shape), nothing, leaf.dtype)
+
     def init(info: StepInfo) -> dict:
         empty = jnp.full((capacity,), jnp.nan, info.merit.dtype)
         trace = {"merit": empty, "scale": empty}
         if value:
-            trace["value"] = jax.tree.map(
-                lambda leaf: jnp.full((capacity, *leaf.shape), jnp.nan, leaf.dtype), info.x)
+            trace["value"] = jax.tree.map(blank, jax.eval_shape(seen, info.x))
         return trace
 
     def update(info: StepInfo, state: dict, active: jax.Array) -> dict:
@@ -59,7 +67,7 @@ def record(capacity: int = 1000, every: int = 1, value: bool = False) -> Monitor
         row = jnp.where(due, (info.step - 1) // every, capacity)  # out of range: dropped
         new = {"merit": info.merit, "scale": info.scale}
         if value:
-            new["value"] = info.x
+            new["value"] = seen(info.x)
         return jax.tree.map(lambda rows, leaf: rows.at[row].set(leaf, mode="drop"), state, new)
 
     return Monitor(init, update)

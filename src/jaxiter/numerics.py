@@ -45,6 +45,8 @@ def is_concrete(*trees: PyTree) -> bool:
 def strong(leaf: ArrayLike) -> jax.Array:
     """The leaf as an array without weak type, so that loop carries keep one type."""
     array = jnp.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array
     return lax.convert_element_type(array, array.dtype)
 
 

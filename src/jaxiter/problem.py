@@ -75,6 +75,7 @@ class Problem(NamedTuple):
 class Measure(NamedTuple):
     """Norms of one evaluation: l2 of residual and image, merit, scale and float floor.
 
+    The first two are 0, or NaN where something is not finite, for a problem that judges itself.
     `certificate`: what `certify` says; RUNNING without one.
     """
 
@@ -176,6 +177,11 @@ def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
     """The operands between the points and args: the cache and the memory, where they exist."""
     first = () if problem.cache is None else (cache,)
     return first if problem.memory is None else (*first, memory)
+
+
+def judges_itself(problem: Problem) -> bool:
+    """Whether a status needs no norm but the problem's own merit and scale."""
+    return problem.merit is not None and problem.scale is not None
 
 
 def build_cache(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> PyTree:

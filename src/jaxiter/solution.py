@@ -126,7 +126,10 @@ def _look_up_traced(table: np.ndarray, index: Any) -> jax.Array:
 
 
 class Kept(NamedTuple):
-    """The point that will be returned when it is not the last one (best, or last measured)."""
+    """The point that will be returned when it is not the last one (best, or last measured).
+
+    Its merit is NaN as long as nothing was measured.
+    """
 
     x: PyTree
     output: PyTree
@@ -140,8 +143,9 @@ class LoopState(NamedTuple):
     Attributes:
       x: the point evaluated last. output: T(x), or the residual of a problem that gives it.
       next: where the next step evaluates T; None when that is `output` itself (picard).
-      next_norm: l2 norm of the next point. merit: what the tolerance is measured on. Both are
-        NaN after a step that check_every did not measure.
+      next_norm: l2 norm of the next point, or 0 where the problem has a merit and a scale of its
+        own. merit: what the tolerance is measured on. Both are NaN after a step that check_every
+        did not measure; next_norm also where the next point is not finite.
       memory, solver, stop, monitor: states of the problem, solver, stop rule and monitor.
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import HIGHEST, safe_divide, stop_gradient
+from jaxiter.numerics import HIGHEST, anchor, safe_divide, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
@@ -145,7 +145,9 @@ def _power(apply: Callable, like: PyTree, rtol: Any, max_steps: Any) -> Spectrum
         # A map that is zero leaves v where it is: gain 0, and settled.
         return trees.where(gain == 0, v, trees.scale(1 / value, image)), value
 
-    first = trees.probe_like(like)  # nothing that occurs is orthogonal to them
+    # Nothing that occurs is orthogonal to the probe; a linearised map takes none but those that
+    # vary over a mesh as the point does where it was linearised.
+    first = anchor(trees.probe_like(like), like)
     start = trees.scale(1 / trees.norm(first), first)
     problem = Problem(step=step, memory=lambda v: jnp.zeros((), trees.norm_dtype(v)))
     solve = fixed_point(problem, start, stop=tolerance(rtol=rtol, atol=0.0),

@@ -113,11 +113,24 @@ class Progress(NamedTuple):
     """Smallest merit; steps in a row that were far above it, or stuck at the floor.
 
     `unit`: what a default atol multiplies, `min(1, scale at the first measured step)`; NaN before.
+    `base`: the scale when it was last twice that of the time before, `peak`: the largest merit
+    since, `reference`: that of the time before.
     """
 
     best: jax.Array
     futile: jax.Array
     unit: jax.Array
+    base: jax.Array
+    peak: jax.Array
+    reference: jax.Array
+
+    def fell(self, merit: jax.Array) -> jax.Array:
+        """Whether the merit fell by half since the scale last doubled.
+
+        A point that drifts off at a steady pace, for want of a fixed point, loosens a relative
+        tolerance without end: there the merit proves nothing.
+        """
+        return merit <= 0.5 * self.reference
 
 
 class Futility(NamedTuple):
@@ -129,8 +142,8 @@ class Futility(NamedTuple):
 
 def begin(info: StepInfo) -> Progress:
     """No progress yet."""
-    return Progress(lax.full_like(info.merit, jnp.inf), jnp.int32(0),
-                    lax.full_like(info.merit, jnp.nan))
+    zero, endless = lax.full_like(info.merit, 0), lax.full_like(info.merit, jnp.inf)
+    return Progress(endless, jnp.int32(0), lax.full_like(endless, jnp.nan), endless, zero, endless)
 
 
 def follow(
@@ -140,12 +153,18 @@ def follow(
     merit = lax.convert_element_type(merit, last.best.dtype)
     # Accelerated merits are not monotone: one step without progress proves nothing.
     stalled = (merit <= floor) & (merit >= last.best) & lax.is_finite(floor)
-    high = merit > DIVERGENCE_FACTOR * last.best
+    # An infinite merit says "not known here": what is not finite has a status of its own.
+    high = (merit > DIVERGENCE_FACTOR * last.best) & lax.is_finite(merit)
     futile = lax.select(stalled | high, last.futile + 1, jnp.int32(0))
     best = lax.select(merit < last.best, merit, last.best)
-    first = lax.min(lax.convert_element_type(scale, best.dtype), lax.full_like(best, 1))
-    unit = lax.select(last.unit == last.unit, last.unit, first)
-    return Progress(best, futile, unit), Futility(stalled, high)
+    scale = lax.convert_element_type(scale, best.dtype)
+    started = last.unit == last.unit
+    unit = lax.select(started, last.unit, lax.min(scale, lax.full_like(best, 1)))
+    doubled, peak = scale > 2 * last.base, lax.max(merit, last.peak)
+    return Progress(
+        best, futile, unit, lax.select(doubled | ~started, scale, last.base),
+        lax.select(doubled, merit, peak), lax.select(doubled, peak, last.reference),
+    ), Futility(stalled, high)
 
 
 def tolerances(x: PyTree, rtol: Any, atol: Any) -> tuple[Any, Any]:
@@ -184,7 +203,8 @@ def tolerance(
     times as far from its fixed point, and from a far start the first step may pass.
     `accuracy` asks for the error itself.
 
-    CONVERGED as above. PRECISION_FLOOR when the merit is within the float
+    CONVERGED as above, where the merit has fallen by half since the scale last doubled: a point
+    that drifts off steadily is none. PRECISION_FLOOR when the merit is within the float
     floor but did not fall for 5 steps, or met a tolerance below one machine
     epsilon of the scale, which rounding alone can meet. DIVERGED when the
     merit was 1000 times its minimum for 20 steps. NONFINITE when the solver
@@ -219,7 +239,8 @@ def tolerance(
         relative, absolute = tolerances(info.x, rtol, atol)
         threshold = absolute_unit(absolute, atol, progress) + relative * scale
         # An overflowed scale makes the threshold infinite: that proves nothing.
-        met = (merit <= threshold) & lax.is_finite(threshold)
+        met = (merit <= threshold) & lax.is_finite(threshold) & (
+            progress.fell(merit) | (merit <= absolute_unit(absolute, atol, progress)))
         # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved.
         status = verdict(info.finite, relative, absolute, met, threshold >= floor / 4, progress,
                          futility)

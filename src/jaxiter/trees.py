@@ -124,7 +124,7 @@ def max_norm(a: PyTree) -> jax.Array:
 
     That NaN is added by hand: across devices a maximum may drop it.
     """
-    return _peak(a) + _zero(a)
+    return _peak(a) + zero_if_finite(a)
 
 
 def norm_dtype(a: PyTree) -> Any:
@@ -132,8 +132,8 @@ def norm_dtype(a: PyTree) -> Any:
     return _widest([accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)])
 
 
-def _zero(a: PyTree) -> jax.Array:
-    """A sum of zeros, or NaN when some entry is not finite."""
+def zero_if_finite(a: PyTree) -> jax.Array:
+    """A sum of zeros: 0, or NaN when some entry is not finite."""
     kind = norm_dtype(a)
     zeros = [lax.mul(leaf, lax.full_like(leaf, 0)) for leaf in jax.tree.leaves(a)]
     return _total([_sum(zero).real.astype(kind) for zero in zeros])
@@ -141,7 +141,7 @@ def _zero(a: PyTree) -> jax.Array:
 
 def finite(a: PyTree) -> jax.Array:
     """Whether every entry is finite."""
-    return _zero(a) == 0
+    return zero_if_finite(a) == 0
 
 
 def quick_norm(a: PyTree) -> jax.Array:

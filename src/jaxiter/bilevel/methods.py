@@ -15,6 +15,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import OracleCount
 from jaxiter.monitor import Monitor
+from jaxiter.process import Process
 from jaxiter.stop import StepInfo
 
 PyTree = Any
@@ -53,6 +54,17 @@ class Method(NamedTuple):
 
     init: Callable
     step: Callable
+
+
+def as_process(method: Method) -> Process:
+    """The method as a `Process` of `(x, y)`, whose args are `jaxiter.Batches` of inner and outer.
+
+    So `iterate` runs it, with a status, resume, lanes and monitors.
+    """
+    return Process(
+        init=lambda start, inner, outer: method.init(*start),
+        step=lambda state, key, inner, outer: method.step(
+            state, Batches(inner.data, outer.data, inner.size), key))
 
 
 def no_counts() -> OracleCount:

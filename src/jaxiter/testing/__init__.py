@@ -7,9 +7,12 @@ from jaxiter.testing.conformance import (
     check_adjoint,
     check_solver,
 )
+from jaxiter.testing.fronts import FRONT_CHECKS, PROCESS_CHECKS, check_front, check_process
 from jaxiter.testing.problems import ReferenceProblem, reference_problems
+from jaxiter.testing.splittings import check_splitting
 
 __all__ = [
-    "ADJOINT_CHECKS", "SOLVER_CHECKS", "Collectives", "ReferenceProblem", "check_adjoint",
-    "check_solver", "collectives", "reference_problems",
+    "ADJOINT_CHECKS", "FRONT_CHECKS", "PROCESS_CHECKS", "SOLVER_CHECKS", "Collectives",
+    "ReferenceProblem", "check_adjoint", "check_front", "check_process", "check_solver",
+    "check_splitting", "collectives", "reference_problems",
 ]

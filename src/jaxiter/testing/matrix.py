@@ -106,6 +106,15 @@ def _flow(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.value**2)
 
 
+def _split(splitting: ji.Splitting) -> Callable:
+    return lambda theta: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(ji.solve_splitting(
+        splitting, jnp.zeros(3), theta, stop=TIGHT)[:2]))
+
+
+def _metric(x: jax.Array) -> jax.Array:
+    return jnp.matmul(jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 1.5]]), x)
+
+
 def _distilled(theta: jax.Array) -> jax.Array:
     labels = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
     return bilevel.distillation_loss(POINTS[:2] * theta[:2], labels[:2] + theta[2], POINTS, labels)
@@ -142,6 +151,11 @@ CASES: dict[str, Callable] = {
     "sparse_transport": _sparse,
     "projection_sparse_simplex": lambda t: jnp.sum(jnp.sin(
         ji.operators.projection_sparse_simplex(3 * t * POINTS[:3, 0], 2))),
+    "forward_backward, prox_l1": _split(ji.operators.forward_backward(
+        lambda x, t: _metric(x) - t, lambda v, step, t: ji.operators.prox_l1(v, step, 0.3))),
+    "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
+        lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
+        lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
         lambda t: _recurrence(t, adjoint="sequential"),

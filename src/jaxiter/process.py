@@ -1,0 +1,306 @@
+"""Processes: what moves by keys, batches or noise, run by the same driver as every fixed point."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint, frozen
+from jaxiter.driver import fixed_point
+from jaxiter.lanes import batch_size, normalise_axes, solve_many
+from jaxiter.monitor import Monitor
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.problem import Problem
+from jaxiter.solution import LoopState, Solution, Status
+from jaxiter.stop import StepInfo, Stop, never, tolerance
+
+PyTree = Any
+
+
+class Process(NamedTuple):
+    """A method that moves by keys: how it begins, what a step does, and how far it is.
+
+    Attributes:
+      init: `init(x0, *args) -> state`, a pytree of arrays with at least one of floating point.
+      step: `step(state, key, *args) -> state`, the same tree, shapes and dtypes. Step k gets
+        `fold_in(key, k)`, k = 0, 1, ...; it may ignore it.
+      merit: `merit(state, *args) -> scalar`, what the tolerance is measured on: of the state
+        itself, so that it holds for what is returned. An estimate should be inf until it has been
+        measured exactly. Without one a run never says CONVERGED.
+      calls: what one step costs in calls of the user's oracles, as in `Problem`: a tree of
+        integers, or `calls(state, *args)`.
+    """
+
+    init: Callable
+    step: Callable
+    merit: Callable | None = None
+    calls: Callable | PyTree | None = None
+
+
+class Batches(eqx.Module):
+    """Training data with leading axis n, and rows per batch (static); None: always all rows.
+
+    >>> import jax, jax.numpy as jnp
+    >>> Batches(jnp.arange(10.0), 3).draw(jax.random.key(0)).shape
+    (3,)
+    """
+
+    data: PyTree
+    size: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data; 1 without data."""
+        leaves = jax.tree.leaves(self.data)
+        return leaves[0].shape[0] if leaves else 1
+
+    def draw(self, key: jax.Array) -> PyTree:
+        """`size` rows, drawn with replacement."""
+        if self.size is None:
+            return self.data
+        chosen = jax.random.randint(key, (self.size,), 0, self.rows)
+        return jax.tree.map(lambda leaf: leaf[chosen], self.data)
+
+
+class Moving(NamedTuple):
+    """What the driver carries beside the point: the key and how many steps were taken with it.
+
+    `before`, `after`: the leaves of the state that are no floating-point numbers (counters,
+    indices), as the last step found and left them.
+    """
+
+    key: jax.Array
+    count: jax.Array
+    before: PyTree
+    after: PyTree
+
+
+class _Key(NamedTuple):
+    """A key as numbers, which any saver of arrays can write, and what makes a key of them."""
+
+    numbers: jax.Array
+    restore: Callable
+
+
+def _numbers(key: Any) -> _Key:
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        kind = jax.random.key_impl(key)
+        return _Key(jax.random.key_data(key), lambda data: jax.random.wrap_key_data(
+            data, impl=kind))
+    if key.dtype != jnp.uint32:
+        raise TypeError(f"key must be a random key such as jax.random.key(0), got {key.dtype}.")
+    return _Key(key, lambda data: data)
+
+
+def _split(state: PyTree) -> tuple[PyTree, PyTree]:
+    """The floating-point leaves, which the driver measures, and the others, which it carries."""
+    return eqx.partition(state, eqx.is_inexact_array)
+
+
+def _start(process: Process, x0: PyTree, args: tuple) -> tuple[PyTree, PyTree]:
+    state = jax.tree.map(strong, process.init(x0, *args))
+    point, rest = _split(state)
+    if not jax.tree.leaves(point):
+        raise TypeError("the state of a process needs a floating-point leaf, and init returned "
+                        "none; convert what moves with astype(float).")
+    return point, rest
+
+
+def as_problem(process: Process, restore: Callable) -> Problem:
+    """The process as a problem of its floating-point leaves; its first argument is a `Moving`."""
+
+    def state_of(point: PyTree, moving: Moving) -> PyTree:
+        return eqx.combine(point, moving.after)
+
+    def step(point: PyTree, moving: Moving, start: Moving, *args: PyTree) -> tuple:
+        del start
+        state = state_of(point, moving)
+        key = jax.random.fold_in(restore(moving.key), moving.count)
+        new = jax.tree.map(strong, process.step(state, key, *args))
+        trees.check_same_structure(state, new, "The step of the process")
+        point, rest = _split(new)
+        return point, Moving(moving.key, moving.count + 1, moving.after, rest)
+
+    def merit(point: PyTree, image: PyTree, moving: Moving, start: Moving, *args: PyTree) -> Any:
+        del image, start
+        # Infinite without one: then no tolerance is ever met, and no norm is taken.
+        return jnp.inf if process.merit is None else process.merit(state_of(point, moving), *args)
+
+    def calls(point: PyTree, moving: Moving, start: Moving, *args: PyTree) -> PyTree:
+        del start
+        spent = process.calls
+        return spent(state_of(point, moving), *args) if callable(spent) else spent
+
+    return Problem(
+        step=step, merit=merit, memory=lambda point, start, *args: start,
+        scale=0.0 if process.merit is None else None,  # no norm is taken where none is needed
+        floor=0.0,  # how well a merit can be resolved only its process knows
+        calls=None if process.calls is None else calls)
+
+
+def _seeing_all(monitor: Monitor | None, process: Process) -> Monitor | None:
+    """The monitor, shown whole states; without a merit it sees how far the last step moved."""
+    if monitor is None:
+        return None
+
+    def shown(info: StepInfo) -> StepInfo:
+        merit = trees.norm(info.residual) if process.merit is None else info.merit
+        return info._replace(x=eqx.combine(info.x, info.memory.before), merit=merit)
+
+    return Monitor(lambda info: monitor.init(shown(info)),
+                   lambda info, state, active: monitor.update(shown(info), state, active))
+
+
+def _rule(process: Process, stop: Stop | None) -> Stop:
+    """The stop rule; one that cannot say CONVERGED where there is nothing to judge by."""
+    if process.merit is not None:
+        return tolerance() if stop is None else stop
+    if stop is None:
+        return never()
+
+    def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
+        status, state = stop.update(info, state)
+        claims = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
+        return jnp.where(claims, jnp.int32(Status.RUNNING), status), state
+
+    return Stop(stop.init, update, stop.amplification)
+
+
+def _check(process: Any, adjoint: Adjoint | None, keep_best: bool) -> Adjoint:
+    if not isinstance(process, Process):
+        raise TypeError(f"expected a Process(init, step), got {type(process).__name__}.")
+    if keep_best and process.merit is None:
+        raise ValueError("keep_best compares merits, and this process has none.")
+    adjoint = frozen() if adjoint is None else adjoint
+    if not adjoint.differentiates_loop and type(adjoint) is not type(frozen()):
+        raise ValueError("a step that draws a new key has no fixed point to differentiate: "
+                         "adjoint must be frozen() or unrolled(); or attach_implicit the equations "
+                         "that the answer solves.")
+    return adjoint
+
+
+def _whole(solution: Solution) -> Solution:
+    """The solution with the whole state as its value."""
+    value = eqx.combine(solution.value, solution.state.answer.memory.before)
+    return solution._replace(value=value)
+
+
+@on_own_mesh
+def iterate(
+    process: Process,
+    x0: PyTree,
+    *args: PyTree,
+    key: jax.Array,
+    stop: Stop | None = None,
+    adjoint: Adjoint | None = None,
+    max_steps: Any = 1000,
+    check_every: int = 1,
+    keep_best: bool = False,
+    monitor: Monitor | None = None,
+    resume: LoopState | None = None,
+) -> Solution:
+    """Run a `Process`: `state <- step(state, fold_in(key, k), *args)`, k = 0, 1, ...
+
+    A thin layer over `fixed_point`: the state is its x, so statuses, monitors, traces, resume,
+    vmap (many seeds), `over_mesh` and pmap are the driver's. `value` is the state that the last
+    step began from, whose residual and merit were measured; `latest` gives the one it led to.
+
+    Args:
+      process: what moves. x0, *args: what `init` gets; `step` gets the args too. Data of a
+        training set are args, such as `Batches`.
+      key: a random key; with `resume` that of the first run goes on.
+      stop: default `tolerance()` of the merit, or `never()` without one. Without a merit no rule
+        says CONVERGED.
+      adjoint: `frozen()`, the default, or `unrolled()`.
+      max_steps, check_every, keep_best, monitor, resume: as in `fixed_point`. A run in chunks is
+        the whole run, bit by bit; one that ended goes on from its last good state, with new
+        keys. There is no solver: what accelerates a map would mix states of different keys.
+
+    Returns:
+      A `Solution`; residual and displacement are of the floating-point leaves.
+
+    Raises:
+      TypeError: a step that changes tree, shape or dtype (names the leaf); a state without
+        floating-point leaves; a key that is none.
+      ValueError: an implicit adjoint; keep_best without a merit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> walk = Process(lambda x0: x0, lambda x, key: 0.9 * x + jax.random.normal(key))
+    >>> run = iterate(walk, 5.0, key=jax.random.key(0), max_steps=100)
+    >>> int(run.steps), bool(run.converged), bool(abs(run.value) < 10)
+    (100, False, True)
+    """
+    adjoint = _check(process, adjoint, keep_best)
+    numbers, restore = _numbers(key)
+    point, rest = _start(process, x0, args)
+    start = Moving(numbers, jnp.int32(0), rest, rest)
+    if resume is not None:
+        # Only for a state that ended: from its answer, with keys that were not used yet.
+        trees.check_same_structure(start, resume.memory, "resume (a state of another process?)")
+        held = resume.answer.memory
+        start = Moving(resume.memory.key, resume.memory.count, held.before, held.before)
+    solution = fixed_point(
+        as_problem(process, restore), point, start, *args, stop=_rule(process, stop),
+        adjoint=adjoint, max_steps=max_steps, check_every=check_every, keep_best=keep_best,
+        monitor=_seeing_all(monitor, process), resume=resume)
+    return _whole(solution)
+
+
+@on_own_mesh
+def iterate_many(
+    process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int = 128,
+    in_axes: Any = 0, refill_every: int = 16, stop: Stop | None = None, max_steps: Any = 1000,
+    check_every: int = 1, keep_best: bool = False, monitor: Monitor | None = None,
+) -> Solution:
+    """Many runs of a process of uneven length, in lanes that refill when theirs ends.
+
+    Args:
+      process: as in `iterate`, for one run.
+      x0s: starts, leaves `[n, *shape]`. *args: batched along `in_axes`.
+      key: keys `[n]`, or one key, of which run i gets `split(key, n)[i]`.
+      lanes, in_axes, refill_every: as in `solve_many`. The others as in `iterate`.
+
+    Returns:
+      A batched `Solution`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> walk = Process(lambda x0: x0, lambda x, key: 0.5 * x + 0 * jax.random.normal(key),
+    ...                merit=lambda x: abs(x))
+    >>> runs = iterate_many(walk, jnp.array([1.0, 8.0]), key=jax.random.key(0),
+    ...                     stop=tolerance(rtol=0, atol=0.5))
+    >>> runs.steps.tolist(), runs.value.tolist()
+    ([2, 5], [0.5, 0.5])
+    """
+    _check(process, None, keep_best)
+    axes = normalise_axes(in_axes, len(args))
+    count = batch_size(x0s, args, axes)
+    key = jnp.asarray(key)
+    one_key = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1
+    numbers, restore = _numbers(jax.random.split(key, count) if key.ndim == one_key else key)
+    arrays, others = eqx.partition(args, eqx.is_array)
+    points, rest = jax.vmap(
+        lambda x0, *arrays: _start(process, x0, eqx.combine(arrays, others)),
+        in_axes=(0, *axes))(x0s, *arrays)
+    starts = Moving(numbers, jnp.zeros(count, jnp.int32), rest, rest)
+    return _whole(solve_many(
+        as_problem(process, restore), points, starts, *args, lanes=lanes, in_axes=(0, *axes),
+        refill_every=refill_every, stop=_rule(process, stop), adjoint=frozen(),
+        max_steps=max_steps, check_every=check_every, keep_best=keep_best,
+        monitor=_seeing_all(monitor, process)))
+
+
+def latest(solution: Solution) -> PyTree:
+    """The state after the last step of a run, which was not measured any more.
+
+    That of `steps` steps where the run was not cut short by something not finite; then the last
+    finite one.
+    """
+    state = stop_gradient(solution.state)
+    broken = solution.status == Status.NONFINITE
+    after = eqx.combine(state.output, state.memory.after)
+    return jax.tree.map(lambda new, old: jnp.where(jnp.reshape(
+        broken, broken.shape + (1,) * (new.ndim - broken.ndim)), old, new), after, solution.value)
