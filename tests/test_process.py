@@ -13,8 +13,9 @@ from jaxiter import Batches, Process, Status, iterate, iterate_many
 from jaxiter.bilevel import soba
 from jaxiter.bilevel.methods import as_process
 from jaxiter.process import latest
-from jaxiter.testing import check_process
+from jaxiter.testing import PROCESS_CHECKS, check_process
 from jaxiter.testing.bilevel import quadratic
+from jaxiter.testing.fronts import resume_is_bitwise
 
 KEY = jax.random.key(7)
 rng = np.random.default_rng(0)
@@ -83,7 +84,11 @@ def test_conformance_of_soba():
     method = soba(lambda x, y, _: problem.outer(x, y), lambda x, y, _: problem.inner(x, y),
                   inner_optimizer=optax.sgd(0.3, momentum=0.5), outer_optimizer=optax.sgd(0.05))
     start = jnp.asarray(problem.x, jnp.float32), jnp.zeros(10)
-    check_process(as_process(method), start, Batches(None), Batches(None), key=KEY)
+    process, args = as_process(method), (Batches(None), Batches(None))
+    for check in PROCESS_CHECKS.values():
+        check(process, start, args, KEY)
+    resume_is_bitwise(lambda x, key, **options: iterate(process, x, *args, key=key, **options),
+                      (start, KEY))
 
 
 def test_nan_in_the_data_ends_with_the_last_finite_state():
