@@ -5,8 +5,8 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    # Compiling takes most of the time here. XLA's own passes all run; LLVM tries less hard.
-    " --xla_backend_optimization_level=1"
+    # Compiling takes most of the time here. XLA's own passes all run; LLVM does not optimise.
+    " --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Workers, subprocesses and later runs share what is compiled: a second run takes half the time.
