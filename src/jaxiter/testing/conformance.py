@@ -4,6 +4,7 @@
 tests over them, or call `check_solver(solver)` to run all.
 """
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -230,14 +231,22 @@ def _loss(reference: ReferenceProblem, adjoint: Adjoint, args: tuple, **keywords
     return sum((jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(solution.value)), jnp.zeros(()))
 
 
+def _gradient(reference: ReferenceProblem, adjoint: Adjoint) -> tuple:
+    return jax.jit(jax.grad(lambda args: _loss(reference, adjoint, args)))(reference.args)
+
+
+@cache
+def _unrolled_gradients() -> dict:
+    """By name, of every regular contraction; the same for every adjoint that is checked."""
+    return {name: _gradient(reference, unrolled())
+            for name, reference in reference_problems().items()
+            if reference.regular and reference.contracts and reference.args}
+
+
 def gradients_agree_with_unrolling(adjoint: Adjoint, tolerance: float = 2e-3) -> None:
     """On every regular contraction the gradient is that of the unrolled loop."""
-    for reference in reference_problems().values():
-        if reference.regular and reference.contracts and reference.args:
-            ours, unroll = (
-                jax.jit(jax.grad(lambda args, a=a, r=reference: _loss(r, a, args)))(reference.args)
-                for a in (adjoint, unrolled()))
-            _assert_close(ours, unroll, tolerance)
+    for name, gradient in _unrolled_gradients().items():
+        _assert_close(_gradient(reference_problems()[name], adjoint), gradient, tolerance)
 
 
 def value_is_untouched(adjoint: Adjoint) -> None:
