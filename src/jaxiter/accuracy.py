@@ -38,8 +38,7 @@ class AccuracyState(NamedTuple):
     `noise`: the relative rounding of the steps in the running measurement. `rates`: `[WINDOW]`,
     -1 where there is none yet. `slower`: a rate seen since the last of them that is clearly above
     all, although too near to 1 to be known itself; -1 where there was none. `passed`: steps in a
-    row with a small estimate. `ratio`: the last one of error and residual. `jitter`: what share of
-    the last measured decay may be rounding.
+    row with a small estimate. `jitter`: what share of the last measured decay may be rounding.
     """
 
     progress: Progress
@@ -50,7 +49,6 @@ class AccuracyState(NamedTuple):
     measured: jax.Array
     slower: jax.Array
     passed: jax.Array
-    ratio: jax.Array
     jitter: jax.Array
 
 
@@ -98,12 +96,12 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         zero = jnp.zeros_like(info.merit)
         rates = jnp.full((WINDOW,), -1, info.merit.dtype)
         return AccuracyState(begin(info), zero, jnp.int32(0), zero, rates, jnp.int32(0), rates[0],
-                             jnp.int32(0), zero + jnp.inf, zero)
+                             jnp.int32(0), zero)
 
     def update(info: StepInfo, state: AccuracyState) -> tuple[jax.Array, AccuracyState]:
         lengths = _Lengths(*trees.safe_norms(
             _vectors, info.x, info.residual, info.previous_x, info.previous_image))
-        state = _observe(info, lengths, state)
+        last, state = amplification(state), _observe(info, lengths, state)
         residual, size = lengths.residual, jnp.maximum(lengths.x, lengths.image)
         factor = amplification(state)
         # A residual of exactly 0 is a fixed point, also where no rate was measured.
@@ -113,13 +111,13 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         threshold = absolute_unit(absolute, atol, progress) + relative * size
         floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)
         small = error <= threshold
-        settled = factor <= (1 + GROWS + 2 * state.jitter) * state.ratio
+        settled = factor <= (1 + GROWS + 2 * state.jitter) * last
         passed = jnp.where(small, jnp.where(settled, state.passed + 1, 1), 0)
         enough = jnp.where(MARGIN * error <= threshold, IN_A_ROW // 2, IN_A_ROW)
         met = small & ((passed >= enough) | (residual == 0))
         status = verdict(
             info.finite, relative, absolute, met, threshold >= floor, progress, futility)
-        return status, state._replace(progress=progress, passed=passed, ratio=factor)
+        return status, state._replace(progress=progress, passed=passed)
 
     return Stop(init, update, amplification)
 

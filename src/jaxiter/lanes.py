@@ -22,7 +22,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, is_array, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import Stop
@@ -133,9 +133,7 @@ def solve_many(
     """
     if resume is not None:
         raise ValueError("solve_many cannot resume; call vmap(fixed_point) with resume instead.")
-    for name, number in (("lanes", lanes), ("refill_every", refill_every)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+    check_count(lanes=lanes, refill_every=refill_every)
     method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
     adjoint = as_adjoint(adjoint)
     if adjoint.differentiates_loop:

@@ -122,8 +122,6 @@ def advance(
     step = state.step + 1
     measured = (step % method.check_every == 0) | (step >= max_steps) if method.lazy else None
 
-    length = trees.zero_if_finite if judges_itself(problem) else _length
-
     def when_measured(norms: Callable, blank: PyTree) -> PyTree:
         """Norms, but only when they are looked at: over devices, each is a reduction."""
         if measured is None:
@@ -132,7 +130,7 @@ def advance(
 
     def look() -> Measure:
         held = stop_gradient((x, output))
-        norm = length(held[0]) if method.lazy else state.next_norm
+        norm = _length(problem, held[0]) if method.lazy else state.next_norm
         norms = norm, *_image_and_residual_norms(problem, *held)
         rest = stop_gradient((norms, cache, state.memory, args))
         return stop_gradient(measure(problem, *held, *rest))
@@ -152,7 +150,7 @@ def advance(
     if following is None and not method.lazy:
         next_norm = norms.image_norm
     else:
-        next_norm = when_measured(lambda: length(stop_gradient(ahead)), nan)
+        next_norm = when_measured(lambda: _length(problem, stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
                     image_and_residual(problem, state.x, state.output)[0], memory)
@@ -164,15 +162,16 @@ def advance(
 
 def _image_and_residual_norms(problem: Problem, x: PyTree, output: PyTree) -> list[jax.Array]:
     both = partial(image_and_residual, problem)
+    if problem.step is None or judges_itself(problem):
+        return [_length(problem, vector) for vector in both(x, output)]
+    # A residual whose square underflows beside that of the image is below its rounding.
+    return trees.safe_norms(both, x, output)
+
+
+def _length(problem: Problem, vector: PyTree) -> jax.Array:
+    """The l2 norm; for a problem that needs none 0, or NaN where something is not finite."""
     if judges_itself(problem):
-        return [trees.zero_if_finite(output)] * 2
-    if problem.step is not None:
-        # A residual whose square underflows beside that of the image is below its rounding.
-        return trees.safe_norms(both, x, output)
-    return [_length(vector) for vector in both(x, output)]
-
-
-def _length(vector: PyTree) -> jax.Array:
+        return trees.zero_if_finite(vector)
     return trees.safe_norms(lambda vector: (vector,), vector)[0]
 
 

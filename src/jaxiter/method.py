@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import is_concrete
+from jaxiter.numerics import check_count, is_concrete
 from jaxiter.problem import Problem, as_problem
 from jaxiter.solvers.mixing import picard
 from jaxiter.stop import Stop, tolerance
@@ -47,8 +47,7 @@ def make_method(
     if not (hasattr(solver, "init") and hasattr(solver, "update")):
         raise TypeError(f"solver must be an optax transformation such as anderson(), got "
                         f"{type(solver).__name__}; did you forget to call it?")
-    if not isinstance(check_every, int) or check_every < 1:
-        raise ValueError(f"check_every must be an integer of at least 1, got {check_every!r}.")
+    check_count(check_every=check_every)
     if problem.refresh < 1:
         raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
     stop = tolerance() if stop is None else stop

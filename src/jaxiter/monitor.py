@@ -25,6 +25,14 @@ class Monitor(NamedTuple):
     update: Callable[[StepInfo, PyTree, jax.Array], PyTree]
 
 
+def seeing(monitor: Monitor | None, view: Callable[[StepInfo], StepInfo]) -> Monitor | None:
+    """The monitor, shown what `view` makes of each step; None stays None."""
+    if monitor is None:
+        return None
+    return Monitor(lambda info: monitor.init(view(info)),
+                   lambda info, state, active: monitor.update(view(info), state, active))
+
+
 def record(
     capacity: int = 1000, every: int = 1, value: bool | Callable[[PyTree], PyTree] = False
 ) -> Monitor:

@@ -17,7 +17,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.typing import ArrayLike
 
 PyTree = Any
@@ -97,19 +97,24 @@ def anchor(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(retype, tree)
 
 
+def _unset_mesh(*trees: PyTree) -> AbstractMesh | None:
+    """The explicit mesh over which some of the arrays are laid out, unless one is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        for leaf in jax.tree.leaves(trees):
+            mesh = jax.typeof(leaf).sharding.mesh if is_array(leaf) else None
+            if mesh is not None and AxisType.Explicit in mesh.axis_types:
+                return mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    return None
+
+
 def mesh_of(*trees: PyTree) -> AbstractContextManager:
     """A context with the explicit mesh over which the arrays are laid out, unless one is set.
 
     Without `jax.set_mesh` most functions of `jax.numpy` refuse an explicitly sharded batch as
     soon as a constant meets it.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        for leaf in jax.tree.leaves(trees):
-            mesh = jax.typeof(leaf).sharding.mesh if is_array(leaf) else None
-            if mesh is not None and AxisType.Explicit in mesh.axis_types:
-                abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
-                return jax.sharding.use_abstract_mesh(abstract)
-    return nullcontext()
+    mesh = _unset_mesh(trees)
+    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh)
 
 
 def on_own_mesh(function: Callable) -> Callable:
@@ -120,18 +125,16 @@ def on_own_mesh(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args: Any, **keywords: Any) -> Any:
-        given = (args, keywords)
-        if isinstance(mesh_of(given), nullcontext):
+        mesh = _unset_mesh(args, keywords)
+        if mesh is None:
             return function(*args, **keywords)
-        arrays, rest = eqx.partition(given, is_array)
 
         @eqx.filter_jit
-        def on_mesh(arrays: PyTree) -> Any:
-            args, keywords = eqx.combine(arrays, rest)
-            with mesh_of(arrays):
+        def on_mesh(args: tuple, keywords: dict) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh):
                 return function(*args, **keywords)
 
-        return on_mesh(arrays)
+        return on_mesh(args, keywords)
 
     return run
 

@@ -176,7 +176,11 @@ def _pair(out: Any, requirement: str) -> tuple:
 def extras(problem: Problem, cache: PyTree, memory: PyTree) -> tuple:
     """The operands between the points and args: the cache and the memory, where they exist."""
     first = () if problem.cache is None else (cache,)
-    return first if problem.memory is None else (*first, memory)
+    return (*first, *_remembered(problem, memory))
+
+
+def _remembered(problem: Problem, memory: PyTree) -> tuple:
+    return () if problem.memory is None else (memory,)
 
 
 def judges_itself(problem: Problem) -> bool:
@@ -188,7 +192,7 @@ def build_cache(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> PyT
     """The cache at a point; None without one."""
     if problem.cache is None:
         return None
-    return problem.cache(x, *extras(problem._replace(cache=None), None, memory), *args)
+    return problem.cache(x, *_remembered(problem, memory), *args)
 
 
 def epoch(problem: Problem, memory: PyTree) -> jax.Array:

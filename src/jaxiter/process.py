@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
-from jaxiter.monitor import Monitor
+from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.problem import Problem
 from jaxiter.solution import LoopState, Solution, Status
@@ -144,15 +144,11 @@ def as_problem(process: Process, restore: Callable) -> Problem:
 
 def _seeing_all(monitor: Monitor | None, process: Process) -> Monitor | None:
     """The monitor, shown whole states; without a merit it sees how far the last step moved."""
-    if monitor is None:
-        return None
-
-    def shown(info: StepInfo) -> StepInfo:
+    def whole(info: StepInfo) -> StepInfo:
         merit = trees.norm(info.residual) if process.merit is None else info.merit
         return info._replace(x=eqx.combine(info.x, info.memory.before), merit=merit)
 
-    return Monitor(lambda info: monitor.init(shown(info)),
-                   lambda info, state, active: monitor.update(shown(info), state, active))
+    return seeing(monitor, whole)
 
 
 def _rule(process: Process, stop: Stop | None) -> Stop:

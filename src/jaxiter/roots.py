@@ -203,8 +203,8 @@ def _confirmed(
     needs no such proof.
     """
     x, x0, args = stop_gradient((solution.value, x0, args))
-    first = function(x0, *args)
-    unit = trees.magnitude(first)
+    first = stop_gradient(solution.state.answer.memory.start)
+    unit = jnp.where(first > 0, first, 1)
 
     def scaled(x: PyTree) -> PyTree:
         return trees.scale(1 / unit, function(x, *args))
@@ -223,7 +223,7 @@ def _confirmed(
     # What rounding of x changes F by, at a root near 0 too.
     rounding = 8 * machine_epsilon(x) * jnp.maximum(
         trees.norm(product(x)), norm * safe_divide(length, trees.norm(step.value)))
-    fell = norm <= NEAR * trees.norm(first) / unit
+    fell = norm <= NEAR * first / unit
     near = (~ran | fell) & (step.residual <= SOLVED) & (trees.norm(step.value) <= NEAR * length) & (
         left <= jnp.maximum(LEFT * norm, rounding))
     absolute = accepts(stop, x, trees.scale(unit, value), solution.merit, 0)

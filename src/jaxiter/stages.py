@@ -16,7 +16,7 @@ from jaxiter.driver import attached, finish
 from jaxiter.implicit import as_adjoint, nan_derivative_unless
 from jaxiter.loop import first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
-from jaxiter.monitor import Monitor
+from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import (
     anchor,
     hoist,
@@ -28,7 +28,7 @@ from jaxiter.numerics import (
 )
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import Solution, Status
-from jaxiter.stop import StepInfo, Stop
+from jaxiter.stop import Stop
 
 PyTree = Any
 
@@ -99,13 +99,8 @@ def ended(solution: Solution, max_steps: Any) -> jax.Array:
 
 def onward(monitor: Monitor | None, spent: Spent) -> Monitor | None:
     """The monitor going on where earlier stages left it."""
-    if monitor is None:
-        return None
-
-    def update(info: StepInfo, state: PyTree, active: jax.Array) -> PyTree:
-        return monitor.update(info._replace(step=info.step + spent.steps), state, active)
-
-    return Monitor(lambda info: spent.trace, update)
+    later = seeing(monitor, lambda info: info._replace(step=info.step + spent.steps))
+    return None if later is None else later._replace(init=lambda info: spent.trace)
 
 
 def counted(solution: Solution, spent: Spent) -> Solution:

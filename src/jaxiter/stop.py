@@ -237,10 +237,11 @@ def tolerance(
         merit = lax.convert_element_type(merit, state.best.dtype)
         progress, futility = follow(merit, floor, scale, state)
         relative, absolute = tolerances(info.x, rtol, atol)
-        threshold = absolute_unit(absolute, atol, progress) + relative * scale
+        nearest = absolute_unit(absolute, atol, progress)
+        threshold = nearest + relative * scale
         # An overflowed scale makes the threshold infinite: that proves nothing.
         met = (merit <= threshold) & lax.is_finite(threshold) & (
-            progress.fell(merit) | (merit <= absolute_unit(absolute, atol, progress)))
+            progress.fell(merit) | (merit <= nearest))
         # A tolerance under one epsilon of the scale (floor / 4) cannot be resolved.
         status = verdict(info.finite, relative, absolute, met, threshold >= floor / 4, progress,
                          futility)

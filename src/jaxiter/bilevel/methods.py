@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxiter import trees
+from jaxiter import process, trees
 from jaxiter.bilevel.hypergradient import OracleCount
 from jaxiter.monitor import Monitor
-from jaxiter.process import Process
 from jaxiter.stop import StepInfo
 
 PyTree = Any
@@ -30,23 +29,16 @@ class Batches(NamedTuple):
 
     def inner(self, key: jax.Array) -> PyTree:
         """A batch for the inner objective."""
-        return self._draw(self.inner_data, key)
+        return process.Batches(self.inner_data, self.size).draw(key)
 
     def outer(self, key: jax.Array) -> PyTree:
         """A batch for the outer objective."""
-        return self._draw(self.outer_data, key)
-
-    def _draw(self, data: PyTree, key: jax.Array) -> PyTree:
-        if self.size is None:
-            return data
-        rows = jax.random.randint(key, (self.size,), 0, rows_of(data))
-        return jax.tree.map(lambda leaf: leaf[rows], data)
+        return process.Batches(self.outer_data, self.size).draw(key)
 
 
 def rows_of(data: PyTree) -> int:
     """Rows of data, the length of its leading axes; 1 without data."""
-    leaves = jax.tree.leaves(data)
-    return leaves[0].shape[0] if leaves else 1
+    return process.Batches(data).rows
 
 
 class Method(NamedTuple):
@@ -56,12 +48,12 @@ class Method(NamedTuple):
     step: Callable
 
 
-def as_process(method: Method) -> Process:
+def as_process(method: Method) -> process.Process:
     """The method as a `Process` of `(x, y)`, whose args are `jaxiter.Batches` of inner and outer.
 
     So `iterate` runs it, with a status, resume, lanes and monitors.
     """
-    return Process(
+    return process.Process(
         init=lambda start, inner, outer: method.init(*start),
         step=lambda state, key, inner, outer: method.step(
             state, Batches(inner.data, outer.data, inner.size), key))

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import check_count, is_concrete, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.solvers.guard import guard
 from jaxiter.solvers.residual import residual_solver
 from jaxiter.values import as_value
@@ -90,9 +90,7 @@ def anderson(
     >>> int(jaxiter.fixed_point(slow, jnp.zeros(5), solver=anderson()).steps) < 25
     True
     """
-    for name, value in (("memory", memory), ("period", period)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    check_count(memory=memory, period=period)
     if kind not in (1, 2):
         raise ValueError(f"kind must be 1 or 2, got {kind!r}.")
     if is_concrete(mixing) and not np.all((np.asarray(mixing) > 0) & (np.asarray(mixing) <= 1)):

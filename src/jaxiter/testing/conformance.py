@@ -30,11 +30,13 @@ def _solve(reference: ReferenceProblem, solver: Solver, **keywords: Any) -> Solu
         reference.problem, x0, *args, solver=solver, **keywords))(reference.x0, reference.args)
 
 
-def _assert_equal(a: Any, b: Any) -> None:
+def assert_equal(a: Any, b: Any) -> None:
+    """All leaves are equal, NaN with NaN."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def _assert_close(a: Any, b: Any, tolerance: float) -> None:
+def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    """All leaves are as near as that, relatively or absolutely."""
     def compare(x: Any, y: Any) -> None:
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
@@ -47,7 +49,7 @@ def solves_reference_problems(solver: Solver) -> None:
         if reference.contracts and reference.answer is not None:
             solution = _solve(reference, solver)
             assert solution.converged, f"{reference.name}: {solution.message()}"
-            _assert_close(solution.value, reference.answer, 3e-3)
+            assert_close(solution.value, reference.answer, 3e-3)
 
 
 def residual_is_honest(solver: Solver) -> None:
@@ -89,7 +91,7 @@ def eager_is_jit(solver: Solver) -> None:
     eager = fixed_point(reference.problem, reference.x0, *reference.args, solver=solver)
     jitted = _solve(reference, solver)
     assert abs(int(eager.steps) - int(jitted.steps)) <= 1
-    _assert_close(eager.value, jitted.value, 1e-5)
+    assert_close(eager.value, jitted.value, 1e-5)
 
 
 def vmap_is_loop(solver: Solver) -> None:
@@ -105,7 +107,7 @@ def vmap_is_loop(solver: Solver) -> None:
         assert batch.status[i] == single.status
         if i < 3:  # the counts of a broken lane carry no meaning
             assert abs(int(batch.steps[i]) - int(single.steps)) <= 1
-        _assert_close(batch.value[i], single.value, 1e-5)
+        assert_close(batch.value[i], single.value, 1e-5)
 
 
 def lanes_are_vmap(solver: Solver) -> None:
@@ -119,9 +121,9 @@ def lanes_are_vmap(solver: Solver) -> None:
     lanes = jax.jit(lambda q: solve_many(
         step, starts, q, solver=solver, lanes=3, refill_every=4))(rates)
     batch = jax.jit(jax.vmap(lambda x, q: fixed_point(step, x, q, solver=solver)))(starts, rates)
-    _assert_equal(lanes.status, batch.status)
+    assert_equal(lanes.status, batch.status)
     assert np.all(np.abs(np.asarray(lanes.steps - batch.steps)) <= 1)
-    _assert_close(lanes.value, batch.value, 1e-5)
+    assert_close(lanes.value, batch.value, 1e-5)
 
 
 def resume_is_bitwise(solver: Solver) -> None:
@@ -134,7 +136,7 @@ def resume_is_bitwise(solver: Solver) -> None:
 
     whole = jax.jit(solve)(12)
     part = jax.jit(solve)(5)
-    _assert_equal(jax.jit(solve)(12, part.state), whole)
+    assert_equal(jax.jit(solve)(12, part.state), whole)
 
 
 def monitors_change_nothing(solver: Solver) -> None:
@@ -143,7 +145,7 @@ def monitors_change_nothing(solver: Solver) -> None:
     plain = _solve(reference, solver)
     watched = _solve(reference, solver, monitor=record(STEPS))
     assert plain.steps == watched.steps
-    _assert_close(plain.value, watched.value, 1e-6)
+    assert_close(plain.value, watched.value, 1e-6)
     assert np.sum(~np.isnan(watched.trace["merit"])) == watched.steps
 
 
@@ -159,7 +161,7 @@ def keeps_dtype_and_structure(solver: Solver) -> None:
             lambda y: f * y + f * t, x, solver=solver))(jnp.zeros(2, dtype))
         assert out.value.dtype == dtype and out.residual.dtype == jnp.float32
         assert out.status in (Status.CONVERGED, Status.PRECISION_FLOOR), out.message()
-        _assert_close(np.asarray(out.value, np.complex64), np.asarray(target, np.complex64), 5e-2)
+        assert_close(np.asarray(out.value, np.complex64), np.asarray(target, np.complex64), 5e-2)
 
 
 def map_appears_once(solver: Solver) -> None:
@@ -201,7 +203,7 @@ def chains_with_optax(solver: Solver) -> None:
 
     batch = jax.jit(jax.vmap(solve))(jnp.array([1.0, 0.7]))
     assert np.all(batch.converged), batch.message()
-    _assert_close(batch.value[1], reference.answer, 3e-3)
+    assert_close(batch.value[1], reference.answer, 3e-3)
 
 
 SOLVER_CHECKS = {check.__name__: check for check in (
@@ -246,7 +248,7 @@ def _unrolled_gradients() -> dict:
 def gradients_agree_with_unrolling(adjoint: Adjoint, tolerance: float = 2e-3) -> None:
     """On every regular contraction the gradient is that of the unrolled loop."""
     for name, gradient in _unrolled_gradients().items():
-        _assert_close(_gradient(reference_problems()[name], adjoint), gradient, tolerance)
+        assert_close(_gradient(reference_problems()[name], adjoint), gradient, tolerance)
 
 
 def value_is_untouched(adjoint: Adjoint) -> None:
@@ -277,7 +279,7 @@ def closures_are_hoisted(adjoint: Adjoint) -> None:
     steps = 1e-2 * np.eye(3, dtype=np.float32)
     value = jax.jit(loss)
     differences = [(value(scale + h, order) - value(scale - h, order)) / 2e-2 for h in steps]
-    _assert_close(gradient, np.array(differences), 5e-3)
+    assert_close(gradient, np.array(differences), 5e-3)
 
 
 def works_under_vmap_remat_and_scan(adjoint: Adjoint) -> None:
@@ -289,11 +291,11 @@ def works_under_vmap_remat_and_scan(adjoint: Adjoint) -> None:
 
     scales = jnp.array([0.5, 0.9])
     expected = jnp.stack([jax.grad(loss)(a) for a in scales])
-    _assert_close(jax.jit(jax.vmap(jax.grad(loss)))(scales), expected, 1e-4)
-    _assert_close(jax.jit(jax.vmap(jax.grad(jax.remat(loss))))(scales), expected, 1e-4)
+    assert_close(jax.jit(jax.vmap(jax.grad(loss)))(scales), expected, 1e-4)
+    assert_close(jax.jit(jax.vmap(jax.grad(jax.remat(loss))))(scales), expected, 1e-4)
     total = jax.jit(jax.grad(lambda s: jax.lax.scan(
         lambda c, a: (c + loss(a), None), jnp.zeros(()), s)[0]))(scales)
-    _assert_close(total, expected, 1e-4)
+    assert_close(total, expected, 1e-4)
 
 
 ADJOINT_CHECKS = {check.__name__: check for check in (

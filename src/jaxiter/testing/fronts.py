@@ -19,6 +19,7 @@ from jaxiter.monitor import record
 from jaxiter.process import Process, iterate, iterate_many, latest
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import never, tolerance
+from jaxiter.testing.conformance import assert_close, assert_equal
 
 PyTree = Any
 #: A whole run of a check, and the length of its first part.
@@ -30,24 +31,17 @@ def solve_of(result: Any) -> Solution:
     return result if isinstance(result, Solution) else result.solve
 
 
-def _equal(a: PyTree, b: PyTree) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def _close(a: PyTree, b: PyTree, tolerance: float = 1e-5) -> None:
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
-
-
 def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-def _broken(operands: PyTree) -> PyTree:
+def broken(operands: PyTree) -> PyTree:
     """The operands with every floating-point number NaN."""
     return jax.tree.map(lambda leaf: leaf * jnp.nan if _is_float(leaf) else leaf, operands)
 
 
-def _rows(*operands: PyTree) -> PyTree:
+def rows(*operands: PyTree) -> PyTree:
+    """One problem beside the other: a batch of them."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *operands)
 
 
@@ -71,36 +65,37 @@ def speaks_the_dialect(front: Callable, operands: tuple) -> None:
         else:
             raise AssertionError("check() lets a solve pass that did not converge")
     assert eager.status == result.status
-    _close(_answer(eager)[0], _answer(result)[0])
+    assert_close(_answer(eager)[0], _answer(result)[0])
 
 
 def vmap_is_loop(front: Callable, operands: tuple) -> None:
     """A batch gives every problem its own answer; one of NaN has a status, and stays alone."""
     single = jax.jit(front)(*operands)
-    batch = jax.jit(jax.vmap(front))(*_rows(operands, _broken(operands), operands))
+    batch = jax.jit(jax.vmap(front))(*rows(operands, broken(operands), operands))
     assert int(batch.status[1]) not in (Status.CONVERGED, Status.RUNNING), batch.message()
     for row in (0, 2):
         assert batch.status[row] == single.status
         assert abs(int(solve_of(batch).steps[row]) - int(solve_of(single).steps)) <= 1
-        _close(jax.tree.map(lambda leaf, row=row: leaf[row], solve_of(batch).value),
+        assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], solve_of(batch).value),
                solve_of(single).value)
 
 
 def devices_change_nothing(front: Callable, operands: tuple) -> None:
     """Two devices under pmap and a checked shard_map give what one gives."""
-    single, pair = jax.jit(front)(*operands), _rows(operands, operands)
+    single, pair = jax.jit(front)(*operands), rows(operands, operands)
     mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2],
                          axis_types=(jax.sharding.AxisType.Auto,))
     spec = PartitionSpec("d")
 
     def values(*operands: PyTree) -> tuple:
-        return solve_of(front(*operands)).value, front(*operands).status
+        result = front(*operands)
+        return solve_of(result).value, result.status
 
     spread = jax.jit(jax.shard_map(
         jax.vmap(values), mesh=mesh, in_specs=spec, out_specs=spec))(*pair)
     for value, status in (jax.pmap(values)(*pair), spread):
         assert np.all(np.asarray(status) == single.status)
-        _close(jax.tree.map(lambda leaf: leaf[1], value), solve_of(single).value)
+        assert_close(jax.tree.map(lambda leaf: leaf[1], value), solve_of(single).value)
 
 
 def numbers_never_recompile(front: Callable, operands: tuple) -> None:
@@ -114,7 +109,7 @@ def numbers_never_recompile(front: Callable, operands: tuple) -> None:
         return solve_of(front(*operands, max_steps=steps)).steps
 
     few, more = run(PART, *operands), run(STEPS, *operands)
-    run(STEPS, *_broken(operands))
+    run(STEPS, *broken(operands))
     assert traces == 1 and few <= more and few <= PART
 
 
@@ -122,7 +117,7 @@ def monitors_change_nothing(front: Callable, operands: tuple) -> None:
     """Recording leaves the answer alone, and sees every step."""
     plain = jax.jit(partial(front, max_steps=STEPS))(*operands)
     watched = jax.jit(partial(front, max_steps=STEPS, monitor=record(STEPS)))(*operands)
-    _close(_answer(plain), _answer(watched), 1e-6)
+    assert_close(_answer(plain), _answer(watched), 1e-6)
     seen = np.sum(~np.isnan(solve_of(watched).trace["merit"]))
     assert seen == solve_of(watched).steps, (seen, solve_of(watched).steps)
 
@@ -132,7 +127,7 @@ def resume_is_bitwise(front: Callable, operands: tuple) -> None:
     run = jax.jit(lambda steps, state, *operands: solve_of(front(
         *operands, max_steps=steps, stop=never(), resume=state)))
     part = run(PART, None, *operands)
-    _equal(run(STEPS, part.state, *operands), run(STEPS, None, *operands))
+    assert_equal(run(STEPS, part.state, *operands), run(STEPS, None, *operands))
     try:
         front(*operands, resume=part.state._replace(x=(part.state.x, part.state.x)))
     except TypeError as error:
@@ -171,7 +166,7 @@ def residual_holds_for_the_last_key(process: Process, x0: PyTree, args: tuple, k
     run = iterate(process, x0, *args, key=key, stop=never(), max_steps=PART)
     last = jax.random.fold_in(key, run.steps - 1)
     new = process.step(run.value, last, *args)
-    _close(new, latest(run))
+    assert_close(new, latest(run))
     moved = jax.tree.map(
         lambda a, b: a - b if _is_float(a) else jnp.zeros(()), new, run.value)
     np.testing.assert_allclose(trees.norm(moved), run.residual, rtol=1e-5, atol=1e-7)
@@ -185,7 +180,7 @@ def is_a_plain_loop(process: Process, x0: PyTree, args: tuple, key: Any) -> None
         state = step(state, jax.random.fold_in(key, k), *args)
     run = jax.jit(lambda x0, key, *args: latest(iterate(
         process, x0, *args, key=key, stop=never(), max_steps=PART)))(x0, key, *args)
-    _close(run, state)
+    assert_close(run, state)
 
 
 def seeds_are_lanes(process: Process, x0: PyTree, args: tuple, key: Any) -> None:
@@ -194,10 +189,10 @@ def seeds_are_lanes(process: Process, x0: PyTree, args: tuple, key: Any) -> None
     batch = jax.jit(jax.vmap(lambda key: iterate(
         process, x0, *args, key=key, max_steps=STEPS)))(keys)
     lanes = jax.jit(lambda keys: iterate_many(
-        process, _rows(x0, x0, x0), *args, key=keys, in_axes=None, lanes=2, refill_every=3,
+        process, rows(x0, x0, x0), *args, key=keys, in_axes=None, lanes=2, refill_every=3,
         max_steps=STEPS))(keys)
-    _equal((lanes.steps, lanes.status), (batch.steps, batch.status))
-    _close(lanes.value, batch.value, 1e-6)
+    assert_equal((lanes.steps, lanes.status), (batch.steps, batch.status))
+    assert_close(lanes.value, batch.value, 1e-6)
 
 
 def never_converges_without_a_merit(process: Process, x0: PyTree, args: tuple, key: Any) -> None:

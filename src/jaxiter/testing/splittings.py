@@ -19,6 +19,8 @@ from jaxiter.problem import as_problem, build_cache, evaluate, image_and_residua
 from jaxiter.solution import Status
 from jaxiter.splitting import SplitResult, Splitting, solve_splitting
 from jaxiter.stop import default_tolerances
+from jaxiter.testing.conformance import assert_equal
+from jaxiter.testing.fronts import broken, rows
 
 PyTree = Any
 
@@ -56,14 +58,14 @@ class _Runs:
         """Four problems: two starts, the answer as a start, and NaN for all data."""
         starts = [self.x0, trees.axpy(0.5, trees.probe_like(self.x0), self.x0),
                   self.single.value, self.x0]
-        data = [self.arrays] * 3 + [jax.tree.map(_spoilt, self.arrays)]
-        return _stack(starts), _stack(data)
+        data = [self.arrays] * 3 + [broken(self.arrays)]
+        return rows(*starts), rows(*data)
 
     @cached_property
     def loop(self) -> SplitResult:
         """The batch, one problem after the other."""
-        return _stack([self.compiled(*jax.tree.map(lambda leaf, i=i: leaf[i], self.batch),
-                                     self.limit) for i in range(4)])
+        return rows(*(self.compiled(*jax.tree.map(lambda leaf, i=i: leaf[i], self.batch),
+                                    self.limit) for i in range(4)))
 
     def lanes(self, x0s: PyTree, arrays: tuple) -> SplitResult:
         """The batch by refilled lanes."""
@@ -154,7 +156,7 @@ def chunked_is_whole(runs: _Runs) -> None:
     part = runs.compiled(runs.x0, runs.arrays, jnp.int32(3))
     assert part.solve.steps <= 3
     whole = runs.compiled(runs.x0, runs.arrays, runs.limit, part.solve.state)
-    jax.tree.map(np.testing.assert_array_equal, whole, runs.single)
+    assert_equal(whole, runs.single)
 
 
 def lanes_and_shards_are_loop(runs: _Runs) -> None:
@@ -186,12 +188,12 @@ def gradients_are_differences(runs: _Runs) -> None:
         return value, trees.dot(jax.tree.map(jnp.conj, gradient), direction).real
 
     h = 2 * machine_epsilon(runs.x0) ** (1 / 3)
-    ends = _stack([(runs.x0, trees.axpy(sign * h, direction, moving)) for sign in (1, -1)])
+    ends = rows(*((runs.x0, trees.axpy(sign * h, direction, moving)) for sign in (1, -1)))
     count = min(len(jax.devices()), 2)
     program = jax.pmap(end, devices=jax.devices()[:count])
-    rows = [jax.tree.map(lambda leaf, i=i: leaf[i:i + count], ends) for i in range(0, 2, count)]
+    pairs = [jax.tree.map(lambda leaf, i=i: leaf[i:i + count], ends) for i in range(0, 2, count)]
     values, slopes = (np.concatenate(parts) for parts in zip(
-        *(jax.device_get(program(*row)) for row in rows), strict=True))
+        *(jax.device_get(program(*pair)) for pair in pairs), strict=True))
     difference = (values[0] - values[1]) / (2 * h)
     size = max(np.abs(values).max(), abs(difference))
     # The mean of both slopes is that in the middle, up to what differences leave out as well.
@@ -227,11 +229,3 @@ def check_splitting(splitting: Splitting, x0: PyTree, *args: PyTree, **options: 
     runs = _Runs(splitting, x0, args, options)
     for check in CHECKS:
         check(runs)
-
-
-def _spoilt(leaf: jax.Array) -> jax.Array:
-    return jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
-
-
-def _stack(rows: list) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)

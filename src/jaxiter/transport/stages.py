@@ -12,7 +12,7 @@ import optax
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
-from jaxiter.monitor import Monitor
+from jaxiter.monitor import Monitor, seeing
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stages import ended, follow, in_stages
@@ -173,14 +173,8 @@ def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
 
 def viewed(monitor: Monitor | None, view: Callable[[PyTree], jax.Array]) -> Monitor | None:
     """The monitor, shown g, whatever x is."""
-    if monitor is None:
-        return None
-
-    def seen(info: StepInfo) -> StepInfo:
-        return info._replace(x=view(info.x), residual=view(info.residual))
-
-    return Monitor(lambda info: monitor.init(seen(info)),
-                   lambda info, state, active: monitor.update(seen(info), state, active))
+    return seeing(monitor, lambda info: info._replace(
+        x=view(info.x), residual=view(info.residual)))
 
 
 def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
