@@ -125,7 +125,7 @@ CASES = {
     "empty cloud": (lambda: ji.transport.sinkhorn_divergence(
         jnp.zeros((0, 2)), jnp.ones((3, 2)), epsilon=1.0), ValueError, r"\(0, 3\)"),
     "empty weights": (lambda: ji.transport.mirror_sinkhorn(
-        lambda p: p, ONE[:0], ONE[:0], bound=1.0, num_steps=2), ValueError, r"\(0,\)"),
+        lambda p: p, ONE[:0], ONE[:0], bound=1.0, max_steps=2), ValueError, r"\(0,\)"),
     "empty scores": (lambda: ji.transport.swav_assignments(jnp.zeros((0, 3))), ValueError,
                      r"\(0, 3\)"),
     "no rows": (lambda: ji.recurrence.solve_recurrence(

@@ -210,5 +210,5 @@ def test_bad_input_is_named():
         solve(each=lambda *args: {"solver": ji.picard()})
     with pytest.raises(ValueError, match="cannot unroll"):
         solve(adjoint=ji.unrolled())
-    with pytest.raises(ValueError, match="cannot resume"):
+    with pytest.raises(ValueError, match="takes no resume"):
         solve(resume=ji.fixed_point(jnp.cos, 1.0).state)

@@ -13,6 +13,7 @@ from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, check_max_steps, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
+from jaxiter.options import Options
 from jaxiter.problem import (
     Problem,
     as_point,
@@ -103,7 +104,8 @@ def fixed_point(
     >>> round(float(solution.value), 4), bool(solution.converged)
     (0.7391, True)
     """
-    method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+    method = make_method(problem, Options(
+        solver, stop, adjoint, max_steps, check_every, keep_best, monitor, resume), has_aux)
     adjoint = as_adjoint(adjoint)
     check_max_steps(max_steps)
     x0 = as_point(x0)

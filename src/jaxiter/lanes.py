@@ -6,7 +6,7 @@ next one, so the cost is that of the useful steps.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,10 @@ from jaxiter.driver import conclude
 from jaxiter.implicit import as_adjoint
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, check_max_steps, make_method
-from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import LoopState, Solution, Status
-from jaxiter.stop import Stop
 
 PyTree = Any
 
@@ -92,15 +91,8 @@ def solve_many(
     lanes: int = 128,
     in_axes: Any = 0,
     refill_every: int = 16,
-    solver: Any = None,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: Any = 1000,
-    check_every: int = 1,
-    keep_best: bool = False,
     has_aux: bool = False,
-    monitor: Monitor | None = None,
-    resume: None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Solve a batch of problems of uneven difficulty, refilling lanes that finish.
 
@@ -116,7 +108,8 @@ def solve_many(
         wide accelerators want more. May exceed n.
       in_axes: int, None (shared), or one of these per argument.
       refill_every: steps between two looks for finished lanes.
-      Other arguments as in `fixed_point`; `resume` is refused, unrolled adjoints too.
+      has_aux, **options: those of `fixed_point`. No `resume`, no `unrolled()`: both are for
+        `vmap(fixed_point)`.
 
     Returns:
       A batched `Solution`: every field has a leading axis n.
@@ -131,11 +124,10 @@ def solve_many(
     >>> sol.value.shape, bool(sol.converged.all())
     ((3, 2), True)
     """
-    if resume is not None:
-        raise ValueError("solve_many cannot resume; call vmap(fixed_point) with resume instead.")
+    chosen = choose("solve_many", options, {"resume": "call vmap(fixed_point) with it"})
     check_count(lanes=lanes, refill_every=refill_every)
-    method = make_method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
-    adjoint = as_adjoint(adjoint)
+    method = make_method(problem, chosen, has_aux)
+    adjoint, max_steps = as_adjoint(chosen.adjoint), chosen.max_steps
     if adjoint.differentiates_loop:
         raise ValueError("solve_many refills lanes in a loop that cannot be unrolled; use "
                          "vmap(fixed_point) for unrolled().")

@@ -10,6 +10,7 @@ import optax
 
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import check_count, is_concrete
+from jaxiter.options import Options
 from jaxiter.problem import Problem, as_problem
 from jaxiter.solvers.mixing import picard
 from jaxiter.stop import Stop, tolerance
@@ -33,30 +34,30 @@ class Method(NamedTuple):
 
 
 def make_method(
-    problem: Problem | Callable, solver: Any, stop: Stop | None, monitor: Monitor | None,
-    check_every: int, keep_best: bool, has_aux: bool,
+    problem: Problem | Callable, options: Options, has_aux: bool = False
 ) -> Method:
-    """Validate the static choices.
+    """Validate the static choices among the options.
 
     Raises:
       ValueError: check_every or refresh below 1.
       TypeError: a solver that is no optax transformation, a stop that is no rule, a monitor of
         another kind.
     """
-    problem, solver = as_problem(problem), picard() if solver is None else solver
+    problem, monitor, check_every = as_problem(problem), options.monitor, options.check_every
+    solver = picard() if options.solver is None else options.solver
     if not (hasattr(solver, "init") and hasattr(solver, "update")):
         raise TypeError(f"solver must be an optax transformation such as anderson(), got "
                         f"{type(solver).__name__}; did you forget to call it?")
     check_count(check_every=check_every)
     if problem.refresh < 1:
         raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
-    stop = tolerance() if stop is None else stop
+    stop = tolerance() if options.stop is None else options.stop
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
     if not isinstance(monitor, Monitor | None):
         raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
                         f"{type(monitor).__name__}.")
-    return Method(problem, solver, stop, monitor, check_every, keep_best, has_aux)
+    return Method(problem, solver, stop, monitor, check_every, options.keep_best, has_aux)
 
 
 def check_max_steps(max_steps: Any) -> None:

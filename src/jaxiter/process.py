@@ -1,7 +1,7 @@
 """Processes: what moves by keys, batches or noise, run by the same driver as every fixed point."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import equinox as eqx
 import jax
@@ -13,11 +13,14 @@ from jaxiter.driver import fixed_point
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
-from jaxiter.solution import LoopState, Solution, Status
+from jaxiter.solution import Solution, Status
 from jaxiter.stop import StepInfo, Stop, never, tolerance
 
 PyTree = Any
+
+NO_SOLVER = {"solver": "what accelerates a map would mix states of different keys"}
 
 
 class Process(NamedTuple):
@@ -166,12 +169,17 @@ def _rule(process: Process, stop: Stop | None) -> Stop:
     return Stop(stop.init, update, stop.amplification)
 
 
-def _check(process: Any, adjoint: Adjoint | None, keep_best: bool) -> Adjoint:
+def _adapted(options: Options, process: Process) -> Options:
+    return options._replace(
+        stop=_rule(process, options.stop), monitor=_seeing_all(options.monitor, process))
+
+
+def _check(process: Any, options: Options) -> Adjoint:
     if not isinstance(process, Process):
         raise TypeError(f"expected a Process(init, step), got {type(process).__name__}.")
-    if keep_best and process.merit is None:
+    if options.keep_best and process.merit is None:
         raise ValueError("keep_best compares merits, and this process has none.")
-    adjoint = frozen() if adjoint is None else adjoint
+    adjoint = frozen() if options.adjoint is None else options.adjoint
     if not adjoint.differentiates_loop and type(adjoint) is not type(frozen()):
         raise ValueError("a step that draws a new key has no fixed point to differentiate: "
                          "adjoint must be frozen() or unrolled(); or attach_implicit the equations "
@@ -191,13 +199,7 @@ def iterate(
     x0: PyTree,
     *args: PyTree,
     key: jax.Array,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: Any = 1000,
-    check_every: int = 1,
-    keep_best: bool = False,
-    monitor: Monitor | None = None,
-    resume: LoopState | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Run a `Process`: `state <- step(state, fold_in(key, k), *args)`, k = 0, 1, ...
 
@@ -209,12 +211,11 @@ def iterate(
       process: what moves. x0, *args: what `init` gets; `step` gets the args too. Data of a
         training set are args, such as `Batches`.
       key: a random key; with `resume` that of the first run goes on.
-      stop: default `tolerance()` of the merit, or `never()` without one. Without a merit no rule
-        says CONVERGED.
-      adjoint: `frozen()`, the default, or `unrolled()`.
-      max_steps, check_every, keep_best, monitor, resume: as in `fixed_point`. A run in chunks is
-        the whole run, bit by bit; one that ended goes on from its last good state, with new
-        keys. There is no solver: what accelerates a map would mix states of different keys.
+      **options: those of `fixed_point`. `stop` is by default `tolerance()` of the merit, or
+        `never()` without one: without a merit no rule says CONVERGED. `adjoint` is `frozen()`, the
+        default, or `unrolled()`. With `resume` a run in chunks is the whole run, bit by bit; one
+        that ended goes on from its last good state, with new keys. No `solver`: what accelerates
+        a map would mix states of different keys.
 
     Returns:
       A `Solution`; residual and displacement are of the floating-point leaves.
@@ -230,7 +231,8 @@ def iterate(
     >>> int(run.steps), bool(run.converged), bool(abs(run.value) < 10)
     (100, False, True)
     """
-    adjoint = _check(process, adjoint, keep_best)
+    chosen = choose("iterate", options, NO_SOLVER)
+    adjoint, resume = _check(process, chosen), chosen.resume
     numbers, restore = _numbers(key)
     point, rest = _start(process, x0, args)
     start = Moving(numbers, jnp.int32(0), rest, rest)
@@ -239,18 +241,16 @@ def iterate(
         trees.check_same_structure(start, resume.memory, "resume (a state of another process?)")
         held = resume.answer.memory
         start = Moving(resume.memory.key, resume.memory.count, held.before, held.before)
+    chosen = _adapted(chosen, process)._replace(adjoint=adjoint)
     solution = fixed_point(
-        as_problem(process, restore), point, start, *args, stop=_rule(process, stop),
-        adjoint=adjoint, max_steps=max_steps, check_every=check_every, keep_best=keep_best,
-        monitor=_seeing_all(monitor, process), resume=resume)
+        as_problem(process, restore), point, start, *args, **chosen._asdict())
     return _whole(solution)
 
 
 @on_own_mesh
 def iterate_many(
     process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int = 128,
-    in_axes: Any = 0, refill_every: int = 16, stop: Stop | None = None, max_steps: Any = 1000,
-    check_every: int = 1, keep_best: bool = False, monitor: Monitor | None = None,
+    in_axes: Any = 0, refill_every: int = 16, **options: Unpack[SolveOptions],
 ) -> Solution:
     """Many runs of a process of uneven length, in lanes that refill when theirs ends.
 
@@ -258,7 +258,8 @@ def iterate_many(
       process: as in `iterate`, for one run.
       x0s: starts, leaves `[n, *shape]`. *args: batched along `in_axes`.
       key: keys `[n]`, or one key, of which run i gets `split(key, n)[i]`.
-      lanes, in_axes, refill_every: as in `solve_many`. The others as in `iterate`.
+      lanes, in_axes, refill_every: as in `solve_many`. **options: as in `iterate`; no `resume`,
+        no `unrolled()`.
 
     Returns:
       A batched `Solution`.
@@ -271,7 +272,9 @@ def iterate_many(
     >>> runs.steps.tolist(), runs.value.tolist()
     ([2, 5], [0.5, 0.5])
     """
-    _check(process, None, keep_best)
+    chosen = choose("iterate_many", options, {
+        **NO_SOLVER, "resume": "call vmap(iterate) with it"})
+    adjoint = _check(process, chosen)
     axes = normalise_axes(in_axes, len(args))
     count = batch_size(x0s, args, axes)
     key = jnp.asarray(key)
@@ -284,9 +287,8 @@ def iterate_many(
     starts = Moving(numbers, jnp.zeros(count, jnp.int32), rest, rest)
     return _whole(solve_many(
         as_problem(process, restore), points, starts, *args, lanes=lanes, in_axes=(0, *axes),
-        refill_every=refill_every, stop=_rule(process, stop), adjoint=frozen(),
-        max_steps=max_steps, check_every=check_every, keep_best=keep_best,
-        monitor=_seeing_all(monitor, process)))
+        refill_every=refill_every,
+        **_adapted(chosen, process)._replace(adjoint=adjoint)._asdict()))
 
 
 def latest(solution: Solution) -> PyTree:

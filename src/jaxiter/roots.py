@@ -1,7 +1,7 @@
 """Zeros of F as fixed points."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
@@ -234,8 +235,8 @@ def _confirmed(
 
 @on_own_mesh
 def root(
-    function: Callable, x0: PyTree, *args: PyTree, solver: Any = None, has_aux: bool = False,
-    **keywords: Any,
+    function: Callable, x0: PyTree, *args: PyTree, has_aux: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Solve `F(x, *args) = 0` as the fixed point of `x - F(x)`.
 
@@ -248,11 +249,10 @@ def root(
 
     Args:
       function: F, same tree, shapes and dtypes as x; with has_aux, `(F, aux)`.
-      x0, *args: as in `fixed_point`.
-      solver: default a multisecant method, `anderson(period=1, safeguard=None)` of F in the
-        units of x, found by a first move of a hundredth of x0. For a gradient F,
-        `damped(alpha)` is descent with step alpha.
-      **keywords: as in `fixed_point`.
+      x0, *args, has_aux: as in `fixed_point`.
+      **options: those of `fixed_point`. The default solver is a multisecant method,
+        `anderson(period=1, safeguard=None)` of F in the units of x, found by a first move of a
+        hundredth of x0. For a gradient F, `damped(alpha)` is descent with step alpha.
 
     Returns:
       A `Solution`; its residual is the norm of F, its derivatives those of the root. DIVERGED
@@ -267,7 +267,9 @@ def root(
     >>> round(float(solution.value), 4), bool(solution.converged)
     (1.4142, True)
     """
-    stop = tolerance() if keywords.get("stop") is None else keywords["stop"]
+    default = in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
+    chosen = choose("root", options, {}, solver=default)
+    stop = tolerance() if chosen.stop is None else chosen.stop
 
     def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         out = function(x, *args)
@@ -288,8 +290,5 @@ def root(
         residual=residual, memory=_begin, scale=of_value(_scale),
         floor=lambda x, trail, *args: _floor(x, trail), certify=of_value(_runs_away),
         equations=lambda x, trail, *args: evaluate(x, *args)[0])
-    default = in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
-    solution = fixed_point(
-        problem, x0, *args, solver=default if solver is None else solver, has_aux=has_aux,
-        **keywords)
+    solution = fixed_point(problem, x0, *args, has_aux=has_aux, **chosen._asdict())
     return _confirmed(solution, lambda x, *args: evaluate(x, *args)[0], x0, args, stop)

@@ -1,7 +1,7 @@
 """`solve_splitting`: a map of a governing point, and what is read from it when it is solved."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, on_own_mesh, real_dtype, stop_gradient, strong
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point, as_problem, build_cache, extras
 from jaxiter.solution import Solution, reports
 
@@ -76,7 +77,8 @@ class Splitting(NamedTuple):
 
 @on_own_mesh
 def solve_splitting(
-    splitting: Splitting, x0: PyTree, *args: PyTree, **options: Any
+    splitting: Splitting, x0: PyTree, *args: PyTree, has_aux: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> SplitResult:
     """Solve `s = T(s, *args)` from start(x0) and read the answer from it.
 
@@ -89,8 +91,7 @@ def solve_splitting(
       splitting: such as `operators.douglas_rachford(...)`.
       x0: start, a pytree of floating-point or complex arrays, like the answer.
       *args: pytrees passed to T, start and extract.
-      **options: of `fixed_point`: solver, stop, adjoint, max_steps, check_every, keep_best,
-        has_aux, monitor, resume. `resume` is `result.solve.state`.
+      has_aux, **options: those of `fixed_point`. `resume` is `result.solve.state`.
 
     Returns:
       A `SplitResult`, with the status, `converged`, `message()` and `check()` of its solve.
@@ -114,11 +115,13 @@ def solve_splitting(
     if not isinstance(splitting, Splitting):
         raise TypeError(f"expected a Splitting, got {type(splitting).__name__}; a map alone is "
                         "for fixed_point.")
+    chosen = choose("solve_splitting", options, {})
     _check_averaged(splitting.averaged)
     x0 = as_point(x0)
     s = jax.tree.map(strong, splitting.start(x0, *args))
     _check_precision(x0, s)
-    result = splitting.result(fixed_point(splitting.problem, s, *args, **options), *args)
+    result = splitting.result(fixed_point(
+        splitting.problem, s, *args, has_aux=has_aux, **chosen._asdict()), *args)
     trees.check_same_structure(x0, result.value, "The value that extract returns (against x0)")
     return result
 

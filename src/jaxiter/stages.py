@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial, reduce
 from operator import and_, or_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, frozen, split
+from jaxiter.adjoint import frozen, split
 from jaxiter.driver import attached, finish
 from jaxiter.implicit import as_adjoint, nan_derivative_unless
 from jaxiter.loop import first_step, init, run
@@ -26,9 +26,9 @@ from jaxiter.numerics import (
     stop_gradient,
     strong,
 )
+from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.solution import Solution, Status
-from jaxiter.stop import Stop
 
 PyTree = Any
 
@@ -50,6 +50,7 @@ class _Rules(NamedTuple):
     """What stays the same in all stages: the method, and the functions between two of them."""
 
     method: Method
+    options: Options
     update: Callable
     each: Callable | None
     restore: Callable
@@ -63,11 +64,9 @@ class _Rules(NamedTuple):
 
     def stage(self, args: tuple) -> tuple[Method, dict]:
         """The method of the stage at these args, and all that it has of its own."""
-        own, now = self.own(args), self.method
-        method = make_method(
-            now.problem, now.solver, own.get("stop", now.stop), own.get("monitor", now.monitor),
-            now.check_every, now.keep_best, False)
-        return method, own
+        own = self.own(args)
+        rules = {name: own[name] for name in ("stop", "monitor") if name in own}
+        return make_method(self.method.problem, self.options._replace(**rules)), own
 
 
 class _Carry(NamedTuple):
@@ -136,14 +135,7 @@ def in_stages(
     *args: PyTree,
     update: Callable,
     each: Callable | None = None,
-    solver: Any = None,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: Any = 1000,
-    check_every: int = 1,
-    keep_best: bool = False,
-    monitor: Monitor | None = None,
-    resume: None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Solve `x = T(x, *args)` for one args after the other: continuation, penalties, multipliers.
 
@@ -157,14 +149,14 @@ def in_stages(
       each: `each(*args) -> dict`, what a stage has of its own: its `stop` or `monitor` (the same
         rule with other numbers), its `max_steps`, and `args`, what its problem gets in place
         of args.
-      solver, stop, check_every, keep_best, monitor: of every stage, as in `fixed_point`. A
-        monitor counts on from stage to stage and has one trace.
-      adjoint: derivatives are those of the problem's equations at the numbers that were given
-        (counters, which are integers, may move). They are NaN where the last stage had other
-        numbers, never silently wrong: there use `attach_implicit` with the equations of the whole
-        (the KKT system, say). `unrolled()` is refused.
-      max_steps: of all stages together; may be traced.
-      resume: refused; start again from `value` and `*aux`.
+      **options: those of `fixed_point`, of every stage; `max_steps` of all of them together. A
+        monitor counts on from stage to stage and has one trace. No `resume`: start again from
+        `value` and `*aux`. No `unrolled()`.
+
+    Derivatives are those of the problem's equations at the numbers that were given (counters,
+    which are integers, may move). They are NaN where the last stage had other numbers, never
+    silently wrong: there use `attach_implicit` with the equations of the whole (the KKT system,
+    say).
 
     Returns:
       The last stage's `Solution`, with `steps`, `calls` and `trace` of all. `aux` is the args that
@@ -189,18 +181,17 @@ def in_stages(
     >>> out.value.round(3).tolist(), round(float(out.aux[1]), 3), bool(out.converged)
     ([0.0, 1.0], 1.0, True)
     """
-    if resume is not None:
-        raise ValueError("in_stages cannot resume: a state is that of one stage and says nothing "
-                         "of the others. Start again from the last solution's value and *aux.")
-    adjoint = as_adjoint(adjoint)
+    chosen = choose("in_stages", options, {
+        "resume": "a state is that of one stage; start again from the solution's value and *aux"})
+    adjoint, max_steps = as_adjoint(chosen.adjoint), chosen.max_steps
     if adjoint.differentiates_loop:
         raise ValueError("in_stages cannot unroll a number of stages that is not known ahead; use "
                          "implicit(), or call fixed_point once per stage.")
-    method = make_method(problem, solver, stop, monitor, check_every, keep_best, False)
+    method = make_method(problem, chosen)
     check_max_steps(max_steps)
     x0 = as_point(x0)
     arrays, restore = split(args)
-    rules = _Rules(method, update, each, restore)
+    rules = _Rules(method, chosen, update, each, restore)
     end, last, following = _run(rules, x0, arrays, jnp.asarray(max_steps, jnp.int32))
 
     out = end.solution

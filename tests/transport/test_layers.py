@@ -104,7 +104,7 @@ def test_mirror_sinkhorn_slope():
     weights = jnp.asarray(a, jnp.float32)
     gaps = []
     for steps in (100, 1000, 10_000):
-        out = mirror_sinkhorn(single, weights, weights, bound=1.0, num_steps=steps)
+        out = mirror_sinkhorn(single, weights, weights, bound=1.0, max_steps=steps)
         np.testing.assert_allclose(out.average.sum(1), a, atol=1e-6)
         gaps.append(float(jnp.sum(single * out.average)) - optimum)
     slope = np.log(gaps[2] / gaps[0]) / np.log(100)
@@ -132,7 +132,7 @@ def test_mirror_sinkhorn_as_an_optax_transformation():
     def objective(plan):
         return float(jnp.sum((plan - target) ** 2))
 
-    out = mirror_sinkhorn(noisy, a, b, bound=0.3, num_steps=2000, key=jax.random.key(0))
+    out = mirror_sinkhorn(noisy, a, b, bound=0.3, max_steps=2000, key=jax.random.key(0))
     best = scipy.optimize.minimize(
         lambda p: np.sum((p.reshape(5, 4) - np.asarray(target, np.float64)) ** 2),
         np.outer(a, b).ravel(), bounds=[(0, None)] * 20, method="SLSQP",
@@ -141,7 +141,7 @@ def test_mirror_sinkhorn_as_an_optax_transformation():
             p.reshape(5, 4).sum(0) - np.asarray(b, np.float64)][:-1]}])
     assert objective(out.average) < best.fun + 1e-3
     with pytest.raises(ValueError, match="positive"):
-        mirror_sinkhorn(target, a.at[0].set(0.0), b, bound=1.0, num_steps=3)
+        mirror_sinkhorn(target, a.at[0].set(0.0), b, bound=1.0, max_steps=3)
 
 
 # Sparse transport -----------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def test_layers_sums_equivariance_and_gradients(x64):
     through = jax.jit(jax.grad(lambda s: jnp.sum(w * round_permutation(
         s, straight_through=layer(s)))))(scores)
     np.testing.assert_allclose(through, gradients[0], atol=1e-8)
-    samples = jax.jit(lambda key: gumbel_sinkhorn(key, scores, 0.5, samples=3, iterations=50))(
-        jax.random.key(0))
+    samples = jax.jit(lambda key: gumbel_sinkhorn(
+        key, scores, 0.5, samples=3, adjoint=ji.unrolled(), max_steps=50))(jax.random.key(0))
     assert samples.shape == (3, 4, 4) and not np.allclose(samples[0], samples[1])
     for bad, text in (((jnp.ones((2, 3)),), "square"), ((jnp.ones((2, 2)), 0.0), "tau")):
         with pytest.raises(ValueError, match=text):
@@ -259,7 +259,8 @@ def test_gradient_where_the_plan_nearly_falls_into_blocks():
 
     slope = jax.jit(jax.grad(loss))(scores)
     with jax.enable_x64(True):
-        exact = jax.grad(functools.partial(loss, iterations=2000))(scores.astype(jnp.float64))
+        exact = jax.grad(functools.partial(
+            loss, adjoint=ji.unrolled(), max_steps=2000))(scores.astype(jnp.float64))
     np.testing.assert_allclose(slope, exact, atol=1e-3)
 
 

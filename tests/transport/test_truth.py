@@ -174,7 +174,7 @@ def test_steps_and_traces_are_those_of_all_stages():
 
 def test_mirror_descent_says_how_it_ended():
     weights = jnp.full(3, 1 / 3)
-    out = mirror_sinkhorn(jnp.eye(3), weights, weights, bound=1.0, num_steps=20)
+    out = mirror_sinkhorn(jnp.eye(3), weights, weights, bound=1.0, max_steps=20)
     assert out.status == Status.MAX_STEPS and out.solve.steps == 20 and not out.converged
     with pytest.raises(RuntimeError, match="MAX_STEPS"):
         out.check()
@@ -182,7 +182,7 @@ def test_mirror_descent_says_how_it_ended():
     def bad(plan):
         return jnp.where(plan < 0.1, jnp.nan, 1.0 - jnp.eye(3))
 
-    out = mirror_sinkhorn(bad, weights, weights, bound=1.0, num_steps=20)
+    out = mirror_sinkhorn(bad, weights, weights, bound=1.0, max_steps=20)
     assert out.status == Status.NONFINITE and np.all(np.isfinite(out.average))
 
 

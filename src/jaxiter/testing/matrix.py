@@ -147,7 +147,7 @@ CASES: dict[str, Callable] = {
     "sinkhorn_divergence": _divergence,
     "sinkhorn_layer": lambda t: jnp.sum(WEIGHTS * transport.sinkhorn_layer(_cost(t))),
     "gumbel_sinkhorn": lambda t: jnp.sum(WEIGHTS * transport.gumbel_sinkhorn(
-        jax.random.key(0), _cost(t), iterations=20)),
+        jax.random.key(0), _cost(t), adjoint=ji.unrolled(), max_steps=20)),
     "sparse_transport": _sparse,
     "projection_sparse_simplex": lambda t: jnp.sum(jnp.sin(
         ji.operators.projection_sparse_simplex(3 * t * POINTS[:3, 0], 2))),

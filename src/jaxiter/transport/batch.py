@@ -1,21 +1,21 @@
 """Batches of transport problems: uneven ones in refilled lanes, histograms on one kernel."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxiter.adjoint import Adjoint, frozen
+from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.lanes import check_one_device, solve_many
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import tolerance
 from jaxiter.transport.adjoint import conclude
-from jaxiter.transport.checks import reduce, valid
+from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, reduce, valid
 from jaxiter.transport.geometry import Dense, Reduced
 from jaxiter.transport.iteration import (
     Marginals,
@@ -35,10 +35,7 @@ def sinkhorn_many(
     *,
     epsilon: Any,
     lanes: int = 128,
-    solver: optax.GradientTransformation | None = None,
-    stop: Stop | None = None,
-    max_steps: Any = 2000,
-    adjoint: Adjoint | None = None,
+    **options: Unpack[SolveOptions],
 ) -> TransportResult:
     """A batch of balanced problems of uneven difficulty, solved in refilled lanes.
 
@@ -50,7 +47,7 @@ def sinkhorn_many(
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.
       epsilon: scalar or `[batch]`.
       lanes: problems side by side.
-      solver, stop, max_steps, adjoint: as in `sinkhorn`.
+      **options: as in `sinkhorn`.
 
     Returns:
       A batched `TransportResult`: every field has a leading axis.
@@ -60,6 +57,7 @@ def sinkhorn_many(
     >>> out.f.shape, bool(out.solve.converged.all())
     ((3, 2), True)
     """
+    chosen = choose("sinkhorn_many", options, NO_RESUME, max_steps=MAX_STEPS)
     check_one_device("sinkhorn_many", costs, a, b, epsilon)
     costs = strong(costs)
     if costs.ndim != 3:
@@ -70,10 +68,11 @@ def sinkhorn_many(
     epsilon = jnp.broadcast_to(jnp.asarray(epsilon, costs.dtype), (count,))
     given = Dense(costs)
     parts, marginals = jax.vmap(reduce)(given, Marginals(a, b, epsilon))
-    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
+    stop = tolerance() if chosen.stop is None else chosen.stop
+    adjoint = as_adjoint(chosen.adjoint)
     solve = solve_many(
         kernel_problem(valid), jnp.zeros_like(b), *stop_gradient((parts.geometry, marginals)),
-        lanes=lanes, solver=solver, stop=stop, adjoint=frozen(), max_steps=max_steps)
+        lanes=lanes, **chosen._replace(adjoint=frozen())._asdict())
 
     def finish(
         g: jax.Array, solve: Solution, given: Dense, parts: Reduced, marginals: Marginals
@@ -92,10 +91,7 @@ def sinkhorn_histograms(
     b: jax.Array,
     *,
     epsilon: Any,
-    solver: optax.GradientTransformation | None = None,
-    stop: Stop | None = None,
-    max_steps: Any = 2000,
-    adjoint: Adjoint | None = None,
+    **options: Unpack[SolveOptions],
 ) -> TransportResult:
     """Many balanced problems with one cost: the kernel is read once for all, as a matrix product.
 
@@ -106,7 +102,7 @@ def sinkhorn_histograms(
     Args:
       cost: `[n, m]`. a, b: weights `[batch, n]` or `[n]`, `[batch, m]` or `[m]`, at least
         one of them batched; zeros are legal.
-      epsilon: scalar. solver, stop, max_steps, adjoint: as in `sinkhorn`.
+      epsilon: scalar. **options: as in `sinkhorn`.
 
     Returns:
       A batched `TransportResult`; statuses and steps are those of each problem.
@@ -120,6 +116,7 @@ def sinkhorn_histograms(
     >>> out.g.shape, bool(out.solve.converged.all())
     ((2, 2), True)
     """
+    chosen = choose("sinkhorn_histograms", options, NO_RESUME, max_steps=MAX_STEPS)
     geometry = Dense(strong(cost))
     a, b = (strong(w).astype(geometry.dtype) for w in (a, b))
     n, m = geometry.shape
@@ -129,7 +126,8 @@ def sinkhorn_histograms(
     count = a.shape[0] if a.ndim == 2 else b.shape[0]
     a, b = jnp.broadcast_to(a, (count, n)), jnp.broadcast_to(b, (count, m))
     epsilon = jnp.asarray(epsilon, geometry.dtype)
-    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
+    stop = tolerance() if chosen.stop is None else chosen.stop
+    adjoint = as_adjoint(chosen.adjoint)
     # What is common to all: the cost is reduced once, for the sum of the histograms.
     parts, common = reduce(geometry, Marginals(jnp.sum(a, 0), jnp.sum(b, 0), epsilon))
     each = jax.vmap(lambda a, b: reduce(geometry, Marginals(a, b, epsilon))[1])(a, b)
@@ -150,8 +148,8 @@ def sinkhorn_histograms(
             step=at(base.step), merit=at(base.merit), scale=at(base.scale), floor=at(base.floor),
             valid=lambda g, reference, marginals: valid(g, fixed, marginals))
         reference = jnp.where(marginals.b > 0, begin, jnp.inf)
-        solve = fixed_point(problem, begin, reference, marginals, solver=solver, stop=stop,
-                            adjoint=frozen(), max_steps=max_steps)
+        solve = fixed_point(problem, begin, reference, marginals,
+                            **chosen._replace(adjoint=frozen())._asdict())
         return from_units(solve, marginals)
 
     solve = jax.vmap(one)(stop_gradient(marginals))

@@ -208,6 +208,12 @@ def _outsiders_error(
     return error + lost
 
 
+#: Most steps of a transport solve, all its stages together.
+MAX_STEPS = 2000
+#: What the fronts say to a state that is to be resumed.
+NO_RESUME = {"resume": "a state is that of one stage; start warm from a previous result"}
+
+
 def warn_below_floor(
     stop: Stop, method: str, geometry: Geometry, marginals: Marginals
 ) -> None:

@@ -1,19 +1,20 @@
 """The Sinkhorn divergence: entropic transport without its bias, zero between equal measures."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from jaxiter.adjoint import Adjoint, frozen
+from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.numerics import on_own_mesh, stop_gradient
+from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
-from jaxiter.stop import Stop, tolerance
-from jaxiter.transport.checks import judged, prepare, reduce, valid
+from jaxiter.stop import tolerance
+from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, judged, prepare, reduce, valid
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, from_units, log_problem, sources
 from jaxiter.transport.points import PointCloud
@@ -49,9 +50,7 @@ def sinkhorn_divergence(
     cost: Callable | None = None,
     rho: Any = float("inf"),
     static_b: bool = False,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: Any = 2000,
+    **options: Unpack[SolveOptions],
 ) -> SinkhornDivergence:
     """`S = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2` between weighted points.
 
@@ -66,7 +65,8 @@ def sinkhorn_divergence(
       cost: a symmetric `cost(x_i, y_j)`; default `|x - y|^2 / 2`.
       rho: strength of the marginal penalties; inf for equal masses.
       static_b: leave out the y-y term, a constant when y and b do not change.
-      stop, adjoint, max_steps: as in `sinkhorn`.
+      **options: as in `sinkhorn`, of each of the three solves. No `solver`, no `monitor`: they
+        are of two kinds.
 
     Raises:
       ValueError: as `sinkhorn`.
@@ -80,15 +80,17 @@ def sinkhorn_divergence(
     >>> round(float(sinkhorn_divergence(x, x + 1, epsilon=100.0).value), 3)
     0.5
     """
-    keywords = {"stop": stop, "adjoint": adjoint, "max_steps": max_steps}
+    kinds = "the three solves are of two kinds, each with a solver of its own"
+    chosen = choose("sinkhorn_divergence", options, {
+        **NO_RESUME, "solver": kinds, "monitor": kinds}, max_steps=MAX_STEPS)
     geometry = _geometry(x, y, cost)
-    cross = sinkhorn(geometry, a, b, epsilon=epsilon, rho_a=rho, rho_b=rho, **keywords)
+    cross = sinkhorn(geometry, a, b, epsilon=epsilon, rho_a=rho, rho_b=rho, **chosen._asdict())
     _, marginals = prepare(geometry, a, b, epsilon, rho, rho)
-    own, self_x = _self_term(_geometry(x, x, cost), marginals, **keywords)
+    own, self_x = _self_term(_geometry(x, x, cost), marginals, chosen)
     value = cross.dual_value - own / 2
     statuses, self_y = [cross.status, self_x.status], None
     if not static_b:
-        own, self_y = _self_term(_geometry(y, y, cost), marginals.T, **keywords)
+        own, self_y = _self_term(_geometry(y, y, cost), marginals.T, chosen)
         value = value - own / 2
         statuses.append(self_y.status)
     if not marginals.balanced:
@@ -109,19 +111,19 @@ def _geometry(x: jax.Array, y: jax.Array, cost: Callable | None) -> Geometry:
 
 
 def _self_term(
-    geometry: Geometry, marginals: Marginals, *, stop: Stop | None, adjoint: Adjoint | None,
-    max_steps: Any,
+    geometry: Geometry, marginals: Marginals, options: Options
 ) -> tuple[jax.Array, Solution]:
     """OT(a, a): both potentials are one f, the fixed point of its averaged update."""
     own = marginals._replace(b=marginals.a, rho_b=marginals.rho_a)
-    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
+    stop = tolerance() if options.stop is None else options.stop
+    adjoint = as_adjoint(options.adjoint)
     parts, own = reduce(geometry, own)
     half = (parts.shift_rows + parts.shift_columns) / 2  # a cost as symmetric as before
     parts = parts.placed(half, half)
     own = own._replace(rows=parts.shifts[0], columns=parts.shifts[1])
     operands = stop_gradient((parts.geometry, own))
     solve = fixed_point(log_problem(valid, step=sources), jnp.zeros_like(own.a), *operands,
-                        solver=damped(0.5), stop=stop, adjoint=frozen(), max_steps=max_steps)
+                        **options._replace(solver=damped(0.5), adjoint=frozen())._asdict())
     solve = from_units(solve, operands[1])
     f = sources(solve.value, *operands)  # without the lag of the average
     returned = present(*stop_gradient(((f, f), parts, own)))

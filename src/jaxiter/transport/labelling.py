@@ -1,6 +1,6 @@
 """Balanced labels: assign samples to clusters of equal size (SeLa, SwAV)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,10 @@ from jax import lax
 
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import anchor, on_own_mesh
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import tolerance
 
 
 @reports
@@ -29,8 +30,7 @@ def balanced_labels(
     sharpness: Any = 25.0,
     init: jax.Array | None = None,
     axis_name: str | None = None,
-    stop: Stop | None = None,
-    max_steps: int = 1000,
+    **options: Unpack[SolveOptions],
 ) -> BalancedLabels:
     """Labels of N samples in K clusters of nearly equal size: entropic transport of `-log p`.
 
@@ -43,8 +43,8 @@ def balanced_labels(
       init: a previous `log_scaling`.
       axis_name: a mesh axis over which samples are split: each device passes its shard, and one
         K-vector is reduced a step (inside shard_map or pmap).
-      stop: default: l1 error of the cluster masses at most 0.1 of the total, as in SeLa.
-      max_steps: iterations.
+      **options: those of `fixed_point`. Default `stop`: an l1 error of the cluster masses of at
+        most 0.1 of the total, as in SeLa.
 
     Raises:
       ValueError: more clusters than samples.
@@ -56,6 +56,7 @@ def balanced_labels(
     >>> balanced_labels(jnp.array([[2.0, 0.0], [3.0, 0.0]])).labels.tolist()
     [1, 0]
     """
+    chosen = choose("balanced_labels", options, {}, stop=tolerance(rtol=0.1, atol=0.0))
     count, clusters = logits.shape
     if axis_name is None and clusters > count:
         raise ValueError(f"more clusters than samples: {clusters} > {count}.")
@@ -80,14 +81,13 @@ def balanced_labels(
 
     problem = Problem(step=step, merit=error, scale=lambda *rest: jnp.float32(1))
     start = jnp.zeros(clusters) if init is None else jnp.asarray(init, jnp.float32)
-    solve = fixed_point(problem, start, lax.stop_gradient(log_m), max_steps=max_steps,
-                        stop=tolerance(rtol=0.1, atol=0.0) if stop is None else stop)
+    solve = fixed_point(problem, start, lax.stop_gradient(log_m), **chosen._asdict())
     labels = jnp.argmax(log_m + solve.value, axis=1).astype(jnp.int32)
     return BalancedLabels(labels, solve.value, solve)
 
 
 def swav_assignments(
-    scores: jax.Array, *, epsilon: Any = 0.05, iterations: int = 3, axis_name: str | None = None
+    scores: jax.Array, *, epsilon: Any = 0.05, max_steps: int = 3, axis_name: str | None = None
 ) -> jax.Array:
     """Soft assignments `[B, K]` of a batch to prototypes, rows summing to 1; no gradient.
 
@@ -112,4 +112,4 @@ def swav_assignments(
         log_q = log_q - peak - jnp.log(held)
         return log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True), None
 
-    return jnp.exp(lax.scan(normalise, log_q, length=iterations)[0]).astype(scores.dtype)
+    return jnp.exp(lax.scan(normalise, log_q, length=max_steps)[0]).astype(scores.dtype)

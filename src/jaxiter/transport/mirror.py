@@ -1,7 +1,7 @@
 """Mirror Sinkhorn: convex objectives over transport plans, one normalisation a step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import numpy as np
 import optax
 
 from jaxiter import trees
-from jaxiter.adjoint import unrolled
+from jaxiter.adjoint import frozen, unrolled
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import is_concrete, on_own_mesh
+from jaxiter.implicit import as_adjoint
+from jaxiter.numerics import check_count, is_concrete, on_own_mesh
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import never
@@ -71,9 +73,9 @@ class MirrorResult(NamedTuple):
     """Plans `[n, m]`: the running average and the last iterate, both rounded to the polytope.
 
     `violation` is the l1 marginal error of the average before it was rounded. `solve` is the
-    Solution of (plan, average): its merit is by how much the last step moved the average, which
-    does not say how far the minimum is. So it never says CONVERGED but MAX_STEPS, or NONFINITE,
-    and then the plans are the last finite ones.
+    Solution of (plan, average), one step before these: its merit is by how much the last step moved
+    the average, which does not say how far the minimum is. So it says not CONVERGED but
+    MAX_STEPS, or NONFINITE, and then the plans are the last finite ones.
     """
 
     average: jax.Array
@@ -89,34 +91,43 @@ def mirror_sinkhorn(
     b: jax.Array,
     *,
     bound: Any,
-    num_steps: int,
     key: jax.Array | None = None,
     step_size: Any = None,
+    **options: Unpack[SolveOptions],
 ) -> MirrorResult:
     """Minimise a convex function of a transport plan with exact marginals a, b.
 
-    No regularisation bias: the gap of the average falls like `num_steps ** -0.5`.
+    No regularisation bias: the gap of the average falls like `max_steps ** -0.5`.
 
     Args:
       gradient: `gradient(plan)`, or `gradient(plan, key)` when `key` is given (stochastic);
         or a cost matrix `[n, m]`, whose linear objective is transport itself.
       a, b: positive weights `[n]`, `[m]` of equal sum. Drop rows and columns of weight 0.
       bound: a bound of `max |gradient|`.
-      num_steps: iterations, static.
       key: a random key for a stochastic gradient. step_size: as in `scale_by_mirror_sinkhorn`.
+      **options: those of `fixed_point`. It runs for `max_steps`, static, by default 1000; a `stop`
+        of yours may end it earlier. Derivatives are unrolled, or `frozen()`. No `solver`, no
+        `keep_best`, for its merit does not say how far the minimum is; no `resume`.
 
     Raises:
-      ValueError: concrete weights that are not positive, num_steps < 1. Under jit such weights
-        are BAD_INPUT.
+      ValueError: concrete weights that are not positive, max_steps < 1, an implicit adjoint. Under
+        jit such weights are BAD_INPUT.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([0.5, 0.5])
-    >>> out = mirror_sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), a, a, bound=1.0, num_steps=200)
+    >>> out = mirror_sinkhorn(jnp.array([[0.0, 1.0], [1.0, 0.0]]), a, a, bound=1.0, max_steps=200)
     >>> bool(out.average[0, 0] > 0.45)
     True
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    chosen = choose("mirror_sinkhorn", options, {
+        "solver": "its steps are those of mirror descent",
+        "keep_best": "its merit does not say how far the minimum is",
+        "resume": "the average is one of all steps; run more of them",
+    }, stop=never(), adjoint=unrolled())
+    check_count(max_steps=chosen.max_steps)
+    if not (chosen.adjoint == frozen() or as_adjoint(chosen.adjoint).differentiates_loop):
+        raise ValueError("the average of mirror_sinkhorn is no fixed point: adjoint must be "
+                         "unrolled() or frozen().")
     for name, weights in (("a", a), ("b", b)):
         if jnp.ndim(weights) != 1 or jnp.size(weights) == 0:
             raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
@@ -142,11 +153,10 @@ def mirror_sinkhorn(
         merit=lambda x, image, state, a, b: jnp.sum(jnp.abs(image[1] - x[1])),
         valid=lambda x, a, b: jnp.all(a > 0) & jnp.all(b > 0))
     solve = fixed_point(
-        problem, (plan, plan), a, b, stop=never(), max_steps=num_steps, adjoint=unrolled())
+        problem, (plan, plan), a, b, **chosen._asdict())
     # One evaluation more than the measured point, unless that was not finite.
-    good = solve.status == Status.MAX_STEPS
+    good = (solve.status != Status.NONFINITE) & (solve.status != Status.BAD_INPUT)
     plan, average = trees.where(good, solve.state.output, solve.value)
     violation = jnp.sum(jnp.abs(average.sum(1) - a)) + jnp.sum(jnp.abs(average.sum(0) - b))
     return MirrorResult(
-        round_to_polytope(average, a, b), round_to_polytope(plan, a, b), violation,
-        solve._replace(value=(plan, average), displacement=None, state=None))
+        round_to_polytope(average, a, b), round_to_polytope(plan, a, b), violation, solve)

@@ -1,6 +1,6 @@
 """Differentiable permutations: doubly stochastic layers, samples, and hard assignments."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,10 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxiter.implicit import as_adjoint
 from jaxiter.numerics import is_concrete, stop_gradient
-from jaxiter.stop import Stop
+from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.transport.checks import NO_RESUME
 from jaxiter.transport.sinkhorn import sinkhorn
 
 
@@ -21,23 +23,22 @@ def _check(scores: jax.Array, tau: Any) -> None:
 
 
 def sinkhorn_layer(
-    scores: jax.Array, tau: Any = 1.0, *, iterations: int | None = None, stop: Stop | None = None,
-    max_steps: int = 1000,
+    scores: jax.Array, tau: Any = 1.0, **options: Unpack[SolveOptions]
 ) -> jax.Array:
     """The doubly stochastic matrix `exp(scores / tau)` scaled to unit rows and columns.
 
     Args:
       scores: `[..., k, k]`. tau: temperature; small is close to a permutation.
-      iterations: this many unrolled row and column normalisations, differentiated as they
-        are. Default None: solved to tolerance, with implicit derivatives. Few iterations
-        leave a row error of 0.5 at tau = 0.03.
-      stop, max_steps: of the solved form, as in `sinkhorn`.
+      **options: as in `sinkhorn`, which solves to tolerance, with implicit derivatives, in at
+        most 1000 steps by default. With `adjoint=unrolled()` exactly `max_steps` row and column
+        normalisations, differentiated as they are, and no other option; few of them leave a row
+        error of 0.5 at tau = 0.03.
 
     Returns:
       `[..., k, k]`, columns sum to 1; rows too, up to the tolerance.
 
     Where the matrix is close to a permutation, mass between its blocks is lost to rounding, and
-    a loss that asks for it gets a NaN derivative: raise tau, or set `iterations`.
+    a loss that asks for it gets a NaN derivative: raise tau, or unroll.
 
     Reference: Adams and Zemel, "Ranking via Sinkhorn propagation", 2011; Santa Cruz et al.,
     "DeepPermNet: visual permutation learning", 2017.
@@ -47,17 +48,22 @@ def sinkhorn_layer(
     [[1.0, 0.0], [0.0, 1.0]]
     """
     _check(scores, tau)
+    chosen = choose("sinkhorn_layer", options, NO_RESUME)
     k = scores.shape[-1]
-    if iterations is not None:
+    if as_adjoint(chosen.adjoint).differentiates_loop:
+        if chosen != Options(adjoint=chosen.adjoint, max_steps=chosen.max_steps):
+            raise ValueError("with unrolled() sinkhorn_layer makes max_steps normalisations and "
+                             "measures none of them: it takes no other option.")
+
         def normalise(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
             logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
             return logits - jax.nn.logsumexp(logits, axis=-2, keepdims=True), None
 
-        return jnp.exp(lax.scan(normalise, scores / tau, length=iterations)[0])
+        return jnp.exp(lax.scan(normalise, scores / tau, length=chosen.max_steps)[0])
 
     def solve(scores: jax.Array) -> jax.Array:
         ones = jnp.ones(k, scores.dtype)
-        return sinkhorn(-scores, ones, ones, epsilon=tau, stop=stop, max_steps=max_steps).plan()
+        return sinkhorn(-scores, ones, ones, epsilon=tau, **chosen._asdict()).plan()
 
     for _ in range(scores.ndim - 2):
         solve = jax.vmap(solve)
@@ -66,20 +72,22 @@ def sinkhorn_layer(
 
 def gumbel_sinkhorn(
     key: jax.Array, scores: jax.Array, tau: Any = 1.0, *, noise: Any = 1.0, samples: int = 1,
-    iterations: int | None = None,
+    **options: Unpack[SolveOptions],
 ) -> jax.Array:
     """Samples `[samples, ..., k, k]` of relaxed permutations: Sinkhorn of Gumbel-perturbed scores.
+
+    Options as in `sinkhorn_layer`; the paper unrolls 20 steps.
 
     Reference: Mena, Belanger, Linderman and Snoek, "Learning latent permutations with
     Gumbel-Sinkhorn networks", 2018.
 
     >>> import jax, jax.numpy as jnp
-    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2, iterations=20).shape
+    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2, max_steps=20).shape
     (2, 3, 3)
     """
     _check(scores, tau)
     gumbel = jax.random.gumbel(key, (samples, *scores.shape), scores.dtype)
-    return sinkhorn_layer(scores + noise * gumbel, tau, iterations=iterations)
+    return sinkhorn_layer(scores + noise * gumbel, tau, **options)
 
 
 def round_permutation(scores: jax.Array, *, straight_through: jax.Array | None = None) -> jax.Array:

@@ -17,7 +17,7 @@ PyTree = Any
 
 
 class MatchedWeights(NamedTuple):
-    """Hard permutation matrices and logits by name, the permuted network, the losses `[steps]`."""
+    """Hard permutations and logits by name, the permuted network, losses `[max_steps]`."""
 
     permutations: dict[str, jax.Array]
     logits: dict[str, jax.Array]
@@ -92,8 +92,8 @@ def match_weights(
     spec: PyTree,
     *,
     loss: Callable[[PyTree, PyTree], jax.Array] = squared_distance,
-    steps: int = 100,
-    optimiser: optax.GradientTransformation | None = None,
+    max_steps: int = 100,
+    optimizer: optax.GradientTransformation | None = None,
     tau: Any = 1.0,
 ) -> MatchedWeights:
     """Permutations that bring `params` close to `target`, by gradients through Sinkhorn.
@@ -104,16 +104,16 @@ def match_weights(
     Args:
       params, target: trees of one architecture. spec: as in `permute`.
       loss: `loss(permuted, target) -> scalar`; any differentiable one.
-      steps: static. optimiser: of the logits; default `optax.adamw(0.1)`.
+      max_steps: static. optimizer: of the logits; default `optax.adamw(0.1)`.
       tau: temperature of the relaxation.
 
     >>> import jax.numpy as jnp
     >>> a = {"b": jnp.array([1.0, 2.0, 3.0])}
-    >>> out = match_weights(a, {"b": jnp.array([3.0, 1.0, 2.0])}, {"b": ("h",)}, steps=30)
+    >>> out = match_weights(a, {"b": jnp.array([3.0, 1.0, 2.0])}, {"b": ("h",)}, max_steps=30)
     >>> out.params["b"].tolist()
     [3.0, 1.0, 2.0]
     """
-    optimiser = optax.adamw(0.1) if optimiser is None else optimiser
+    optimizer = optax.adamw(0.1) if optimizer is None else optimizer
     logits = {name: jnp.eye(size) for name, size in permutation_sizes(params, spec).items()}
 
     def objective(logits: dict[str, jax.Array]) -> jax.Array:
@@ -124,9 +124,9 @@ def match_weights(
         logits, state = carry
         value, gradient = jax.value_and_grad(objective)(logits)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, state = optimiser.update(gradient, state, logits)
+            update, state = optimizer.update(gradient, state, logits)
         return (optax.apply_updates(logits, update), state), value
 
-    (logits, _), losses = lax.scan(step, (logits, optimiser.init(logits)), length=steps)
+    (logits, _), losses = lax.scan(step, (logits, optimizer.init(logits)), length=max_steps)
     hard = {name: round_permutation(x) for name, x in logits.items()}
     return MatchedWeights(hard, logits, permute(params, spec, hard), losses)

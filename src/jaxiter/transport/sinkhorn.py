@@ -1,19 +1,25 @@
 """Entropic optimal transport: the front function, its stages and its checks."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.monitor import Monitor
 from jaxiter.numerics import on_own_mesh, stop_gradient
-from jaxiter.stop import Stop, tolerance
+from jaxiter.options import SolveOptions, choose
+from jaxiter.stop import tolerance
 from jaxiter.transport.adjoint import conclude
-from jaxiter.transport.checks import prepare, reduce, valid, warn_below_floor
+from jaxiter.transport.checks import (
+    MAX_STEPS,
+    NO_RESUME,
+    prepare,
+    reduce,
+    valid,
+    warn_below_floor,
+)
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, from_units, log_problem, log_weights, sources
 from jaxiter.transport.result import TransportResult
@@ -36,11 +42,7 @@ def sinkhorn(
     method: str = "auto",
     init: jax.Array | None = None,
     epsilon_schedule: Any = None,
-    solver: optax.GradientTransformation | None = None,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: Any = 2000,
-    monitor: Monitor | None = None,
+    **options: Unpack[SolveOptions],
 ) -> TransportResult:
     """Entropic optimal transport between two weight vectors.
 
@@ -63,9 +65,9 @@ def sinkhorn(
       init: a previous result's `g` `[m]` as warm start.
       epsilon_schedule: larger epsilons `[k]` to be solved roughly first, in this order; see
         `epsilon_scaling`. Default: none, but a few where typical costs are above 500 epsilon.
-      solver: acceleration of the iteration, such as `anderson()`; default none, "auto" has its own.
-      stop, adjoint, max_steps, monitor: as in `fixed_point`; adjoints act on potentials, and
-        `max_steps` counts the steps of all stages. `unrolled()` means method "log".
+      **options: those of `fixed_point`. `solver` accelerates the iteration; default none, "auto"
+        has its own. Adjoints act on potentials; `unrolled()` means method "log". `max_steps`, by
+        default 2000, counts the steps of all stages. No `resume`: `init` starts warm.
 
     Returns:
       A `TransportResult`; `.solve.status` says how the solve ended. CONVERGED holds for the
@@ -85,24 +87,26 @@ def sinkhorn(
     >>> out.plan().round(3).tolist(), bool(out.solve.converged)
     ([[0.5, 0.0], [0.0, 0.5]], True)
     """
+    chosen = choose("sinkhorn", options, NO_RESUME, max_steps=MAX_STEPS)
     geometry, marginals = prepare(cost, a, b, epsilon, rho_a, rho_b)
-    stop, adjoint = tolerance() if stop is None else stop, as_adjoint(adjoint)
-    method = _choose(method, geometry, marginals, solver, adjoint)
+    stop = tolerance() if chosen.stop is None else chosen.stop
+    adjoint = as_adjoint(chosen.adjoint)
+    chosen = chosen._replace(stop=stop, adjoint=adjoint)
+    method = _choose(method, geometry, marginals, chosen.solver, adjoint)
     warn_below_floor(stop, method, geometry, marginals)
     given = None if init is None else _warm(init, marginals)
     parts, marginals = reduce(geometry, marginals, given)
     if adjoint.differentiates_loop:
+        chosen = chosen._replace(monitor=viewed(chosen.monitor, lambda x: x * marginals.unit))
         solve = from_units(fixed_point(
             log_problem(valid), jnp.zeros_like(marginals.b), parts.geometry, marginals,
-            solver=solver, stop=stop, adjoint=adjoint, max_steps=max_steps,
-            monitor=viewed(monitor, lambda x: x * marginals.unit)), marginals)
+            **chosen._asdict()), marginals)
         pair = sources(solve.value, parts.geometry, marginals), solve.value
         return conclude(pair, solve, geometry, parts, marginals, stop, adjoint)
-    choices = Choices(method, solver, stop, monitor, max_steps)
     if epsilon_schedule is not None:
         epsilon_schedule = jnp.asarray(epsilon_schedule, marginals.b.dtype)
     end, solve = solve_stages(
-        stop_gradient(parts), stop_gradient(marginals), choices, epsilon_schedule)
+        stop_gradient(parts), stop_gradient(marginals), Choices(method, chosen), epsilon_schedule)
     parts, marginals = place(parts, marginals, end)
     return conclude((end.f, end.g), solve, geometry, parts, marginals, stop, adjoint)
 

@@ -1,19 +1,20 @@
 """Quadratic and k-sparse transport by the smooth semi-dual: plans with exact zeros."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.adjoint import Adjoint, frozen
+from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import attach_implicit
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import tolerance
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -65,9 +66,7 @@ def sparse_transport(
     gamma: Any,
     k: int | None = None,
     init: jax.Array | None = None,
-    stop: Stop | None = None,
-    adjoint: Adjoint | None = None,
-    max_steps: int = 500,
+    **options: Unpack[SolveOptions],
 ) -> SparseTransportResult:
     """Minimise `<C, T> + gamma/2 |T|^2` over plans whose columns have at most k non-zeros.
 
@@ -79,8 +78,9 @@ def sparse_transport(
       cost: `[n, m]`, finite. a, b: weights `[n]`, `[m]` of equal sum; default uniform.
       gamma: strength of the quadratic term, positive.
       k: non-zeros a column, static; default n (quadratic transport).
-      init: a previous alpha. stop, adjoint: as in `fixed_point`; default tolerance 1e-3.
-      max_steps: L-BFGS steps.
+      init: a previous alpha.
+      **options: those of `fixed_point`; by default 500 steps and a tolerance of 1e-3. No `solver`:
+        the steps are those of L-BFGS.
 
     Raises:
       ValueError: shapes, k outside 1..n, or k m < n with all rows carrying mass.
@@ -93,6 +93,8 @@ def sparse_transport(
     >>> out.plan.round(3).tolist()
     [[0.5, 0.0], [0.0, 0.5]]
     """
+    chosen = choose("sparse_transport", options, {"solver": "its steps are those of L-BFGS"},
+                    stop=tolerance(rtol=1e-3, atol=0.0), max_steps=500)
     cost = strong(cost)
     if cost.ndim != 2:
         raise ValueError(f"cost must be a matrix [n, m], got shape {cost.shape}.")
@@ -108,7 +110,7 @@ def sparse_transport(
     if a.shape != (n,) or b.shape != (m,):
         raise ValueError(f"shape mismatch: cost is {(n, m)}, a is {a.shape}, b is {b.shape}.")
     gamma = jnp.asarray(gamma, cost.dtype)
-    optimiser = optax.lbfgs()
+    optimizer = optax.lbfgs()
 
     def step(alpha: jax.Array, state: Any, cost: Any, a: Any, b: Any, gamma: Any) -> tuple:
         def loss(alpha: jax.Array) -> jax.Array:
@@ -116,7 +118,7 @@ def sparse_transport(
 
         value, slope = jax.value_and_grad(loss)(alpha)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, state = optimiser.update(
+            update, state = optimizer.update(
                 slope, state, alpha, value=value, grad=slope, value_fn=loss)
         return optax.apply_updates(alpha, update), state
 
@@ -125,12 +127,12 @@ def sparse_transport(
         return jnp.sum(jnp.abs(b @ _columns(alpha, cost, b, gamma, k) - a))
 
     problem = Problem(
-        step=step, memory=lambda alpha, *args: optimiser.init(alpha), merit=violation,
+        step=step, memory=lambda alpha, *args: optimizer.init(alpha), merit=violation,
         scale=lambda alpha, image, state, cost, a, *rest: jnp.sum(a))
     start = jnp.zeros_like(a) if init is None else jnp.asarray(init, a.dtype)
     solve = fixed_point(
-        problem, start, *stop_gradient((cost, a, b, gamma)), max_steps=max_steps,
-        stop=tolerance(rtol=1e-3, atol=0.0) if stop is None else stop, adjoint=frozen())
+        problem, start, *stop_gradient((cost, a, b, gamma)),
+        **chosen._replace(adjoint=frozen())._asdict())
 
     def equations(alpha: jax.Array, cost: Any, a: Any, b: Any, gamma: Any) -> jax.Array:
         # Constants drop out of the plan: alpha has mean 0.
@@ -138,7 +140,6 @@ def sparse_transport(
 
     alpha = solve.value - jnp.mean(solve.value)
     value = _dual(stop_gradient(alpha), cost, a, b, gamma, k)
-    alpha = attach_implicit(equations, alpha, cost, a, b, gamma,
-                            adjoint=adjoint)
+    alpha = attach_implicit(equations, alpha, cost, a, b, gamma, adjoint=chosen.adjoint)
     plan = (b[:, None] * _columns(alpha, cost, b, gamma, k)).T
     return SparseTransportResult(plan, alpha, value, jnp.sum(jnp.abs(plan.sum(1) - a)), solve)

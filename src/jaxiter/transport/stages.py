@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.monitor import Monitor, seeing
+from jaxiter.options import Options
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.stages import ended, follow, in_stages
@@ -44,13 +44,10 @@ FAR, SCALING, EASIER, MOST_LEVELS = 500.0, 4.0, 2, 12
 
 
 class Choices(NamedTuple):
-    """How to solve: the method, and what `fixed_point` calls solver, stop, monitor, max_steps."""
+    """How to solve: the method, and the options of `fixed_point`, with a stop rule."""
 
     method: str
-    solver: optax.GradientTransformation | None
-    stop: Stop
-    monitor: Monitor | None
-    max_steps: Any
+    options: Options
 
 
 class Point(NamedTuple):
@@ -66,6 +63,7 @@ def solve_stages(
     parts: Reduced, marginals: Marginals, choices: Choices, schedule: jax.Array | None
 ) -> tuple[Point, Solution]:
     """All stages on one budget of steps: where they end, and their solution, whose value is g."""
+    options = choices.options
     first = _sinkhorn(parts, marginals, choices, schedule)
     if choices.method in ("auto", "newton"):
         status = first.status
@@ -73,8 +71,8 @@ def solve_stages(
         if choices.method == "newton":
             needed = (status != Status.BAD_INPUT) & (status != Status.NONFINITE)
         first = follow(
-            first, partial(_newton, parts, marginals, choices), needed, monitor=choices.monitor,
-            max_steps=choices.max_steps, like=(parts, marginals))
+            first, partial(_newton, parts, marginals, options), needed, monitor=options.monitor,
+            max_steps=options.max_steps, like=(parts, marginals))
     return first.value, first._replace(value=first.value.g)
 
 
@@ -99,9 +97,9 @@ def _sinkhorn(
 
     All but the last are solved roughly; "newton" solves the last one no better.
     """
-    solver, stop, most = choices.solver, choices.stop, choices.max_steps
+    options, stop, most = choices.options, choices.options.stop, choices.options.max_steps
     if choices.method == "auto":
-        solver, most = anderson(), AUTO_STEPS
+        options, most = options._replace(solver=anderson()), AUTO_STEPS
     elif choices.method == "newton":
         stop, most = tolerance(rtol=WARMUP_ERROR, atol=0.0), WARMUP_STEPS
     kernel = parts.base.in_memory and choices.method != "log"
@@ -116,14 +114,14 @@ def _sinkhorn(
         return {
             "args": (geometry, there),
             "stop": _rough_or(stop, level > 0),
-            "monitor": viewed(choices.monitor, lambda x: x * there.unit),
+            "monitor": viewed(options.monitor, lambda x: x * there.unit),
             "max_steps": jnp.where(level > 0, ROUGH_STEPS, most),
         }
 
     def update(solve: Solution, level: jax.Array, now: Point) -> tuple:
         geometry, there = here(level, now)
         # Where no stage follows, however many were to come, the potentials are for epsilon.
-        last = (level == 0) | ended(solve, choices.max_steps)
+        last = (level == 0) | ended(solve, options.max_steps)
         g = solve.value * there.unit
         there = there.at(jnp.where(last, marginals.epsilon, there.epsilon))
         now = now._replace(f=sources(g, geometry, there), g=g)
@@ -136,7 +134,7 @@ def _sinkhorn(
     out = in_stages(
         kernel_problem(valid) if kernel else log_problem(valid), g,
         levels, Point(parts.shift_rows, parts.shift_columns, f, g), update=update, each=each,
-        solver=solver, adjoint=frozen(), max_steps=choices.max_steps, monitor=choices.monitor)
+        **options._replace(adjoint=frozen())._asdict())
     level, end = out.aux
     out = from_units(out, marginals.at(epsilon_at(level + 1)))
     # A residual at a larger epsilon says nothing of this one.
@@ -161,7 +159,7 @@ def _scaling(
     return levels.astype(jnp.int32), at
 
 
-def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
+def _rough_or(stop: Any, rough: jax.Array) -> Stop:
     """The rule, or, for a stage before the last, a relative error of `ROUGH_ERROR`."""
     def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
         status, state = stop.update(info, state)
@@ -186,7 +184,7 @@ def _levels(parts: Reduced, marginals: Marginals) -> jax.Array:
 
 
 def _newton(
-    parts: Reduced, marginals: Marginals, choices: Choices, before: Solution, max_steps: Any,
+    parts: Reduced, marginals: Marginals, options: Options, before: Solution, max_steps: Any,
     monitor: Monitor | None,
 ) -> Solution:
     """Newton steps from where Sinkhorn's iteration stopped."""
@@ -197,8 +195,9 @@ def _newton(
     logs, one = log_weights(b, epsilon), marginals.unit
     out = from_units(fixed_point(
         newton_problem(valid), ((now.f + log_weights(a, epsilon)) / one, (now.g + logs) / one),
-        here.geometry, marginals, stop=choices.stop, adjoint=frozen(), max_steps=max_steps,
-        monitor=viewed(monitor, lambda x: x[1] * one - logs)), marginals)
+        here.geometry, marginals, **options._replace(
+            solver=None, adjoint=frozen(), max_steps=max_steps,
+            monitor=viewed(monitor, lambda x: x[1] * one - logs))._asdict()), marginals)
     g = jnp.where(b > 0, out.value[1] - logs, 0)
     return out._replace(value=now._replace(f=sources(g, here.geometry, marginals), g=g))
 
