@@ -53,7 +53,7 @@ def svrg(step_size, epoch):
     def merit(state, data):  # exact right after a full gradient; no estimate says CONVERGED
         return jnp.where(state.age == 0, jnp.linalg.norm(state.full), jnp.inf)
 
-    return Process(init, step, merit, calls=lambda state, data: {
+    return Process(init, step, merit, calls=lambda state, key, data: {
         "gradients": 2 * data.size + jnp.where(state.age == epoch, data.rows, 0)})
 
 
@@ -113,6 +113,32 @@ def test_keep_best_keeps_the_whole_state():
     assert float(run.value[0]) == 3.5 and int(run.value[1]) == 3 and int(latest(run)[1]) == 9
 
 
+def test_evaluations_of_several_steps_are_the_steps():
+    """check_every changes no state and no call, only when they are looked at."""
+    process = Process(
+        lambda x: (x, jnp.int32(0)), lambda s, key: (0.9 * s[0] + jax.random.normal(key), s[1] + 1),
+        calls=lambda s, key: {"draws": jax.random.randint(key, (), 0, 3), "odd": s[1] % 2})
+
+    def runs(every, steps, resume=None):
+        return iterate(process, jnp.ones(3), key=KEY, max_steps=steps, check_every=every,
+                       monitor=ji.record(4, every=4, value=True), resume=resume)
+
+    plain, wide = runs(1, 12), runs(4, 12)
+    for ours, theirs in zip(jax.tree.leaves(latest(wide)), jax.tree.leaves(latest(plain)),
+                            strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert int(wide.steps) == 12 and wide.value[1] == 8 and wide.status == Status.MAX_STEPS
+    assert {k: int(v) for k, v in wide.calls.items()} == {
+        k: int(v) for k, v in plain.calls.items()}
+    np.testing.assert_array_equal(wide.trace["value"][0], plain.trace["value"][0])
+    np.testing.assert_array_equal(
+        latest(runs(4, 12, runs(4, 8).state))[0], latest(wide)[0])
+    lanes = iterate_many(process, jnp.ones((2, 3)), key=jnp.stack([KEY, KEY]), max_steps=12,
+                         check_every=4, lanes=1)
+    np.testing.assert_array_equal(latest(lanes)[0][1], latest(wide)[0])
+    assert lanes.steps.tolist() == [12, 12]
+
+
 def test_seeds_over_a_mesh():
     process = Process(lambda x: x, lambda x, key: 0.5 * x + jax.random.normal(key))
     mesh = jax.make_mesh((8,), ("seeds",))
@@ -161,6 +187,8 @@ BAD = {
                                 adjoint=ji.implicit()), ValueError, "no fixed point"),
     "keep_best": (lambda: iterate(Process(lambda x: x, lambda s, key: s), 1.0, key=KEY,
                                   keep_best=True), ValueError, "merits"),
+    "multiple": (lambda: iterate(Process(lambda x: x, lambda s, key: s), 1.0, key=KEY,
+                                 max_steps=10, check_every=4), ValueError, "multiple"),
     "many": (lambda: iterate_many(Process(lambda x: x, lambda s, key: s), jnp.ones(3), key=KEY,
                                   lanes=0), ValueError, "lanes"),
 }

@@ -6,13 +6,16 @@ from typing import Any, NamedTuple, Unpack
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
+from jaxiter.method import check_max_steps
 from jaxiter.monitor import Monitor, seeing
-from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.numerics import anchor, check_count, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
@@ -34,7 +37,7 @@ class Process(NamedTuple):
         itself, so that it holds for what is returned. An estimate should be inf until it has been
         measured exactly. Without one a run never says CONVERGED.
       calls: what one step costs in calls of the user's oracles, as in `Problem`: a tree of
-        integers, or `calls(state, *args)`.
+        integers, or `calls(state, key, *args)`, of what the step gets.
     """
 
     init: Callable
@@ -72,13 +75,14 @@ class Moving(NamedTuple):
     """What the driver carries beside the point: the key and how many steps were taken with it.
 
     `before`, `after`: the leaves of the state that are no floating-point numbers (counters,
-    indices), as the last step found and left them.
+    indices), as the last evaluation found and left them. `calls`: oracle calls so far.
     """
 
     key: jax.Array
     count: jax.Array
     before: PyTree
     after: PyTree
+    calls: PyTree
 
 
 class _Key(NamedTuple):
@@ -104,52 +108,73 @@ def _split(state: PyTree) -> tuple[PyTree, PyTree]:
     return eqx.partition(state, eqx.is_inexact_array)
 
 
-def _start(process: Process, x0: PyTree, args: tuple) -> tuple[PyTree, PyTree]:
+def _start(
+    process: Process, x0: PyTree, numbers: jax.Array, restore: Callable, args: tuple
+) -> tuple[PyTree, Moving]:
+    """The floating-point leaves of the first state, and what is carried beside them."""
     state = jax.tree.map(strong, process.init(x0, *args))
     point, rest = _split(state)
     if not jax.tree.leaves(point):
         raise TypeError("the state of a process needs a floating-point leaf, and init returned "
                         "none; convert what moves with astype(float).")
-    return point, rest
+    spent = jax.eval_shape(lambda: _spent(process, state, restore(numbers), args))
+    none_yet = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spent)
+    return point, Moving(numbers, jnp.int32(0), rest, rest, none_yet)
 
 
-def as_problem(process: Process, restore: Callable) -> Problem:
-    """The process as a problem of its floating-point leaves; its first argument is a `Moving`."""
+def _spent(process: Process, state: PyTree, key: jax.Array, args: tuple) -> PyTree:
+    """Oracle calls of one step, int32."""
+    spent = process.calls
+    spent = spent(state, key, *args) if callable(spent) else spent
+    return jax.tree.map(lambda count: jnp.asarray(count, jnp.int32), spent)
+
+
+def as_problem(process: Process, restore: Callable, stride: int = 1) -> Problem:
+    """The process as a problem of its floating-point leaves; its first argument is a `Moving`.
+
+    One evaluation of the problem is `stride` steps.
+    """
 
     def state_of(point: PyTree, moving: Moving) -> PyTree:
         return eqx.combine(point, moving.after)
 
-    def step(point: PyTree, moving: Moving, start: Moving, *args: PyTree) -> tuple:
-        del start
-        state = state_of(point, moving)
-        key = jax.random.fold_in(restore(moving.key), moving.count)
+    def one(carry: tuple, count: jax.Array, key: jax.Array, args: tuple) -> tuple:
+        state, spent = carry
+        key = jax.random.fold_in(key, count)
         new = jax.tree.map(strong, process.step(state, key, *args))
         trees.check_same_structure(state, new, "The step of the process")
+        return new, trees.add(spent, _spent(process, state, key, args))
+
+    def step(point: PyTree, moving: Moving, start: Moving, *args: PyTree) -> tuple:
+        del start
+        key, carry = restore(moving.key), (state_of(point, moving), moving.calls)
+        if stride == 1:
+            carry = one(carry, moving.count, key, args)
+        else:
+            counts = moving.count + jnp.arange(stride, dtype=jnp.int32)
+            carry, _ = lax.scan(lambda carry, count: (one(carry, count, key, args), None),
+                                anchor(carry, (carry, moving, args)), counts)
+        new, spent = carry
         point, rest = _split(new)
-        return point, Moving(moving.key, moving.count + 1, moving.after, rest)
+        return point, Moving(moving.key, moving.count + stride, moving.after, rest, spent)
 
     def merit(point: PyTree, image: PyTree, moving: Moving, start: Moving, *args: PyTree) -> Any:
         del image, start
         # Infinite without one: then no tolerance is ever met, and no norm is taken.
         return jnp.inf if process.merit is None else process.merit(state_of(point, moving), *args)
 
-    def calls(point: PyTree, moving: Moving, start: Moving, *args: PyTree) -> PyTree:
-        del start
-        spent = process.calls
-        return spent(state_of(point, moving), *args) if callable(spent) else spent
-
     return Problem(
         step=step, merit=merit, memory=lambda point, start, *args: start,
         scale=0.0 if process.merit is None else None,  # no norm is taken where none is needed
-        floor=0.0,  # how well a merit can be resolved only its process knows
-        calls=None if process.calls is None else calls)
+        floor=0.0)  # how well a merit can be resolved only its process knows
 
 
-def _seeing_all(monitor: Monitor | None, process: Process) -> Monitor | None:
-    """The monitor, shown whole states; without a merit it sees how far the last step moved."""
+def _seeing_all(monitor: Monitor | None, process: Process, stride: int) -> Monitor | None:
+    """The monitor, shown whole states; without a merit it sees how far an evaluation moved."""
     def whole(info: StepInfo) -> StepInfo:
         merit = trees.norm(info.residual) if process.merit is None else info.merit
-        return info._replace(x=eqx.combine(info.x, info.memory.before), merit=merit)
+        return info._replace(x=eqx.combine(info.x, info.memory.before), merit=merit,
+                             step=stride * (info.step - 1) + 1)
 
     return seeing(monitor, whole)
 
@@ -170,8 +195,11 @@ def _rule(process: Process, stop: Stop | None) -> Stop:
 
 
 def _adapted(options: Options, process: Process) -> Options:
+    """The options of the driver, whose evaluations are `check_every` steps each."""
+    stride = options.check_every
     return options._replace(
-        stop=_rule(process, options.stop), monitor=_seeing_all(options.monitor, process))
+        stop=_rule(process, options.stop), max_steps=options.max_steps // stride, check_every=1,
+        monitor=_seeing_all(options.monitor, process, stride))
 
 
 def _check(process: Any, options: Options) -> Adjoint:
@@ -179,6 +207,11 @@ def _check(process: Any, options: Options) -> Adjoint:
         raise TypeError(f"expected a Process(init, step), got {type(process).__name__}.")
     if options.keep_best and process.merit is None:
         raise ValueError("keep_best compares merits, and this process has none.")
+    check_count(check_every=options.check_every)
+    check_max_steps(options.max_steps)
+    if isinstance(options.max_steps, int | np.integer) and options.max_steps % options.check_every:
+        raise ValueError(f"max_steps={options.max_steps} must be a multiple of check_every="
+                         f"{options.check_every}, the steps of one evaluation.")
     adjoint = frozen() if options.adjoint is None else options.adjoint
     if not adjoint.differentiates_loop and type(adjoint) is not type(frozen()):
         raise ValueError("a step that draws a new key has no fixed point to differentiate: "
@@ -187,10 +220,12 @@ def _check(process: Any, options: Options) -> Adjoint:
     return adjoint
 
 
-def _whole(solution: Solution) -> Solution:
-    """The solution with the whole state as its value."""
-    value = eqx.combine(solution.value, solution.state.answer.memory.before)
-    return solution._replace(value=value)
+def _whole(solution: Solution, stride: int) -> Solution:
+    """The solution with the whole state as its value, and the account of all steps."""
+    state = solution.state
+    value = eqx.combine(solution.value, state.answer.memory.before)
+    return solution._replace(
+        value=value, steps=stride * solution.steps, calls=state.memory.calls)
 
 
 @on_own_mesh
@@ -214,8 +249,10 @@ def iterate(
       **options: those of `fixed_point`. `stop` is by default `tolerance()` of the merit, or
         `never()` without one: without a merit no rule says CONVERGED. `adjoint` is `frozen()`, the
         default, or `unrolled()`. With `resume` a run in chunks is the whole run, bit by bit; one
-        that ended goes on from its last good state, with new keys. No `solver`: what accelerates
-        a map would mix states of different keys.
+        that ended goes on from its last good state, with new keys. `check_every` steps are one
+        evaluation, between whose ends nothing is measured, copied or shown to a monitor, and
+        `value` is the state before it: take 10 or more where a step costs microseconds, or
+        carries tables. No `solver`: what accelerates a map would mix states of different keys.
 
     Returns:
       A `Solution`; residual and displacement are of the floating-point leaves.
@@ -223,7 +260,8 @@ def iterate(
     Raises:
       TypeError: a step that changes tree, shape or dtype (names the leaf); a state without
         floating-point leaves; a key that is none.
-      ValueError: an implicit adjoint; keep_best without a merit.
+      ValueError: an implicit adjoint; keep_best without a merit; a max_steps that is not a
+        multiple of check_every (a traced one is rounded down to one).
 
     >>> import jax, jax.numpy as jnp
     >>> walk = Process(lambda x0: x0, lambda x, key: 0.9 * x + jax.random.normal(key))
@@ -234,17 +272,16 @@ def iterate(
     chosen = choose("iterate", options, NO_SOLVER)
     adjoint, resume = _check(process, chosen), chosen.resume
     numbers, restore = _numbers(key)
-    point, rest = _start(process, x0, args)
-    start = Moving(numbers, jnp.int32(0), rest, rest)
+    point, start = _start(process, x0, numbers, restore, args)
     if resume is not None:
         # Only for a state that ended: from its answer, with keys that were not used yet.
         trees.check_same_structure(start, resume.memory, "resume (a state of another process?)")
         held = resume.answer.memory
-        start = Moving(resume.memory.key, resume.memory.count, held.before, held.before)
-    chosen = _adapted(chosen, process)._replace(adjoint=adjoint)
+        start = resume.memory._replace(before=held.before, after=held.before)
     solution = fixed_point(
-        as_problem(process, restore), point, start, *args, **chosen._asdict())
-    return _whole(solution)
+        as_problem(process, restore, chosen.check_every), point, start, *args,
+        **_adapted(chosen, process)._replace(adjoint=adjoint)._asdict())
+    return _whole(solution, chosen.check_every)
 
 
 @on_own_mesh
@@ -281,14 +318,14 @@ def iterate_many(
     one_key = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1
     numbers, restore = _numbers(jax.random.split(key, count) if key.ndim == one_key else key)
     arrays, others = eqx.partition(args, eqx.is_array)
-    points, rest = jax.vmap(
-        lambda x0, *arrays: _start(process, x0, eqx.combine(arrays, others)),
-        in_axes=(0, *axes))(x0s, *arrays)
-    starts = Moving(numbers, jnp.zeros(count, jnp.int32), rest, rest)
+    points, starts = jax.vmap(
+        lambda x0, numbers, *arrays: _start(
+            process, x0, numbers, restore, eqx.combine(arrays, others)),
+        in_axes=(0, 0, *axes))(x0s, numbers, *arrays)
     return _whole(solve_many(
-        as_problem(process, restore), points, starts, *args, lanes=lanes, in_axes=(0, *axes),
-        refill_every=refill_every,
-        **_adapted(chosen, process)._replace(adjoint=adjoint)._asdict()))
+        as_problem(process, restore, chosen.check_every), points, starts, *args, lanes=lanes,
+        in_axes=(0, *axes), refill_every=refill_every,
+        **_adapted(chosen, process)._replace(adjoint=adjoint)._asdict()), chosen.check_every)
 
 
 def latest(solution: Solution) -> PyTree:
