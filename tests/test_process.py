@@ -11,7 +11,6 @@ import pytest
 import jaxiter as ji
 from jaxiter import Batches, Process, Status, iterate, iterate_many
 from jaxiter.bilevel import soba
-from jaxiter.bilevel.methods import as_process
 from jaxiter.process import latest
 from jaxiter.testing import PROCESS_CHECKS, check_process
 from jaxiter.testing.bilevel import quadratic
@@ -81,10 +80,10 @@ def test_conformance_of_svrg():
 
 def test_conformance_of_soba():
     problem = quadratic()
-    method = soba(lambda x, y, _: problem.outer(x, y), lambda x, y, _: problem.inner(x, y),
-                  inner_optimizer=optax.sgd(0.3, momentum=0.5), outer_optimizer=optax.sgd(0.05))
+    process = soba(lambda x, y, _: problem.outer(x, y), lambda x, y, _: problem.inner(x, y),
+                   inner_optimizer=optax.sgd(0.3, momentum=0.5), outer_optimizer=optax.sgd(0.05))
     start = jnp.asarray(problem.x, jnp.float32), jnp.zeros(10)
-    process, args = as_process(method), (Batches(None), Batches(None))
+    args = Batches(None), Batches(None)
     for check in PROCESS_CHECKS.values():
         check(process, start, args, KEY)
     resume_is_bitwise(lambda x, key, **options: iterate(process, x, *args, key=key, **options),

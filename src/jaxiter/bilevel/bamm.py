@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, directions, no_counts
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import directions
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -29,13 +30,12 @@ class BammState(NamedTuple):
     y: PyTree
     v: PyTree
     k: jax.Array
-    counts: OracleCount
 
 
 def sl_bamm(
     outer: Callable, inner: Callable, *, rate: float = 0.1, average: float = 0.9,
     decay: float = 0.1, tau: float = 1 / 40, project: Callable | None = None,
-) -> Method:
+) -> Process:
     """A single loop on x, y and v with the schedules of the source.
 
     mu_k = average (k+1)^-decay; y moves by `rate`, v by `rate (k+1)^(-tau/2)` and x by
@@ -52,8 +52,8 @@ def sl_bamm(
     >>> from jaxiter.bilevel import run
     >>> method = sl_bamm(lambda x, y, _: (x - y[1]) ** 2 / 2 + (y[0] - 1) ** 2 / 2,
     ...                  lambda x, y, _: y[0] ** 2 / 2 - x * y[0])
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.zeros(2)), None, None,
-    ...                num_steps=2000, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.zeros(2),
+    ...             max_steps=2000, key=jax.random.key(0)).state
     >>> abs(float(state.x) - 1) < 0.02
     True
     """
@@ -61,13 +61,16 @@ def sl_bamm(
         raise ValueError(f"average must be in (0, 1), got {average}.")
     check_positive(rate=rate, decay=decay)
 
-    def init(x: PyTree, y: PyTree) -> BammState:
-        return BammState(x, y, trees.zeros_like(y), jnp.int32(0), no_counts())
+    def init(start: tuple, *data: Batches) -> BammState:
+        x, y = start
+        return BammState(x, y, trees.zeros_like(y), jnp.int32(0))
 
-    def step(state: BammState, batches: Batches, key: jax.Array) -> BammState:
-        x, y, v, k, counts = state
-        first, second = jax.random.split(key)
-        a, b = batches.inner(first), batches.outer(second)
+    def step(
+        state: BammState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> BammState:
+        x, y, v, k = state
+        inner_key, outer_key = jax.random.split(key)
+        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
         age = (k + 1).astype(jnp.float32)
         mu = average * age**-decay
 
@@ -79,6 +82,6 @@ def sl_bamm(
         new_v = trees.axpy(-rate * age ** (-tau / 2), dv, v)
         new_x = trees.axpy(-rate * age ** (-1.5 * tau) * mu**3, dx, x)
         new_x = new_x if project is None else project(new_x)
-        return BammState(new_x, new_y, new_v, k + 1, add_counts(counts, 1, 1, 2))
+        return BammState(new_x, new_y, new_v, k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(1, 1, 2))

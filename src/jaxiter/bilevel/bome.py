@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.numerics import check_positive, safe_divide
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -25,13 +25,12 @@ class BomeState(NamedTuple):
     x: PyTree
     y: PyTree
     multiplier: jax.Array
-    counts: OracleCount
 
 
 def bome(
     outer: Callable, inner: Callable, *, rate: Any, inner_rate: Any, inner_steps: int = 10,
     strength: float = 0.5,
-) -> Method:
+) -> Process:
     """Descends outer in (x, y) while `inner(x, y) - min inner(x, .)` keeps falling.
 
     q is the gradient of that gap, with the minimum replaced by T steps from y. The step is
@@ -48,19 +47,22 @@ def bome(
     >>> from jaxiter.bilevel import run
     >>> method = bome(lambda x, y, _: (y - 1) ** 2 / 2, lambda x, y, _: (y - x) ** 2 / 2,
     ...               rate=0.1, inner_rate=0.5)
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
-    ...                num_steps=500, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.float32(0),
+    ...             max_steps=500, key=jax.random.key(0)).state
     >>> round(float(state.x), 2)
     1.0
     """
     check_positive(rate=rate, inner_rate=inner_rate, inner_steps=inner_steps, strength=strength)
 
-    def init(x: PyTree, y: PyTree) -> BomeState:
-        return BomeState(x, y, jnp.float32(0), no_counts())
+    def init(start: tuple, *data: Batches) -> BomeState:
+        x, y = start
+        return BomeState(x, y, jnp.float32(0))
 
-    def step(state: BomeState, batches: Batches, key: jax.Array) -> BomeState:
-        x, y, _, counts = state
-        a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+    def step(
+        state: BomeState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> BomeState:
+        x, y, _ = state
+        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
 
         def descend(y: PyTree, _: None) -> tuple[PyTree, None]:
             return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, a), y), None
@@ -73,6 +75,6 @@ def bome(
         # At an inner solution q = 0: there is nothing to restore, and no division by it.
         lam = safe_divide(jnp.maximum(strength * square - trees.dot(up, q), 0), square)
         x, y = trees.axpy(-rate, trees.axpy(lam, q, up), (x, y))
-        return BomeState(x, y, lam.astype(jnp.float32), add_counts(counts, inner_steps + 2, 1, 0))
+        return BomeState(x, y, lam.astype(jnp.float32))
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(inner_steps + 2, 1))

@@ -15,17 +15,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import (
-    Batches,
-    Method,
-    add_counts,
-    no_counts,
-    product_pair,
-    rows_of,
-    storm,
-)
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import product_pair, storm
 from jaxiter.numerics import check_positive, check_share
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -43,14 +36,13 @@ class BsvrbState(NamedTuple):
     estimates: tuple
     before: tuple
     slope: PyTree
-    counts: OracleCount
 
 
 def bsvrb_v2(
     outer: Callable, inner: Callable, *, blocks: int, rate: Any, inner_rate: Any,
     linear_rate: Any = None, smoothing: float = 0.9, correction: float = 1.0,
     momentum: float = 0.9, radius: float = 10.0,
-) -> Method:
+) -> Process:
     """Version 2: steps on `H_i v_i = grad_y outer`; its cost does not depend on the block count.
 
     Data have leading axes (block, row); `batch_size` rows of every sampled block are drawn, and
@@ -72,8 +64,8 @@ def bsvrb_v2(
     >>> method = bsvrb_v2(lambda x, y, c: jnp.sum((y - 1) ** 2) / 2,
     ...                   lambda x, y, c: jnp.sum((y - x - c) ** 2) / 2,
     ...                   blocks=4, rate=0.1, inner_rate=0.5)
-    >>> state, _ = run(method, method.init(jnp.zeros(1), jnp.zeros((4, 1))), centres, centres,
-    ...                num_steps=300, key=jax.random.key(0))
+    >>> state = run(method, jnp.zeros(1), jnp.zeros((4, 1)), centres, centres,
+    ...             max_steps=300, key=jax.random.key(0)).state
     >>> round(float(state.x[0]), 2)
     -0.5
     """
@@ -92,7 +84,7 @@ def bsvrb_v2(
 def bsvrb_v1(
     outer: Callable, inner: Callable, *, blocks: int, rate: Any, inner_rate: Any,
     curvature: float, smoothing: float = 0.9, correction: float = 1.0, momentum: float = 0.9,
-) -> Method:
+) -> Process:
     """Version 1: an estimate of every Hessian (`p^2` floats per block), inverted exactly.
 
     All blocks move at every step, by estimates up to m / blocks steps old: keep
@@ -111,7 +103,7 @@ def bsvrb_v1(
     def identity(y: PyTree) -> jax.Array:
         size = sum(leaf[0].size for leaf in jax.tree.leaves(y))
         return jnp.broadcast_to(jnp.eye(size, dtype=jax.tree.leaves(y)[0].dtype),
-                                (rows_of(y), size, size))
+                                (_count(y), size, size))
 
     def follow(matrix: jax.Array, u: PyTree, now: _Block, last: _Block) -> tuple:
         return _msvr(now.hessian(), last.hessian(), matrix, options), u
@@ -149,18 +141,18 @@ def _msvr(now: PyTree, last: PyTree, kept: PyTree, options: _Options) -> PyTree:
 
 
 def _bsvrb(
-    outer: Callable, inner: Callable, options: _Options, start: Callable, vector: Callable,
+    outer: Callable, inner: Callable, options: _Options, first: Callable, vector: Callable,
     follow: Callable, lazy: bool,
-) -> Method:
+) -> Process:
     check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
     check_share(smoothing=options.smoothing, momentum=options.momentum)
 
-    def init(x: PyTree, y: PyTree) -> BsvrbState:
-        if rows_of(y) < options.blocks:
-            raise ValueError(f"blocks={options.blocks} is more than the {rows_of(y)} blocks of y.")
-        adjoint, zero = start(y), trees.zeros_like(y)
-        return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x),
-                          no_counts())
+    def init(start: tuple, *data: Batches) -> BsvrbState:
+        x, y = start
+        if _count(y) < options.blocks:
+            raise ValueError(f"blocks={options.blocks} is more than the {_count(y)} blocks of y.")
+        adjoint, zero = first(y), trees.zeros_like(y)
+        return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x))
 
     def at(point: tuple, a: PyTree, b: PyTree) -> _Block:
         x, y, adjoint = point
@@ -179,12 +171,13 @@ def _bsvrb(
         adjoint, u = follow(point[2], u, now, last)
         return adjoint, _msvr(now.down, last.down, s, options), u, now.slope, last.slope
 
-    def step(state: BsvrbState, batches: Batches, key: jax.Array) -> BsvrbState:
-        x, y, adjoint, (s, u), before, slope, counts = state
-        first, second, third = jax.random.split(key, 3)
-        index = jax.random.choice(first, rows_of(y), (options.blocks,), replace=False)
-        a, b = (_rows(data, index, batches.size, key) for data, key in (
-            (batches.inner_data, second), (batches.outer_data, third)))
+    def step(
+        state: BsvrbState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> BsvrbState:
+        x, y, adjoint, (s, u), before, slope = state
+        block_key, inner_key, outer_key = jax.random.split(key, 3)
+        index = jax.random.choice(block_key, _count(y), (options.blocks,), replace=False)
+        a, b = _rows(inner_data, index, inner_key), _rows(outer_data, index, outer_key)
         y_at, adjoint_at, y_was, adjoint_was, s_at, u_at = jax.tree.map(
             lambda leaf: leaf[index], (y, adjoint, *before[1:], s, u))
         new_adjoint, new_s, new_u, now, last = jax.vmap(
@@ -201,19 +194,22 @@ def _bsvrb(
             new_y = put(y, trees.axpy(-options.inner_rate, new_s, y_at))
         else:
             new_y = trees.axpy(-options.inner_rate, s, y)
-        count = options.blocks
         return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, put(adjoint, new_adjoint),
-                          (s, u), (x, y, adjoint), slope,
-                          add_counts(counts, 2 * count, 2 * count, 2 * count))
+                          (s, u), (x, y, adjoint), slope)
 
-    return Method(init, step)
+    spent = 2 * options.blocks
+    return Process(init, step, calls=oracle_calls(spent, spent, spent))
 
 
-def _rows(data: PyTree, index: jax.Array, size: int | None, key: jax.Array) -> PyTree:
+def _count(stacked: PyTree) -> int:
+    return jax.tree.leaves(stacked)[0].shape[0]
+
+
+def _rows(batches: Batches, index: jax.Array, key: jax.Array) -> PyTree:
     """The sampled blocks, and `size` random rows of each."""
-    chosen = jax.tree.map(lambda leaf: leaf[index], data)
-    if size is None or not jax.tree.leaves(data):
+    chosen = jax.tree.map(lambda leaf: leaf[index], batches.data)
+    if batches.size is None or not jax.tree.leaves(chosen):
         return chosen
-    count = jax.tree.leaves(data)[0].shape[1]
-    rows = jax.random.randint(key, (index.shape[0], size), 0, count)
+    count = jax.tree.leaves(chosen)[0].shape[1]
+    rows = jax.random.randint(key, (index.shape[0], batches.size), 0, count)
     return jax.tree.map(lambda leaf: jax.vmap(lambda block, at: block[at])(leaf, rows), chosen)

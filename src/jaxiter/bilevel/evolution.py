@@ -82,9 +82,9 @@ def persistent_es(
         state: EvolutionState, theta: PyTree, key: jax.Array
     ) -> tuple[EvolutionState, PyTree, jax.Array]:
         inner, sums, time = stop_gradient(state)
-        first, second = jax.random.split(key)
+        noise_key, start_key = jax.random.split(key)
         noise = jax.vmap(lambda key: trees.scale(width, optax.tree.random_like(key, theta)))(
-            jax.random.split(first, pairs))
+            jax.random.split(noise_key, pairs))
         sums = trees.add(sums, noise) if persistent else noise
         both = jax.tree.map(lambda leaf, e: jnp.stack([leaf + e, leaf - e]), theta, noise)
         inner, losses = jax.vmap(jax.vmap(rollout, (0, 0, None)), (0, 0, None))(inner, both, time)
@@ -94,7 +94,7 @@ def persistent_es(
         grad = jax.tree.map(lambda leaf: jnp.tensordot(gap, leaf, 1) / pairs, sums)
         time = time + truncation
         ended = time >= horizon
-        new = EvolutionState(trees.where(ended, fresh(second), inner),
+        new = EvolutionState(trees.where(ended, fresh(start_key), inner),
                              trees.where(ended, trees.zeros_like(sums), sums),
                              jnp.where(ended, 0, time))
         return new, grad, jnp.mean(losses)

@@ -8,16 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import (
-    Batches,
-    Method,
-    add_counts,
-    no_counts,
-    penalty_slope,
-    storm,
-)
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import penalty_slope, storm
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -29,12 +23,11 @@ class F2saState(NamedTuple):
     y: PyTree
     z: PyTree
     k: jax.Array
-    counts: OracleCount
 
 
 def _rates(
     inner_rate: float, penalty_rate: float, outer_factor: float, exponents: tuple[float, float],
-    first: int, largest_penalty: float,
+    offset: int, largest_penalty: float,
 ) -> Callable:
     """`k -> (rate of y, rate of z, penalty)`."""
     slow, fast = exponents
@@ -44,7 +37,7 @@ def _rates(
         raise ValueError(f"exponents {exponents} would make the penalty fall: give a >= c.")
 
     def rates(k: jax.Array) -> tuple:
-        age = (k + first).astype(jnp.float32)
+        age = (k + offset).astype(jnp.float32)
         gamma = inner_rate * age**-fast
         lam = jnp.minimum(gamma / (2 * penalty_rate * age**-slow), largest_penalty)
         return gamma / (2 * lam), gamma, lam
@@ -55,11 +48,11 @@ def _rates(
 def f2sa(
     outer: Callable, inner: Callable, *, inner_rate: float, penalty_rate: float,
     outer_factor: float = 1.0, inner_steps: int = 10, exponents: tuple[float, float] = (1 / 3, 0.0),
-    first: int = 1, largest_penalty: float = 1e3,
-) -> Method:
+    offset: int = 1, largest_penalty: float = 1e3,
+) -> Process:
     """F2SA: gradients only. y follows `outer + lam inner`, z follows inner, lam grows slowly.
 
-    With rates `a_k = penalty_rate (k + first)^-a` and `g_k = inner_rate (k + first)^-c` of
+    With rates `a_k = penalty_rate (k + offset)^-a` and `g_k = inner_rate (k + offset)^-c` of
     exponents (a, c), the penalty is `lam_k = g_k / (2 a_k)`, z moves by g_k, y by a_k and x by
     `outer_factor a_k`. The bias of the hypergradient is O(1 / lam).
 
@@ -81,38 +74,40 @@ def f2sa(
     >>> from jaxiter.bilevel import run
     >>> method = f2sa(lambda x, y, _: (y - 1) ** 2, lambda x, y, _: (y - x) ** 2,
     ...               inner_rate=0.2, penalty_rate=0.1, inner_steps=5)
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
-    ...                num_steps=500, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.float32(0),
+    ...             max_steps=500, key=jax.random.key(0)).state
     >>> abs(float(state.x) - 1) < 0.01
     True
     """
-    rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, first, largest_penalty)
+    rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, offset, largest_penalty)
 
-    def init(x: PyTree, y: PyTree) -> F2saState:
-        return F2saState(x, y, y, jnp.int32(0), no_counts())
+    def init(start: tuple, *data: Batches) -> F2saState:
+        x, y = start
+        return F2saState(x, y, y, jnp.int32(0))
 
-    def step(state: F2saState, batches: Batches, key: jax.Array) -> F2saState:
-        x, y, z, k, counts = state
+    def step(
+        state: F2saState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> F2saState:
+        x, y, z, k = state
         alpha, gamma, lam = rates(k)
 
         def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             y, z = carry
-            a, b, c = jax.random.split(key, 3)
-            z = trees.axpy(-gamma, jax.grad(inner, 1)(x, z, batches.inner(a)), z)
-            up = jax.grad(outer, 1)(x, y, batches.outer(b))
-            down = jax.grad(inner, 1)(x, y, batches.inner(c))
+            z_key, outer_key, inner_key = jax.random.split(key, 3)
+            z = trees.axpy(-gamma, jax.grad(inner, 1)(x, z, inner_data.draw(z_key)), z)
+            up = jax.grad(outer, 1)(x, y, outer_data.draw(outer_key))
+            down = jax.grad(inner, 1)(x, y, inner_data.draw(inner_key))
             return (trees.axpy(-alpha, trees.axpy(lam, down, up), y), z), None
 
         keys = jax.random.split(key, inner_steps + 1)
         (y, z), _ = lax.scan(follow, (y, z), keys[1:])
-        a, b = jax.random.split(keys[0])
-        gap = penalty_slope(inner, x, y, z, batches.inner(a))
-        direct = jax.grad(outer, 0)(x, y, batches.outer(b))
+        inner_key, outer_key = jax.random.split(keys[0])
+        gap = penalty_slope(inner, x, y, z, inner_data.draw(inner_key))
+        direct = jax.grad(outer, 0)(x, y, outer_data.draw(outer_key))
         x = trees.axpy(-outer_factor * alpha, trees.axpy(lam, gap, direct), x)
-        counts = add_counts(counts, 2 * inner_steps + 2, inner_steps + 1, 0)
-        return F2saState(x, y, z, k + 1, counts)
+        return F2saState(x, y, z, k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(2 * inner_steps + 2, inner_steps + 1))
 
 
 class F3saState(NamedTuple):
@@ -124,20 +119,19 @@ class F3saState(NamedTuple):
     before: tuple
     estimates: tuple
     k: jax.Array
-    counts: OracleCount
 
 
 def f3sa(
     outer: Callable, inner: Callable, *, inner_rate: float, penalty_rate: float,
-    outer_factor: float = 1.0, exponents: tuple[float, float] = (3 / 5, 2 / 5), first: int = 1,
+    outer_factor: float = 1.0, exponents: tuple[float, float] = (3 / 5, 2 / 5), offset: int = 1,
     largest_penalty: float = 1e3,
-) -> Method:
+) -> Process:
     """F3SA: F2SA with one step of y and z per step of x and every gradient a STORM estimate.
 
     Rates and penalty as in `f2sa`; the momentum of the estimates is `(g_k / g_0)^2`.
 
     Args:
-      outer, inner, inner_rate, penalty_rate, outer_factor, first, largest_penalty: as in `f2sa`.
+      outer, inner, inner_rate, penalty_rate, outer_factor, offset, largest_penalty: as in `f2sa`.
       exponents: (1/3, 0) without noise, (1/2, 1/4) with noise in outer, (3/5, 2/5) in both.
 
     Raises:
@@ -150,24 +144,26 @@ def f3sa(
     >>> from jaxiter.bilevel import run
     >>> method = f3sa(lambda x, y, _: (y - 1) ** 2, lambda x, y, _: (y - x) ** 2,
     ...               inner_rate=0.2, penalty_rate=0.1, exponents=(1 / 3, 0.0))
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
-    ...                num_steps=2000, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.float32(0),
+    ...             max_steps=2000, key=jax.random.key(0)).state
     >>> abs(float(state.x) - 1) < 0.01
     True
     """
-    rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, first, largest_penalty)
+    rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, offset, largest_penalty)
 
-    def init(x: PyTree, y: PyTree) -> F3saState:
+    def init(start: tuple, *data: Batches) -> F3saState:
+        x, y = start
         zero, flat = trees.zeros_like(y), trees.zeros_like(x)
-        return F3saState(x, y, y, (x, y, y), (zero, zero, zero, flat, flat, flat), jnp.int32(0),
-                         no_counts())
+        return F3saState(x, y, y, (x, y, y), (zero, zero, zero, flat, flat, flat), jnp.int32(0))
 
-    def step(state: F3saState, batches: Batches, key: jax.Array) -> F3saState:
-        x, y, z, (x_old, y_old, z_old), (hz, hf, hg, px, pg, pz), k, counts = state
+    def step(
+        state: F3saState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> F3saState:
+        x, y, z, (x_old, y_old, z_old), (hz, hf, hg, px, pg, pz), k = state
         alpha, gamma, lam = rates(k)
         # The first estimates are plain gradients: there is nothing before them.
         momentum = jnp.where(k == 0, 1.0, jnp.minimum((gamma / inner_rate) ** 2, 1.0))
-        a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
         at_inner = jax.grad(inner, (0, 1))
         at_outer = jax.grad(outer, (0, 1))
         hz = storm(momentum, at_inner(x, z, a)[1], at_inner(x_old, z_old, a)[1], hz)
@@ -180,7 +176,6 @@ def f3sa(
         pz = storm(momentum, at_inner(x, new_z, a)[0], at_inner(x_old, z, a)[0], pz)
         slope = trees.axpy(lam, trees.subtract(pg, pz), px)
         new_x = trees.axpy(-outer_factor * alpha, slope, x)
-        return F3saState(new_x, new_y, new_z, (x, y, z), (hz, hf, hg, px, pg, pz), k + 1,
-                         add_counts(counts, 8, 4, 0))
+        return F3saState(new_x, new_y, new_z, (x, y, z), (hz, hf, hg, px, pg, pz), k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(8, 4))

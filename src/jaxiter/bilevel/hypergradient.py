@@ -8,20 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.inverse import descent, neumann_series
-from jaxiter.linear import LinearSolver, cg, dense
+from jaxiter.linear import LinearSolver, cg
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
 from jaxiter.solution import Status, reports
 
 PyTree = Any
 
 
-class OracleCount(NamedTuple):
-    """Calls so far: gradients of inner and of outer, products with the inner Hessian."""
-
-    inner: jax.Array
-    outer: jax.Array
-    products: jax.Array
+def oracle_calls(inner: Any, outer: Any, products: Any = 0) -> dict[str, Any]:
+    """The account of a bilevel problem: gradients of inner, of outer, inner Hessian products."""
+    return {"inner": inner, "outer": outer, "products": products}
 
 
 @reports
@@ -33,7 +29,8 @@ class HypergradientResult(NamedTuple):
       inner_residual: norm of grad_y inner at y (unrolled: of the next inner step);
         linear_residual: `|H v - grad_y outer|` over
         `|grad_y outer|`. error_estimate: of `|grad - grad F|`, or None.
-      counts: an `OracleCount`. status: a `jaxiter.Status` code of the linear solve.
+      calls: gradients of `inner` and `outer` and `products` with the inner Hessian, a dict of
+        int32. status: a `jaxiter.Status` code of the linear solve.
     """
 
     value: jax.Array
@@ -42,12 +39,12 @@ class HypergradientResult(NamedTuple):
     inner_residual: jax.Array
     linear_residual: jax.Array
     error_estimate: jax.Array | None
-    counts: OracleCount
+    calls: dict[str, jax.Array]
     status: jax.Array
 
 
 def hypergradient(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, *, solve: str | LinearSolver = "cg",
+    outer: Callable, inner: Callable, x: PyTree, y: PyTree, *, solve: LinearSolver | None = None,
     v_init: PyTree = None, damping: Any = 0.0, corrected_value: bool = False,
     estimate_error: bool = False,
 ) -> HypergradientResult:
@@ -61,10 +58,9 @@ def hypergradient(
       outer, inner: scalars of (x, y). y is given, not solved: see `solve_inner`. The gradient by
         the point from which y was computed is therefore zero; to differentiate a start, unroll.
       x, y: pytrees of floating-point arrays.
-      solve: "cg" (at most min(size, 50) products), "neumann" (50 terms), "fixed_point" (steps of
-        gradient descent on the system, to CG's tolerance), "dense" (for up to about 1,000
-        unknowns), or any linear solver: `neumann_series(n, s)`, `nystrom(k, rho, key)`,
-        those of `jaxiter.linear`.
+      solve: a linear solver: those of `jaxiter.linear`, such as `dense()` for up to about 1,000
+        unknowns, `neumann_series(n, s)`, `nystrom(k, rho, key)`; default `cg(rtol, max_steps)`
+        with rtol 1e-5 (float64: 1e-8) and at most min(2 size, 50) products.
       v_init: start of the linear solve, such as the last v of a nearby x; a constant.
       damping: added to H; biases the answer, keeps it bounded where H is nearly singular.
       corrected_value: value minus `<v, grad_y inner>`: its error falls with the square of y's.
@@ -74,8 +70,8 @@ def hypergradient(
       A `HypergradientResult`. jit, vmap and derivatives (jacrev of grad) work.
 
     Raises:
-      TypeError: integer leaves, a v_init of another structure.
-      ValueError: outer or inner that is not scalar, an unknown solve, damping < 0.
+      TypeError: integer leaves, a v_init of another structure, a solve that is no function.
+      ValueError: outer or inner that is not scalar, damping < 0.
 
     Source: Pedregosa, "Hyperparameter optimization with approximate gradient", 2016; Grazzi et
     al., "On the iteration complexity of hypergradient computation", 2020.
@@ -86,8 +82,8 @@ def hypergradient(
     9.0
     """
     x, y = (jax.tree.map(jnp.asarray, tree) for tree in (x, y))
-    _check(outer, inner, x, y, v_init, damping)
-    solver = _solver(solve, y)
+    _check(outer, inner, x, y, solve, v_init, damping)
+    solver = _default(y) if solve is None else solve
     value, (direct, pull) = jax.value_and_grad(outer, (0, 1))(x, y)
     (_, slope), product = jax.linearize(lambda y: jax.grad(inner, (0, 1))(x, y), y)
     shift = jnp.asarray(damping)
@@ -108,51 +104,46 @@ def hypergradient(
     rest = trees.subtract(trees.axpy(shift, v, image), pull)
     residual = safe_divide(trees.norm(rest), trees.norm(pull))
     status = jnp.where(trees.finite((pull, slope, grad)), status, Status.NONFINITE)
-    counts = OracleCount(jnp.int32(1), jnp.int32(1), products + 1)
+    calls = oracle_calls(jnp.int32(1), jnp.int32(1), products + 1)
     estimate = None
     if estimate_error:
-        estimate, counts = _estimate(outer, inner, x, y, v, grad, slope, rest, matvec, product,
-                                     solver, counts)
+        estimate, more = _estimate(outer, inner, x, y, v, grad, slope, rest, matvec, product,
+                                   solver)
+        calls = trees.add(calls, more)
     if corrected_value:
         value = value - trees.dot(v, slope)
-    return HypergradientResult(value, grad, v, trees.norm(slope), residual, estimate, counts,
+    return HypergradientResult(value, grad, v, trees.norm(slope), residual, estimate, calls,
                                status.astype(jnp.int32))
 
 
 def _estimate(
     outer: Callable, inner: Callable, x: PyTree, y: PyTree, v: PyTree, grad: PyTree,
     slope: PyTree, rest: PyTree, matvec: Callable, product: Callable, solver: LinearSolver,
-    counts: OracleCount,
-) -> tuple[jax.Array, OracleCount]:
+) -> tuple[jax.Array, dict]:
     """`|grad(y) - grad(y - d)| + |cross(w)|` with d a Newton step and w what the solve left out."""
     newton = solver(matvec, slope)
     left = solver(matvec, rest)
     better = hypergradient(outer, inner, x, trees.subtract(y, newton.value), solve=solver,
                            v_init=v)
     total = trees.norm(trees.subtract(grad, better.grad)) + trees.norm(product(left.value)[0])
-    more = (newton.steps + left.steps, *better.counts)
-    return total, OracleCount(counts.inner + more[1], counts.outer + more[2],
-                              counts.products + more[0] + 1 + more[3])
+    solved = oracle_calls(jnp.int32(0), jnp.int32(0), newton.steps + left.steps + 1)
+    return total, trees.add(solved, better.calls)
 
 
-def _solver(solve: str | LinearSolver, y: PyTree) -> LinearSolver:
-    if not isinstance(solve, str):
-        return solve
+def _default(y: PyTree) -> LinearSolver:
     size = sum(leaf.size for leaf in jax.tree.leaves(y))
     rtol = 1e-8 if machine_epsilon(y) < 1e-12 else 1e-5
     # Rounding makes CG lose its finite termination: it gets twice the size on small problems.
-    solvers = {"cg": lambda: cg(rtol=rtol, max_steps=min(2 * size, 50)), "dense": dense,
-               "neumann": lambda: neumann_series(50, rtol=rtol),
-               "fixed_point": lambda: descent(rtol)}
-    if solve not in solvers:
-        raise ValueError(f"solve must be one of {sorted(solvers)} or a linear solver, got "
-                         f"{solve!r}.")
-    return solvers[solve]()
+    return cg(rtol=rtol, max_steps=min(2 * size, 50))
 
 
 def _check(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, v_init: PyTree, damping: Any
+    outer: Callable, inner: Callable, x: PyTree, y: PyTree, solve: Any, v_init: PyTree,
+    damping: Any,
 ) -> None:
+    if solve is not None and not callable(solve):
+        raise TypeError(f"solve must be a linear solver such as jaxiter.linear.cg(), got "
+                        f"{solve!r}.")
     for name, tree in (("x", x), ("y", y)):
         if not jax.tree.leaves(tree) or not all(
                 jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(tree)):

@@ -4,7 +4,7 @@ Source: Rajeswaran, Finn, Kakade and Levine, "Meta-learning with implicit gradie
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +14,32 @@ from jaxiter.bilevel.hypergradient import hypergradient
 from jaxiter.bilevel.inner import solve_inner
 from jaxiter.linear import LinearSolver
 from jaxiter.numerics import check_positive
-from jaxiter.solution import most_severe, reports
+from jaxiter.options import SolveOptions, choose
+from jaxiter.solution import LoopState, Solution, most_severe, reports
 
 PyTree = Any
 
 
 @reports
 class MamlResult(NamedTuple):
-    """Means over tasks and the adapted parameters, stacked by task.
+    """Means over tasks, and the adaptations.
 
-    status: the most severe `jaxiter.Status` of every task's adaptation and linear solve, `[tasks]`.
+    Attributes:
+      value, grad: means over tasks of the validation loss and of its gradient by theta.
+      solve: the `Solution` of every task's adaptation, stacked: `solve.value` are the parameters.
+      status: the most severe `jaxiter.Status` of every task's adaptation and linear solve,
+        `[tasks]`.
     """
 
     value: jax.Array
     grad: PyTree
-    adapted: PyTree
+    solve: Solution
     status: jax.Array
 
 
 def implicit_maml(
     train: Callable, validation: Callable, theta: PyTree, tasks: PyTree, *, strength: Any = 1.0,
-    solve: str | LinearSolver = "cg", damping: Any = 0.0, max_steps: int = 500, **keywords: Any,
+    solve: LinearSolver | None = None, damping: Any = 0.0, **options: Unpack[SolveOptions],
 ) -> MamlResult:
     """The meta-gradient at theta: `mean_i (I + H_i / strength)^-1 grad validation(phi_i)`.
 
@@ -46,7 +51,8 @@ def implicit_maml(
       theta: the start to learn. tasks: a pytree, leading axis tasks.
       strength: above minus the curvature of train, so that every adaptation has one answer.
       solve, damping: of the linear solve, as in `hypergradient`.
-      max_steps, **keywords: of `solve_inner`.
+      **options: of the adaptations, as in `solve_inner`; max_steps is 500 by default, and resume
+        a state of all tasks.
 
     Raises:
       ValueError: strength not positive.
@@ -58,20 +64,21 @@ def implicit_maml(
     [-0.25, -0.25]
     """
     check_positive(strength=strength)
+    chosen = choose("implicit_maml", options, {}, solver=None, adjoint=None, max_steps=500)
     if any(jnp.shape(leaf)[:1] in ((), (0,)) for leaf in jax.tree.leaves(tasks)):
         raise ValueError("tasks must have a leading axis of at least one task, got shapes "
                          f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]}.")
 
-    def one(task: PyTree) -> tuple:
+    def one(task: PyTree, resume: LoopState | None) -> tuple:
         def inner(theta: PyTree, phi: PyTree) -> jax.Array:
             away = trees.squared_norm(trees.subtract(phi, theta))
             return train(phi, task) + strength / 2 * away
 
-        adapted = solve_inner(inner, theta, theta, max_steps=max_steps, **keywords)
+        adapted = solve_inner(inner, theta, theta, **chosen._replace(resume=resume)._asdict())
         out = hypergradient(lambda theta, phi: validation(phi, task), inner, theta, adapted.value,
                             solve=solve, damping=damping)
-        return out.value, out.grad, adapted.value, most_severe(adapted.status, out.status)
+        return out.value, out.grad, adapted, most_severe(adapted.status, out.status)
 
-    value, grad, adapted, status = jax.vmap(one)(tasks)
+    value, grad, adapted, status = jax.vmap(one)(tasks, chosen.resume)
     return MamlResult(jnp.mean(value), jax.tree.map(lambda leaf: leaf.mean(0), grad), adapted,
                       status)

@@ -1,18 +1,18 @@
 """The argmin of an inner objective as a differentiable fixed point."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint
 from jaxiter.bilevel.inverse import POWER_STEPS
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.linear import cg
 from jaxiter.numerics import stop_gradient, typed_by
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.solvers import anderson
@@ -22,9 +22,8 @@ PyTree = Any
 
 
 def solve_inner(
-    inner: Callable, y0: PyTree, x: PyTree, *, step_size: Any = None, solver: Any = None,
-    stop: Any = None, max_steps: Any = 1000, adjoint: Adjoint | None = None,
-    has_aux: bool = False,
+    inner: Callable, y0: PyTree, x: PyTree, *, step_size: Any = None, has_aux: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """`argmin_y inner(x, y)` from y0: accelerated gradient descent, differentiable in x.
 
@@ -34,9 +33,9 @@ def solve_inner(
         argmin does not depend on it.
       x: what the derivatives are taken by.
       step_size: default 1 / L, L by power iterations on the Hessian at y0.
-      solver: of jaxiter; default `anderson()`. stop, max_steps: as in `fixed_point`.
-      adjoint: default `implicit(cg())`: the Hessian is symmetric.
       has_aux: inner returns `(value, aux)`; aux at the answer is returned in `Solution.aux`.
+      **options: all of `fixed_point`'s; solver is `anderson()` by default, and adjoint
+        `implicit(cg())`, for the Hessian is symmetric.
 
     Returns:
       A `Solution`; the merit is the norm of the inner gradient times the step size.
@@ -47,6 +46,8 @@ def solve_inner(
     >>> round(float(best(1.0)), 4), round(float(jax.grad(best)(1.0)), 4)
     (1.0, -0.5)
     """
+    chosen = choose("solve_inner", options, {}, solver=anderson(), adjoint=implicit(cg()))
+
     def slope(y: PyTree, x: PyTree) -> Any:
         return jax.grad(inner, 1, has_aux=has_aux)(x, y)
 
@@ -68,7 +69,5 @@ def solve_inner(
         return (new, aux) if has_aux else new
 
     problem = Problem(step=step, equations=lambda y, x, size: gradient(y, x))
-    options = {} if stop is None else {"stop": stop}
-    return fixed_point(problem, y0, x, stop_gradient(jnp.asarray(step_size)), max_steps=max_steps,
-                       solver=anderson() if solver is None else solver, has_aux=has_aux,
-                       adjoint=implicit(cg()) if adjoint is None else adjoint, **options)
+    return fixed_point(problem, y0, x, stop_gradient(jnp.asarray(step_size)), has_aux=has_aux,
+                       **chosen._asdict())

@@ -8,14 +8,11 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.adjoint import frozen
-from jaxiter.driver import fixed_point
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
 from jaxiter.numerics import machine_epsilon, safe_divide
-from jaxiter.problem import Problem
 from jaxiter.solution import Status
 from jaxiter.spectral import largest_eigenvalue
-from jaxiter.stop import tolerance
+from jaxiter.values import as_value
 
 PyTree = Any
 
@@ -33,6 +30,7 @@ def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: Any, rtol: Any) -> L
     return LinearSolution(x, status, jnp.int32(products), residual, jnp.ones_like(residual))
 
 
+@as_value
 def neumann_series(
     terms: int = 50, step_size: Any = None, rtol: Any = None
 ) -> LinearSolver:
@@ -70,30 +68,7 @@ def neumann_series(
     return solve
 
 
-def descent(rtol: Any = None, max_steps: Any = 10_000) -> LinearSolver:
-    """Gradient descent `x <- x + (b - A x) / L` to a tolerance, on the library's own driver.
-
-    >>> import jax.numpy as jnp
-    >>> descent()(lambda v: 2 * v, jnp.array([1.0])).value.round(4).tolist()
-    [0.5]
-    """
-    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
-        top = largest_eigenvalue(matvec, b, max_steps=POWER_STEPS)
-        size = 1 / jnp.abs(top.value)
-        wanted = default_rtol(b) if rtol is None else rtol
-        problem = Problem(
-            step=lambda x: trees.axpy(size, trees.subtract(b, matvec(x)), x),
-            merit=lambda x, image: trees.norm(trees.subtract(image, x)) / size,
-            scale=lambda x, image: trees.norm(b))
-        out = fixed_point(problem, trees.scale(size, b) if x0 is None else x0, adjoint=frozen(),
-                          stop=tolerance(rtol=wanted, atol=0), max_steps=max_steps)
-        residual = safe_divide(out.merit, trees.norm(b))
-        return LinearSolution(out.value, out.status, out.steps + top.solve.steps, residual,
-                              jnp.ones_like(residual))
-
-    return solve
-
-
+@as_value
 def nystrom(rank: int, damping: float, key: jax.Array, rtol: Any = None) -> LinearSolver:
     """`(A_k + damping I)^-1 b`, A_k a rank-k Nystrom approximation of A, by one batch of products.
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, no_counts
+from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -30,14 +30,13 @@ class LvHbaState(NamedTuple):
     lam: jax.Array
     z: jax.Array
     k: jax.Array
-    counts: OracleCount
 
 
 def lv_hba(
     outer: Callable, inner: Callable, constraint: Callable, project: Callable, *,
     equality: bool = False, rate: float = 0.03, value_rate: float = 0.1, centre_rate: float = 0.01,
     prox: float = 10.0, penalty: float = 1.0, growth: float = 0.3, largest: float = 1000.0,
-) -> Method:
+) -> Process:
     """A Hessian-free single loop for `y in argmin inner(x, .) subject to constraint(x, y) <= 0`.
 
     Args:
@@ -50,7 +49,7 @@ def lv_hba(
         answer's bias is O(1 / c_k). largest: bound of the multipliers.
 
     Returns:
-      A `Method`; the multipliers at the end are `state.lam`. Do not expect better than about
+      A `Process`; the multipliers at the end are `state.lam`. Do not expect better than about
       one percent: the bias falls as slowly as the penalty grows.
 
     Raises:
@@ -62,15 +61,18 @@ def lv_hba(
                    penalty=penalty)
     low = -largest if equality else 0.0
 
-    def init(x: PyTree, y: PyTree) -> LvHbaState:
+    def init(start: tuple, *data: Batches) -> LvHbaState:
+        x, y = start
         x, y = project(x, y)
         zero = jnp.zeros_like(constraint(x, y))
-        return LvHbaState(x, y, y, zero, zero, jnp.int32(0), no_counts())
+        return LvHbaState(x, y, y, zero, zero, jnp.int32(0))
 
-    def step(state: LvHbaState, batches: Batches, key: jax.Array) -> LvHbaState:
-        x, y, theta, lam, z, k, counts = state
-        first, second = jax.random.split(key)
-        a, b = batches.inner(first), batches.outer(second)
+    def step(
+        state: LvHbaState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> LvHbaState:
+        x, y, theta, lam, z, k = state
+        inner_key, outer_key = jax.random.split(key)
+        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
 
         def lagrangian(x: PyTree, theta: PyTree, lam: jax.Array) -> jax.Array:
             return inner(x, theta, a) + jnp.sum(lam * constraint(x, theta))
@@ -87,6 +89,6 @@ def lv_hba(
         dy = trees.axpy(-1 / prox, trees.subtract(y, theta), trees.axpy(share, up[1], down[1]))
         x, y = project(trees.axpy(-rate, dx, x), trees.axpy(-rate, dy, y))
         z = jnp.clip(z + centre_rate * (lam - z), low, largest)
-        return LvHbaState(x, y, theta, lam, z, k + 1, add_counts(counts, 3, 1, 0))
+        return LvHbaState(x, y, theta, lam, z, k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(3, 1))

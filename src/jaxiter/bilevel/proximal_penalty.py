@@ -15,16 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import (
-    Batches,
-    Method,
-    add_counts,
-    no_counts,
-    penalty_slope,
-    storm,
-)
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import penalty_slope, storm
 from jaxiter.numerics import check_positive, check_share
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -35,7 +29,6 @@ class PenaltyState(NamedTuple):
     x: PyTree
     y: PyTree
     z: PyTree
-    counts: OracleCount
 
 
 def _unchanged(point: PyTree) -> PyTree:
@@ -46,7 +39,7 @@ def proximal_penalty(
     outer: Callable, inner: Callable, *, sigma: float = 0.1, rate: float, inner_rate: float,
     prox: float = 1.0, mixing: float = 0.5, inner_steps: int = 10, samples: int = 1,
     project_x: Callable = _unchanged, project_y: Callable = _unchanged,
-) -> Method:
+) -> Process:
     """The double loop: T proximal steps around each centre, then the centres and x move.
 
     Args:
@@ -65,24 +58,27 @@ def proximal_penalty(
     >>> method = proximal_penalty(
     ...     lambda x, y, _: ((x - y[1]) ** 2 + (y[0] - 1) ** 2) / 2,
     ...     lambda x, y, _: (y[0] - x) ** 2 / 2, rate=0.05, inner_rate=0.3)
-    >>> state, _ = run(method, method.init(jnp.float32(3), jnp.zeros(2)), None, None,
-    ...                num_steps=1000, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(3), jnp.zeros(2),
+    ...             max_steps=1000, key=jax.random.key(0)).state
     >>> round(float(state.x), 3)
     1.0
     """
     _check(sigma, rate, inner_rate, prox, mixing)
     check_positive(inner_steps=inner_steps, samples=samples)
 
-    def init(x: PyTree, y: PyTree) -> PenaltyState:
-        return PenaltyState(x, y, y, no_counts())
+    def init(start: tuple, *data: Batches) -> PenaltyState:
+        x, y = start
+        return PenaltyState(x, y, y)
 
-    def step(state: PenaltyState, batches: Batches, key: jax.Array) -> PenaltyState:
-        x, y, z, counts = state
-        first, second = jax.random.split(key)
+    def step(
+        state: PenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> PenaltyState:
+        x, y, z = state
+        inner_key, outer_key = jax.random.split(key)
 
         def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             near_y, near_z = carry
-            a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+            a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
             dy = trees.axpy(sigma, jax.grad(outer, 1)(x, near_y, b), jax.grad(inner, 1)(
                 x, near_y, a))
             dz = jax.grad(inner, 1)(x, near_z, a)
@@ -91,21 +87,21 @@ def proximal_penalty(
             return (project_y(trees.axpy(-inner_rate, dy, near_y)),
                     project_y(trees.axpy(-inner_rate, dz, near_z))), None
 
-        (near_y, near_z), _ = lax.scan(follow, (y, z), jax.random.split(first, inner_steps))
+        (near_y, near_z), _ = lax.scan(follow, (y, z), jax.random.split(inner_key, inner_steps))
 
         def slope(key: jax.Array) -> PyTree:
-            a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+            a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
             gap = penalty_slope(inner, x, near_y, near_z, a)
             return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
 
-        slopes = jax.vmap(slope)(jax.random.split(second, samples))
+        slopes = jax.vmap(slope)(jax.random.split(outer_key, samples))
         mean = jax.tree.map(lambda leaf: leaf.mean(0), slopes)
         y = trees.axpy(mixing, trees.subtract(near_y, y), y)
         z = trees.axpy(mixing, trees.subtract(near_z, z), z)
-        counts = add_counts(counts, 2 * (inner_steps + samples), inner_steps + samples, 0)
-        return PenaltyState(project_x(trees.axpy(-rate, mean, x)), y, z, counts)
+        return PenaltyState(project_x(trees.axpy(-rate, mean, x)), y, z)
 
-    return Method(init, step)
+    spent = inner_steps + samples
+    return Process(init, step, calls=oracle_calls(2 * spent, spent))
 
 
 class SinglePenaltyState(NamedTuple):
@@ -118,14 +114,13 @@ class SinglePenaltyState(NamedTuple):
     before: tuple
     estimates: tuple
     k: jax.Array
-    counts: OracleCount
 
 
 def proximal_penalty_single(
     outer: Callable, inner: Callable, *, sigma: float = 0.1, rate: float, inner_rate: float,
     prox: float = 1.0, mixing: float = 0.5, momentum: float = 0.05,
     project_x: Callable = _unchanged, project_y: Callable = _unchanged,
-) -> Method:
+) -> Process:
     """The single loop: one proximal step per step of x, every gradient a STORM estimate.
 
     Args:
@@ -138,14 +133,16 @@ def proximal_penalty_single(
     _check(sigma, rate, inner_rate, prox, mixing)
     check_share(momentum=momentum)
 
-    def init(x: PyTree, y: PyTree) -> SinglePenaltyState:
+    def init(start: tuple, *data: Batches) -> SinglePenaltyState:
+        x, y = start
         zero, flat = trees.zeros_like(y), trees.zeros_like(x)
-        return SinglePenaltyState(x, y, y, (y, y), (x, y, y), (zero, zero, flat), jnp.int32(0),
-                                  no_counts())
+        return SinglePenaltyState(x, y, y, (y, y), (x, y, y), (zero, zero, flat), jnp.int32(0))
 
-    def step(state: SinglePenaltyState, batches: Batches, key: jax.Array) -> SinglePenaltyState:
-        x, y, z, (near_y, near_z), before, (hy, hz, hx), k, counts = state
-        a, b = batches.inner(key), batches.outer(jax.random.fold_in(key, 1))
+    def step(
+        state: SinglePenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> SinglePenaltyState:
+        x, y, z, (near_y, near_z), before, (hy, hz, hx), k = state
+        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
         weight = jnp.where(k == 0, 1.0, momentum)
 
         def slopes(x: PyTree, near_y: PyTree, near_z: PyTree) -> tuple:
@@ -167,9 +164,9 @@ def proximal_penalty_single(
         z = trees.axpy(mixing, trees.subtract(new_z, z), z)
         return SinglePenaltyState(
             project_x(trees.axpy(-rate, hx, x)), y, z, (new_y, new_z), (x, near_y, near_z),
-            (hy, hz, hx), k + 1, add_counts(counts, 8, 4, 0))
+            (hy, hz, hx), k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(8, 4))
 
 
 def _check(sigma: float, rate: float, inner_rate: float, prox: float, mixing: float) -> None:

@@ -12,9 +12,10 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, move, no_counts
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import move
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
@@ -24,14 +25,13 @@ class PzoboState(NamedTuple):
 
     x: PyTree
     y: PyTree
-    optimiser: Any
-    counts: OracleCount
+    optimizer: Any
 
 
 def pzobo(
     outer: Callable, inner: Callable, *, inner_rate: Any, outer_optimizer: Any,
     inner_steps: int = 10, directions: int = 10, radius: float | None = None,
-) -> Method:
+) -> Process:
     """`grad_x outer + mean_u u <y_T(x + mu u) - y_T(x), grad_y outer> / mu` over Gaussian u.
 
     y_T is T steps of gradient descent from the warm y. Unbiased for the map smoothed by mu; its
@@ -49,8 +49,8 @@ def pzobo(
     >>> from jaxiter.bilevel import run
     >>> method = pzobo(lambda x, y, _: (y - 1) ** 2 / 2, lambda x, y, _: (y - x) ** 2 / 2,
     ...                inner_rate=0.5, outer_optimizer=optax.sgd(0.1))
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
-    ...                num_steps=300, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.float32(0),
+    ...             max_steps=300, key=jax.random.key(0)).state
     >>> round(float(state.x), 2)
     1.0
     """
@@ -58,33 +58,35 @@ def pzobo(
     check_positive(inner_rate=inner_rate, inner_steps=inner_steps, directions=directions,
                    radius=radius)
 
-    def init(x: PyTree, y: PyTree) -> PzoboState:
-        return PzoboState(x, y, outer_optimizer.init(x), no_counts())
+    def init(start: tuple, *data: Batches) -> PzoboState:
+        x, y = start
+        return PzoboState(x, y, outer_optimizer.init(x))
 
-    def step(state: PzoboState, batches: Batches, key: jax.Array) -> PzoboState:
-        x, start, optimiser, counts = state
-        first, second, third = jax.random.split(key, 3)
-        keys = jax.random.split(first, inner_steps)
+    def step(
+        state: PzoboState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> PzoboState:
+        x, start, optimizer = state
+        inner_key, outer_key, direction_key = jax.random.split(key, 3)
+        keys = jax.random.split(inner_key, inner_steps)
 
         def trajectory(x: PyTree) -> PyTree:
             def descend(y: PyTree, key: jax.Array) -> tuple[PyTree, None]:
-                return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, batches.inner(key)),
+                return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, inner_data.draw(key)),
                                   y), None
 
             return lax.scan(descend, start, keys)[0]
 
         y = trajectory(x)
-        direct, pull = jax.grad(outer, (0, 1))(x, y, batches.outer(second))
+        direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))
 
         def one(key: jax.Array) -> PyTree:
             u = optax.tree.random_like(key, x)
             change = trees.subtract(trajectory(trees.axpy(radius, u, x)), y)
             return trees.scale(trees.dot(change, pull) / radius, u)
 
-        slopes = jax.vmap(one)(jax.random.split(third, directions))
+        slopes = jax.vmap(one)(jax.random.split(direction_key, directions))
         slope = trees.add(direct, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes))
-        x, optimiser = move(outer_optimizer, slope, optimiser, x)
-        return PzoboState(x, y, optimiser,
-                          add_counts(counts, (directions + 1) * inner_steps, 1, 0))
+        x, optimizer = move(outer_optimizer, slope, optimizer, x)
+        return PzoboState(x, y, optimizer)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls((directions + 1) * inner_steps, 1))

@@ -13,29 +13,29 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import Batches, Method, add_counts, move, no_counts
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import move
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
 
 class SelfTuningState(NamedTuple):
-    """x, y = response(phi, x), phi, the log of the width of the noise around x, optimisers."""
+    """x, y = response(phi, x), phi, the log of the width of the noise around x, optimizers."""
 
     x: PyTree
     y: PyTree
     phi: PyTree
     log_width: PyTree
-    optimisers: tuple
-    counts: OracleCount
+    optimizers: tuple
 
 
 def self_tuning(
     outer: Callable, inner: Callable, response: Callable, phi: PyTree, *,
     inner_optimizer: optax.GradientTransformation, outer_optimizer: optax.GradientTransformation,
     width: float = 0.1, entropy: float | None = None, inner_steps: int = 2,
-) -> Method:
+) -> Process:
     """Trains phi on inner objectives at noisy x, then x on the outer one through the response.
 
     Args:
@@ -47,7 +47,7 @@ def self_tuning(
       inner_steps: of phi per step of x.
 
     Returns:
-      A `Method`; `init(x, y)` ignores y: it is the response.
+      A `Process`, whose y is the response: the start of y is ignored.
 
     Raises:
       ValueError: width or inner_steps not positive.
@@ -58,42 +58,44 @@ def self_tuning(
     ...     lambda x, y, _: (y - 1) ** 2 / 2, lambda x, y, _: (y - 2 * x) ** 2 / 2,
     ...     lambda phi, x: phi[0] * x + phi[1], jnp.zeros(2), width=0.5,
     ...     inner_optimizer=optax.sgd(0.2), outer_optimizer=optax.sgd(0.02))
-    >>> state, _ = run(method, method.init(jnp.float32(0), None), None, None, num_steps=3000,
-    ...                key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), None, max_steps=3000, key=jax.random.key(0)).state
     >>> round(float(state.x), 2)
     0.5
     """
     check_positive(width=width, inner_steps=inner_steps)
 
-    def init(x: PyTree, y: PyTree) -> SelfTuningState:
-        del y
+    def init(start: tuple, *data: Batches) -> SelfTuningState:
+        x, _ = start
         log_width = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.log(width)), x)
-        optimisers = outer_optimizer.init((x, log_width)), inner_optimizer.init(phi)
-        return SelfTuningState(x, response(phi, x), phi, log_width, optimisers, no_counts())
+        optimizers = outer_optimizer.init((x, log_width)), inner_optimizer.init(phi)
+        return SelfTuningState(x, response(phi, x), phi, log_width, optimizers)
 
     def perturbed(x: PyTree, log_width: PyTree, key: jax.Array) -> PyTree:
         noise = optax.tree.random_like(key, x)
         return jax.tree.map(lambda x, s, z: x + jnp.exp(s) * z, x, log_width, noise)
 
-    def step(state: SelfTuningState, batches: Batches, key: jax.Array) -> SelfTuningState:
-        x, _, phi, log_width, (of_x, of_phi), counts = state
-        first, second = jax.random.split(key)
+    def step(
+        state: SelfTuningState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> SelfTuningState:
+        x, _, phi, log_width, (of_x, of_phi) = state
+        inner_key, outer_key = jax.random.split(key)
 
         def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             phi, of_phi = carry
             near = perturbed(x, log_width, key)
-            batch = batches.inner(jax.random.fold_in(key, 1))
+            batch = inner_data.draw(jax.random.fold_in(key, 1))
             slope = jax.grad(lambda phi: inner(near, response(phi, near), batch))(phi)
             return move(inner_optimizer, slope, of_phi, phi), None
 
-        (phi, of_phi), _ = lax.scan(descend, (phi, of_phi), jax.random.split(first, inner_steps))
-        batch = batches.outer(second)
+        keys = jax.random.split(inner_key, inner_steps)
+        (phi, of_phi), _ = lax.scan(descend, (phi, of_phi), keys)
+        batch = outer_data.draw(outer_key)
 
         def objective(at: tuple) -> jax.Array:
             x, log_width = at
             if entropy is None:
                 return outer(x, response(phi, x), batch)
-            near = perturbed(x, log_width, jax.random.fold_in(second, 1))
+            near = perturbed(x, log_width, jax.random.fold_in(outer_key, 1))
             spread = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(log_width))
             return outer(near, response(phi, near), batch) - entropy * spread
 
@@ -101,7 +103,6 @@ def self_tuning(
         if entropy is None:
             slope = (slope[0], trees.zeros_like(log_width))
         (x, log_width), of_x = move(outer_optimizer, slope, of_x, (x, log_width))
-        return SelfTuningState(x, response(phi, x), phi, log_width, (of_x, of_phi),
-                               add_counts(counts, inner_steps, 1, 0))
+        return SelfTuningState(x, response(phi, x), phi, log_width, (of_x, of_phi))
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(inner_steps, 1))

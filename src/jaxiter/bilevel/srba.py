@@ -13,33 +13,24 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import (
-    Batches,
-    Method,
-    add_counts,
-    coupled,
-    directions,
-    move,
-    no_counts,
-    rows_of,
-)
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import directions, joint_optimizer, move
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
 
 class SrbaState(NamedTuple):
-    """x, y, v and their optimisers; the point before, the directions there, and k steps made."""
+    """x, y, v and their optimizers; the point before, the directions there, and k steps made."""
 
     x: PyTree
     y: PyTree
     v: PyTree
-    optimisers: PyTree
+    optimizers: PyTree
     before: tuple
     estimates: tuple
     k: jax.Array
-    counts: OracleCount
 
 
 def srba(
@@ -47,7 +38,7 @@ def srba(
     outer_optimizer: optax.GradientTransformation,
     linear_optimizer: optax.GradientTransformation | None = None, period: float = 0.5,
     radius: float = jnp.inf,
-) -> Method:
+) -> Process:
     """Linear convergence with constant rates, without SABA's tables.
 
     Args:
@@ -56,7 +47,7 @@ def srba(
       period: passes over all rows between two refreshes.
       radius: v is kept in a ball of this radius; above |grad_y outer| / mu it changes nothing.
 
-    Counts are in batches: a refresh counts as many as the rows fill.
+    Calls are in batches: a refresh counts as many as the rows fill.
 
     Raises:
       ValueError: period or radius not positive.
@@ -67,43 +58,57 @@ def srba(
     >>> method = srba(lambda x, y, b: jnp.mean((y - b) ** 2),
     ...               lambda x, y, b: jnp.mean((y - x - b) ** 2),
     ...               inner_optimizer=optax.sgd(0.2), outer_optimizer=optax.sgd(0.05))
-    >>> state, _ = run(method, method.init(jnp.float32(1), jnp.float32(0)), data, data,
-    ...                num_steps=600, batch_size=2, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(1), jnp.float32(0), data, data,
+    ...             max_steps=600, batch_size=2, key=jax.random.key(0)).state
     >>> abs(float(state.x)) < 1e-3
     True
     """
     check_positive(period=period, radius=radius)
-    optimizer = coupled(outer_optimizer, inner_optimizer, linear_optimizer)
+    optimizer = joint_optimizer(outer_optimizer, inner_optimizer, linear_optimizer)
 
-    def init(x: PyTree, y: PyTree) -> SrbaState:
+    def size_of(inner_data: Batches, outer_data: Batches) -> int:
+        every = max(inner_data.rows, outer_data.rows)
+        return every if inner_data.size is None else inner_data.size
+
+    def due(state: SrbaState, inner_data: Batches, outer_data: Batches) -> jax.Array:
+        rows, size = inner_data.rows + outer_data.rows, size_of(inner_data, outer_data)
+        return state.k % max(1, int(period * rows / size)) == 0
+
+    def init(start: tuple, *data: Batches) -> SrbaState:
+        x, y = start
         v = trees.zeros_like(y)
         point = (x, y, v)
         return SrbaState(*point, optimizer.init(point), point, trees.zeros_like(point),
-                         jnp.int32(0), no_counts())
+                         jnp.int32(0))
 
-    def step(state: SrbaState, batches: Batches, key: jax.Array) -> SrbaState:
-        x, y, v, optimisers, before, estimates, k, counts = state
-        n, m = rows_of(batches.inner_data), rows_of(batches.outer_data)
-        size = max(n, m) if batches.size is None else batches.size
-        refresh = k % max(1, int(period * (n + m) / size)) == 0
-        first, second = jax.random.split(key)
+    def step(
+        state: SrbaState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> SrbaState:
+        x, y, v, optimizers, before, estimates, k = state
+        inner_key, outer_key = jax.random.split(key)
 
         def everything() -> tuple:
-            return directions(outer, inner, x, y, v, batches.inner_data, batches.outer_data)
+            return directions(outer, inner, x, y, v, inner_data.data, outer_data.data)
 
         def recursive() -> tuple:
-            a, b = batches.inner(first), batches.outer(second)
+            a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
             x_old, y_old, v_old = before
             change = trees.subtract(directions(outer, inner, x, y, v, a, b),
                                     directions(outer, inner, x_old, y_old, v_old, a, b))
             return trees.add(estimates, change)
 
-        estimates = lax.cond(refresh, everything, recursive)
+        estimates = lax.cond(due(state, inner_data, outer_data), everything, recursive)
         point = (x, y, v)
-        (x, y, v), optimisers = move(optimizer, estimates, optimisers, point)
+        (x, y, v), optimizers = move(optimizer, estimates, optimizers, point)
         v = trees.into_ball(radius, v)
-        whole = (-(-n // size), -(-m // size), -(-n // size))
-        counts = add_counts(counts, *(jnp.where(refresh, part, 2) for part in whole))
-        return SrbaState(x, y, v, optimisers, point, estimates, k + 1, counts)
+        return SrbaState(x, y, v, optimizers, point, estimates, k + 1)
 
-    return Method(init, step)
+    def calls(
+        state: SrbaState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> dict[str, Any]:
+        refresh = due(state, inner_data, outer_data)
+        inner, outer = (jnp.where(refresh, -(-part.rows // size_of(inner_data, outer_data)), 2)
+                        for part in (inner_data, outer_data))
+        return oracle_calls(inner, outer, inner)
+
+    return Process(init, step, calls=calls)

@@ -12,40 +12,31 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import OracleCount
-from jaxiter.bilevel.methods import (
-    Batches,
-    Method,
-    add_counts,
-    descend,
-    move,
-    no_counts,
-    product_pair,
-    storm,
-)
+from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import descend, move, product_pair, storm
 from jaxiter.numerics import check_positive, safe_divide
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
 
 class StocbioState(NamedTuple):
-    """x, y, their optimisers, and growth: the last Neumann term's norm over the first's.
+    """x, y, their optimizers, and growth: the last Neumann term's norm over the first's.
 
     A growth above 1 says that the series diverges: `neumann_rate` is above 2 / L.
     """
 
     x: PyTree
     y: PyTree
-    optimisers: tuple
+    optimizers: tuple
     growth: jax.Array
-    counts: OracleCount
 
 
 def stocbio(
     outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 10,
     terms: int = 11, fresh: bool = True,
-) -> Method:
+) -> Process:
     """stocBiO: T steps of y, a Neumann series with fresh batches, one step of x.
 
     Args:
@@ -67,46 +58,49 @@ def stocbio(
     >>> method = stocbio(lambda x, y, _: (y - 1) ** 2, lambda x, y, _: (y - x) ** 2,
     ...                  inner_optimizer=optax.sgd(0.4), outer_optimizer=optax.sgd(0.1),
     ...                  neumann_rate=0.4)
-    >>> state, _ = run(method, method.init(jnp.float32(0), jnp.float32(0)), None, None,
-    ...                num_steps=100, key=jax.random.key(0))
+    >>> state = run(method, jnp.float32(0), jnp.float32(0),
+    ...             max_steps=100, key=jax.random.key(0)).state
     >>> round(float(state.x), 3)
     1.0
     """
     check_positive(neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms)
 
-    def init(x: PyTree, y: PyTree) -> StocbioState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return StocbioState(x, y, optimisers, jnp.float32(0), no_counts())
+    def init(start: tuple, *data: Batches) -> StocbioState:
+        x, y = start
+        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return StocbioState(x, y, optimizers, jnp.float32(0))
 
-    def step(state: StocbioState, batches: Batches, key: jax.Array) -> StocbioState:
-        x, y, (of_x, of_y), _, counts = state
-        first, second, third = jax.random.split(key, 3)
-        y, of_y = descend(inner, inner_optimizer, x, y, of_y, batches, first, inner_steps)
-        keys = jax.random.split(second, terms)
+    def step(
+        state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> StocbioState:
+        x, y, (of_x, of_y), _ = state
+        inner_key, linear_key, outer_key = jax.random.split(key, 3)
+        y, of_y = descend(inner, inner_optimizer, x, y, of_y, inner_data, inner_key, inner_steps)
+        keys = jax.random.split(linear_key, terms)
         keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
-        slope, growth = _series(outer, inner, x, y, batches, third, keys, neumann_rate)
+        slope, growth = _series(
+            outer, inner, x, y, keys, inner_data, outer_data.draw(outer_key), neumann_rate)
         x, of_x = move(outer_optimizer, slope, of_x, x)
-        return StocbioState(x, y, (of_x, of_y), growth,
-                            add_counts(counts, inner_steps, 1, terms))
+        return StocbioState(x, y, (of_x, of_y), growth)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(inner_steps, 1, terms))
 
 
 def _series(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, batches: Batches, key: jax.Array,
-    keys: jax.Array, rate: Any,
+    outer: Callable, inner: Callable, x: PyTree, y: PyTree, keys: jax.Array,
+    inner_data: Batches, batch: PyTree, rate: Any,
 ) -> tuple[PyTree, jax.Array]:
     """The hypergradient by len(keys) Neumann terms, and the last term's norm over the first's."""
-    direct, pull = jax.grad(outer, (0, 1))(x, y, batches.outer(key))
+    direct, pull = jax.grad(outer, (0, 1))(x, y, batch)
 
     def more(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
         term, total = carry
-        image = product_pair(inner, x, y, term, batches.inner(key))[2]
+        image = product_pair(inner, x, y, term, inner_data.draw(key))[2]
         term = trees.axpy(-rate, image, term)
         return (term, trees.add(total, term)), None
 
     (term, total), _ = lax.scan(more, (pull, pull), keys[1:])
-    cross = product_pair(inner, x, y, trees.scale(rate, total), batches.inner(keys[0]))[1]
+    cross = product_pair(inner, x, y, trees.scale(rate, total), inner_data.draw(keys[0]))[1]
     growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
     return trees.subtract(direct, cross), growth
 
@@ -115,7 +109,7 @@ def ift_neumann(
     outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 1,
     terms: int = 20,
-) -> Method:
+) -> Process:
     """As many hyperparameters as weights: training that goes on, and a Neumann step now and then.
 
     `stocbio` with one batch for all products of a series; y is never reset. Clip the
@@ -134,7 +128,7 @@ def ift_neumann(
 def ttsa(
     outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 10,
-) -> Method:
+) -> Process:
     """TTSA: one step of y and one of x at two time scales, a single random Neumann term.
 
     `v = terms s (product of r factors I - s H) grad_y outer`, r uniform below terms: unbiased for
@@ -149,48 +143,57 @@ def ttsa(
     """
     check_positive(neumann_rate=neumann_rate, terms=terms)
 
-    def init(x: PyTree, y: PyTree) -> StocbioState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return StocbioState(x, y, optimisers, jnp.float32(0), no_counts())
+    def drawn(key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, (), 0, terms)
 
-    def step(state: StocbioState, batches: Batches, key: jax.Array) -> StocbioState:
-        x, y, (of_x, of_y), _, counts = state
-        first, second, third, fourth = jax.random.split(key, 4)
-        y, of_y = move(inner_optimizer, jax.grad(inner, 1)(x, y, batches.inner(first)), of_y, y)
-        direct, pull = jax.grad(outer, (0, 1))(x, y, batches.outer(second))
-        number = jax.random.randint(third, (), 0, terms)
+    def init(start: tuple, *data: Batches) -> StocbioState:
+        x, y = start
+        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return StocbioState(x, y, optimizers, jnp.float32(0))
+
+    def step(
+        state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> StocbioState:
+        x, y, (of_x, of_y), _ = state
+        inner_key, outer_key, number_key, linear_key = jax.random.split(key, 4)
+        down = jax.grad(inner, 1)(x, y, inner_data.draw(inner_key))
+        y, of_y = move(inner_optimizer, down, of_y, y)
+        direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))
+        number = drawn(number_key)
 
         def shrink(i: jax.Array, term: PyTree) -> PyTree:
-            batch = batches.inner(jax.random.fold_in(fourth, i + 1))
+            batch = inner_data.draw(jax.random.fold_in(linear_key, i + 1))
             return trees.axpy(-neumann_rate, product_pair(inner, x, y, term, batch)[2], term)
 
         term = lax.fori_loop(0, number, shrink, pull)
         v = trees.scale(terms * neumann_rate, term)
-        cross = product_pair(inner, x, y, v, batches.inner(jax.random.fold_in(fourth, 0)))[1]
+        cross = product_pair(inner, x, y, v, inner_data.draw(jax.random.fold_in(linear_key, 0)))[1]
         x, of_x = move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
         growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
-        return StocbioState(x, y, (of_x, of_y), growth, add_counts(counts, 1, 1, number + 1))
+        return StocbioState(x, y, (of_x, of_y), growth)
 
-    return Method(init, step)
+    def calls(state: StocbioState, key: jax.Array, *data: Batches) -> dict[str, Any]:
+        return oracle_calls(1, 1, drawn(jax.random.split(key, 4)[2]) + 1)
+
+    return Process(init, step, calls=calls)
 
 
 class MrboState(NamedTuple):
-    """x, y, their optimisers, the point before, the STORM estimates there, and k steps made."""
+    """x, y, their optimizers, the point before, the STORM estimates there, and k steps made."""
 
     x: PyTree
     y: PyTree
-    optimisers: tuple
+    optimizers: tuple
     before: tuple
     estimates: tuple
     k: jax.Array
-    counts: OracleCount
 
 
 def mrbo(
     outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 11,
     momentum: float = 1.0,
-) -> Method:
+) -> Process:
     """MRBO: STORM estimates of the inner gradient and of the Neumann hypergradient.
 
     Args:
@@ -202,26 +205,29 @@ def mrbo(
     """
     check_positive(neumann_rate=neumann_rate, terms=terms, momentum=momentum)
 
-    def init(x: PyTree, y: PyTree) -> MrboState:
-        optimisers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return MrboState(x, y, optimisers, (x, y), (trees.zeros_like(x), trees.zeros_like(y)),
-                         jnp.int32(0), no_counts())
+    def init(start: tuple, *data: Batches) -> MrboState:
+        x, y = start
+        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
+        return MrboState(x, y, optimizers, (x, y), (trees.zeros_like(x), trees.zeros_like(y)),
+                         jnp.int32(0))
 
-    def step(state: MrboState, batches: Batches, key: jax.Array) -> MrboState:
-        x, y, (of_x, of_y), before, (hx, hy), k, counts = state
-        first, second, third = jax.random.split(key, 3)
-        keys, batch = jax.random.split(second, terms), batches.inner(first)
+    def step(
+        state: MrboState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> MrboState:
+        x, y, (of_x, of_y), before, (hx, hy), k = state
+        inner_key, linear_key, outer_key = jax.random.split(key, 3)
+        keys = jax.random.split(linear_key, terms)
+        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
 
         def at(x: PyTree, y: PyTree) -> tuple:
-            slope, _ = _series(outer, inner, x, y, batches, third, keys, neumann_rate)
-            return slope, jax.grad(inner, 1)(x, y, batch)
+            slope, _ = _series(outer, inner, x, y, keys, inner_data, b, neumann_rate)
+            return slope, jax.grad(inner, 1)(x, y, a)
 
         weight = jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
         weight = jnp.where(k == 0, 1.0, weight)
         hx, hy = storm(weight, at(x, y), at(*before), (hx, hy))
         new_x, of_x = move(outer_optimizer, hx, of_x, x)
         new_y, of_y = move(inner_optimizer, hy, of_y, y)
-        return MrboState(new_x, new_y, (of_x, of_y), (x, y), (hx, hy), k + 1,
-                         add_counts(counts, 2, 2, 2 * terms))
+        return MrboState(new_x, new_y, (of_x, of_y), (x, y), (hx, hy), k + 1)
 
-    return Method(init, step)
+    return Process(init, step, calls=oracle_calls(2, 2, 2 * terms))

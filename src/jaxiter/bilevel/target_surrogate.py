@@ -19,23 +19,23 @@ from jax import lax
 
 from jaxiter.bilevel.methods import move
 from jaxiter.numerics import check_positive
+from jaxiter.process import Batches, Process
 
 PyTree = Any
 
 
 class SurrogateState(NamedTuple):
-    """Parameters, the inner optimiser's state, and dear gradients so far."""
+    """Parameters w, and the inner optimizer's state."""
 
     w: PyTree
-    optimiser: PyTree
-    gradients: jax.Array
+    optimizer: PyTree
 
 
 def target_surrogate(
     model: Callable, loss: Callable, *, rate: Any, optimizer: optax.GradientTransformation,
     inner_steps: int = 10,
-) -> tuple[Callable, Callable]:
-    """`init(w)` and `step(state, inputs, labels)`, which takes one dear gradient.
+) -> Process:
+    """A `Process` from w0 with `Batches` of (inputs, labels), one dear gradient per step.
 
     Args:
       model: `(w, inputs) -> targets [n, ...]`. loss: `(target, label) -> scalar` of one row.
@@ -47,23 +47,23 @@ def target_surrogate(
     Raises:
       ValueError: rate or inner_steps not positive, a loss that is not scalar per row.
 
-    >>> import jax.numpy as jnp, optax
-    >>> init, step = target_surrogate(lambda w, x: x * w, lambda z, label: (z - label) ** 2 / 2,
-    ...                               rate=1.0, optimizer=optax.sgd(0.1))
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jaxiter import Batches, iterate
+    >>> process = target_surrogate(lambda w, x: x * w, lambda z, label: (z - label) ** 2 / 2,
+    ...                            rate=1.0, optimizer=optax.sgd(0.1))
     >>> x = jnp.array([1.0, 2.0])
-    >>> state = init(jnp.float32(0))
-    >>> for _ in range(20):
-    ...     state = step(state, x, 3 * x)
-    >>> round(float(state.w), 3)
-    3.0
+    >>> out = iterate(process, 0.0, Batches((x, 3 * x)), key=jax.random.key(0), max_steps=20)
+    >>> round(float(out.value.w), 3), int(out.calls["gradients"])
+    (3.0, 20)
     """
     check_positive(rate=rate, inner_steps=inner_steps)
 
-    def init(w: PyTree) -> SurrogateState:
-        return SurrogateState(w, optimizer.init(w), jnp.int32(0))
+    def init(w: PyTree, data: Batches) -> SurrogateState:
+        return SurrogateState(w, optimizer.init(w))
 
-    def step(state: SurrogateState, inputs: PyTree, labels: PyTree) -> SurrogateState:
-        w, optimiser, count = state
+    def step(state: SurrogateState, key: jax.Array, data: Batches) -> SurrogateState:
+        w, inner = state
+        inputs, labels = data.draw(key)
         start = model(w, inputs)
         shape = jax.eval_shape(jax.vmap(loss), start, labels).shape
         if shape != start.shape[:1]:
@@ -75,10 +75,10 @@ def target_surrogate(
             return jnp.sum(slope * away + jnp.square(away) / (2 * rate)) / start.shape[0]
 
         def descend(carry: tuple, _: None) -> tuple[tuple, None]:
-            w, optimiser = carry
-            return move(optimizer, jax.grad(surrogate)(w), optimiser, w), None
+            w, inner = carry
+            return move(optimizer, jax.grad(surrogate)(w), inner, w), None
 
-        (w, optimiser), _ = lax.scan(descend, (w, optimiser), None, length=inner_steps)
-        return SurrogateState(w, optimiser, count + 1)
+        (w, inner), _ = lax.scan(descend, (w, inner), None, length=inner_steps)
+        return SurrogateState(w, inner)
 
-    return init, step
+    return Process(init, step, calls={"gradients": 1})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import HypergradientResult, OracleCount
+from jaxiter.bilevel.hypergradient import HypergradientResult, oracle_calls
 from jaxiter.numerics import stop_gradient
 from jaxiter.solution import Status
 from jaxiter.stop import default_tolerances
@@ -34,7 +34,7 @@ def unrolled_hypergradient(
     Returns:
       A `HypergradientResult`; `v` and `linear_residual` do not apply (None, NaN). `inner_residual`
       is how far one more inner step moves y: CONVERGED where that is within the default
-      tolerance, else MAX_STEPS, for the inner problem is not solved. Counts: an inner gradient per
+      tolerance, else MAX_STEPS, for the inner problem is not solved. Calls: an inner gradient per
       step, a product per differentiated step.
 
     Raises:
@@ -81,8 +81,8 @@ def unrolled_hypergradient(
     entries = sum(leaf.size for leaf in jax.tree.leaves(x)) if mode == "forward" else 1
     move, status = _ended(read(y), read(step(x, y)), (value, grad))
     missing = jnp.full((), jnp.nan, value.dtype)
-    counts = OracleCount(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
-    return HypergradientResult(value, grad, None, move, missing, None, counts, status)
+    calls = oracle_calls(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
+    return HypergradientResult(value, grad, None, move, missing, None, calls, status)
 
 
 def _ended(y: PyTree, following: PyTree, answer: PyTree) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.bilevel import hypergradient, solve_inner, unrolled_hypergradient
+from jaxiter.linear import LinearSolver
 from jaxiter.solution import Status
 from jaxiter.testing.audit.verdict import (
     Verdict,
@@ -41,7 +42,7 @@ def curvatures(
 
 
 @cache
-def _hyper(solve: str) -> Callable:
+def _hyper(solve: LinearSolver | None) -> Callable:
     def one(h: jax.Array, c: jax.Array) -> tuple:
         out = hypergradient(lambda x, y: c @ y, lambda x, y: y @ (h @ y) / 2 - x @ y,
                             jnp.ones(SIZE), jnp.ones(SIZE), solve=solve)
@@ -50,7 +51,9 @@ def _hyper(solve: str) -> Callable:
     return jax.jit(jax.vmap(one))
 
 
-def audit_hypergradient(seed: int, count: int, solve: str, kind: str = "odd") -> Verdict:
+def audit_hypergradient(
+    seed: int, count: int, solve: LinearSolver | None, solve_name: str, kind: str = "odd"
+) -> Verdict:
     """Quadratic inner problems; the adjoint's residual, and the gradient where it is determined.
 
     Args:
@@ -76,7 +79,7 @@ def audit_hypergradient(seed: int, count: int, solve: str, kind: str = "odd") ->
     exact = np.full_like(grad, np.nan)  # the gradient by x is v itself
     exact[regular] = np.linalg.solve(h[regular], c[regular, :, None])[..., 0]
     silent, lost = wrong_gradients(grad, exact, regular)
-    return verdict(f"hypergradient, {solve}, {kind} problems", status, false, silent=silent,
+    return verdict(f"hypergradient, {solve_name}, {kind} problems", status, false, silent=silent,
                    lost=lost)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import linear
+from jaxiter.bilevel import neumann_series
 from jaxiter.implicit import implicit
 from jaxiter.solvers import (
     anderson,
@@ -203,9 +204,10 @@ def sequences() -> Iterator[Case]:
 
 def bilevel() -> Iterator[Case]:
     """Hypergradients by linear solves and unrolled, inner solves."""
-    for solve in ("cg", "dense", "neumann", "fixed_point"):
+    series = neumann_series(50, rtol=1e-5)
+    for name, solve in (("cg", None), ("dense", linear.dense()), ("neumann", series)):
         for kind in ("odd", "conditioned"):
-            yield 1, partial(audit_hypergradient, solve=solve, kind=kind)
+            yield 1, partial(audit_hypergradient, solve=solve, solve_name=name, kind=kind)
     for mode in ("reverse", "checkpoint", "forward"):
         yield 0.6, partial(audit_unrolled, mode=mode)
     for kind in ("odd", "scaled"):
