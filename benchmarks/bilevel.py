@@ -6,6 +6,7 @@ hypergradient is computed apart, by Newton's method and a dense solve in numpy.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,6 @@ from jaxiter.bilevel import (
     ttsa,
     unrolled_hypergradient,
 )
-from jaxiter.bilevel.methods import as_process
 from jaxiter.linear import cg
 from jaxiter.process import latest
 from jaxiter.testing.bilevel import Cleaning, Selection, hyper_cleaning, regularisation
@@ -47,13 +47,13 @@ def falling(rate: float, power: float = 0.5) -> Callable:
     return lambda k: rate * (k + 1.0) ** -power
 
 
-def stochastic(rows: int, size: int, factor: float) -> dict[str, tuple]:
+def stochastic(factor: float) -> dict[str, tuple]:
     """Methods with their published or best rates, x's times factor, and batches per step."""
-    sgd, blocks = optax.sgd, (-(-rows // size),) * 2
+    sgd = optax.sgd
     return {
         "SOBA": (soba(OUTER, INNER, inner_optimizer=sgd(falling(1.0)),
                       outer_optimizer=sgd(falling(factor / 0.03))), 3),
-        "SABA": (saba(OUTER, INNER, inner_optimizer=sgd(0.1), blocks=blocks,
+        "SABA": (saba(OUTER, INNER, inner_optimizer=sgd(0.1),
                       outer_optimizer=sgd(factor * 0.1 / 0.03)), 3),
         "SRBA": (srba(OUTER, INNER, inner_optimizer=sgd(0.3),
                       outer_optimizer=sgd(factor * 0.3 / 0.03)), 9),
@@ -88,15 +88,20 @@ def follow(problem: Selection, method: Any, per_step: float, budget: int, size: 
     dim = problem.train[0].shape[1]
     points = 24
     steps = int(budget / size / per_step) // points * points
-    solve = jax.jit(lambda key: run(
-        method, method.init(jnp.full(dim, -2.0), jnp.zeros(dim)), problem.train,
-        problem.validation, num_steps=steps, batch_size=size, key=key, every=steps // points,
-        trace=lambda s: (s.x, sum(s.counts)))[1])
+
+    @jax.jit
+    def solve(key: Any) -> tuple:
+        out = run(method, jnp.full(dim, -2.0), jnp.zeros(dim), problem.train, problem.validation,
+                  key=key, batch_size=size, max_steps=steps, check_every=steps // points,
+                  trace=lambda s: s.x)
+        return out.trace, sum(jax.tree.leaves(out.calls)), out.status
+
     jax.block_until_ready(solve(jax.random.key(0)))
     start = time.perf_counter()
-    xs, calls = jax.block_until_ready(solve(jax.random.key(0)))
+    xs, calls, status = jax.block_until_ready(solve(jax.random.key(0)))
     seconds = time.perf_counter() - start
     return {"calls": [float(c) * size for c in calls], "seconds": seconds,
+            "status": ji.Status.name(status),
             "squares": [float(np.sum(problem.solve(x)[1] ** 2)) for x in xs]}
 
 
@@ -166,7 +171,7 @@ def selection() -> dict:
             # Useless features drive their penalties up, and inner steps of 0.3 with them.
             ("synthetic 49,990 x 22", regularisation(49_990), 3_000_000, 64, 1e-6, 0.1)):
         curves = {}
-        for method, (made, per_step) in stochastic(len(problem.train[1]), size, factor).items():
+        for method, (made, per_step) in stochastic(factor).items():
             curve = follow(problem, made, per_step, budget, size)
             curves[method] = curve
             rows.append({"problem": name, "method": method,
@@ -201,8 +206,8 @@ def cleaners() -> dict[str, tuple]:
                             neumann_rate=0.5, inner_steps=5, terms=6), 12),
         "IFT + Neumann": (ift_neumann(outer, inner, inner_optimizer=sgd(0.5), neumann_rate=0.5,
                                       outer_optimizer=sgd(100.0), inner_steps=5, terms=20), 26),
-        "SABA": (saba(outer, inner, inner_optimizer=sgd(0.2), outer_optimizer=sgd(30.0),
-                      blocks=(16, 4)), 3),
+        "SABA": (saba(outer, inner, inner_optimizer=sgd(0.2), outer_optimizer=sgd(30.0)),
+                 3),
         "SRBA": (srba(outer, inner, inner_optimizer=sgd(0.5), outer_optimizer=sgd(100.0)), 9),
         "TTSA": (ttsa(outer, inner, inner_optimizer=sgd(falling(1.0, 0.4)), neumann_rate=0.5,
                       outer_optimizer=sgd(falling(300.0, 0.6))), 7.5),
@@ -226,17 +231,17 @@ def cleaning() -> dict:
             problem = hyper_cleaning(seed=seed)
             steps = int(budget / size / per_step) // points * points
             solve = jax.jit(lambda key, problem=problem, method=method, steps=steps: run(
-                method, method.init(jnp.zeros(1000), jnp.zeros((65, 10))), problem.train,
-                problem.validation, num_steps=steps, batch_size=size, key=key,
-                every=steps // points, trace=lambda s: (s.x, s.y, s.counts))[1])
+                method, jnp.zeros(1000), jnp.zeros((65, 10)), problem.train, problem.validation,
+                key=key, batch_size=size, max_steps=steps, check_every=steps // points,
+                trace=lambda s: (s.x, s.y))[1:3])
             jax.block_until_ready(solve(jax.random.key(seed)))
             start = time.perf_counter()
-            xs, ys, counts = jax.block_until_ready(solve(jax.random.key(seed)))
+            (xs, ys), spent = jax.block_until_ready(solve(jax.random.key(seed)))
             seconds = time.perf_counter() - start
             areas = [problem.detection(x) for x in xs]
-            calls = [float(sum(c)) * size for c in zip(*counts, strict=True)]
+            calls = [float(c) * size for c in sum(jax.tree.leaves(spent))]
             found.append((calls, areas, problem.accuracy(ys[-1]), seconds,
-                          [float(c[-1]) * size for c in counts]))
+                          float(spent["products"][-1]) * size))
         calls = found[0][0]
         areas = np.mean([f[1] for f in found], axis=0)
         curves[name] = {"calls": calls, "area": areas.tolist()}
@@ -247,7 +252,7 @@ def cleaning() -> dict:
             "calls to 0.95": None if first is None else calls[first],
             "seconds to 0.95": None if first is None else float(
                 np.mean([f[3] for f in found]) * (first + 1) / points),
-            "products": found[0][4][2]})
+            "products": found[0][4]})
         print(rows[-1], flush=True)
     return {"rows": rows, "curves": curves}
 
@@ -269,7 +274,7 @@ def warm() -> list[dict]:
                 y = solve_inner(inner, y, x, stop=ji.tolerance(rtol=0, atol=1e-6)).value
                 out = hypergradient(outer, inner, x, y, v_init=v if warmly else None,
                                     solve=cg(rtol=rtol, max_steps=100))
-                return (x - 0.1 * out.grad, y, out.v), out.counts.products
+                return (x - 0.1 * out.grad, y, out.v), out.calls["products"]
 
             start = (jnp.full(30, -2.0), jnp.zeros(30), jnp.zeros(30))
             return int(jnp.sum(jax.jit(
@@ -305,8 +310,8 @@ def memory() -> list[dict]:
         def first_order(x: Any, steps: int = steps) -> Any:
             method = f2sa(Cleaning.outer, Cleaning.inner, inner_rate=1.0, penalty_rate=0.5,
                           inner_steps=steps)
-            return run(method, method.init(x, y0), problem.train, problem.validation,
-                       num_steps=1, key=jax.random.key(0))[0].x
+            return run(method, x, y0, problem.train, problem.validation, max_steps=1,
+                       key=jax.random.key(0)).state.x
 
         def unrolled(x: Any, steps: int = steps) -> Any:
             return unrolled_hypergradient(outer, descent, x, y0, steps=steps).grad
@@ -320,7 +325,7 @@ def memory() -> list[dict]:
 
 
 def driver() -> list[dict]:
-    """Seconds of `iterate` over those of a scan of the same steps, written by hand."""
+    """Seconds of `iterate`, looking at every step or every 100th, over those of a scan by hand."""
     rows, steps = [], 2000
     selecting, clean = regularisation(), hyper_cleaning()
     falling_rate = falling(1.0)
@@ -330,30 +335,37 @@ def driver() -> list[dict]:
                  outer_optimizer=optax.sgd(falling(1 / 0.03))), selecting, 32,
             (jnp.full(30, -2.0), jnp.zeros(30))),
         "F2SA, breast_cancer": (
-            stochastic(len(selecting.train[1]), 32, 1.0)["F2SA"][0], selecting, 32,
+            stochastic(1.0)["F2SA"][0], selecting, 32,
             (jnp.full(30, -2.0), jnp.zeros(30))),
         "SOBA, hyper-cleaning": (cleaners()["SOBA"][0], clean, 64,
                                  (jnp.zeros(1000), jnp.zeros((65, 10)))),
+        "SABA, hyper-cleaning": (cleaners()["SABA"][0], clean, 64,
+                                 (jnp.zeros(1000), jnp.zeros((65, 10)))),
     }
     for name, (method, problem, size, start) in cases.items():
-        process = as_process(method)
         data = ji.Batches(problem.train, size), ji.Batches(problem.validation, size)
 
-        def driven(key: Any, process: Any = process, start: Any = start, data: Any = data) -> Any:
-            return latest(ji.iterate(process, start, *data, key=key, max_steps=steps)).x
+        def driven(
+            every: int, key: Any, method: Any = method, start: Any = start, data: Any = data
+        ) -> Any:
+            return latest(ji.iterate(
+                method, start, *data, key=key, max_steps=steps, check_every=every)).x
 
-        def by_hand(key: Any, process: Any = process, start: Any = start, data: Any = data) -> Any:
+        def by_hand(key: Any, method: Any = method, start: Any = start, data: Any = data) -> Any:
             def once(state: Any, k: Any) -> tuple:
-                return process.step(state, jax.random.fold_in(key, k), *data), None
+                return method.step(state, jax.random.fold_in(key, k), *data), None
 
-            return jax.lax.scan(once, process.init(start, *data), jnp.arange(steps))[0].x
+            return jax.lax.scan(once, method.init(start, *data), jnp.arange(steps))[0].x
 
-        compiled, compiling = compile_all({"iterate": driven, "scan": by_hand}, jax.random.key(0))
+        compiled, compiling = compile_all(
+            {"every": partial(driven, 1), "hundredth": partial(driven, 100), "scan": by_hand},
+            jax.random.key(0))
         times = time_all(compiled, jax.random.key(0), repeats=9)
         rows.append({
-            "case": name, "ratio": float(np.median(times["iterate"] / times["scan"])),
-            "microseconds a step": float(np.median(times["iterate"])) / steps * 1e6,
-            "compile ratio": compiling["iterate"] / compiling["scan"]})
+            "case": name, "ratio": float(np.median(times["every"] / times["scan"])),
+            "ratio, every 100 steps": float(np.median(times["hundredth"] / times["scan"])),
+            "microseconds a step": float(np.median(times["every"])) / steps * 1e6,
+            "compile ratio": compiling["every"] / compiling["scan"]})
         print(rows[-1], flush=True)
     return rows
 

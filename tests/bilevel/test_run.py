@@ -89,7 +89,8 @@ def test_rows_follow_the_steps():
     np.testing.assert_array_equal(
         whole.trace["x"], [plain(ROWS, steps).state.x for steps in (3, 6, 9, 12)])
     assert whole.trace["one"].tolist() == [1, 1, 1, 1]
-    np.testing.assert_array_equal(whole.solve.trace[0]["value"][1:], whole.trace["x"][:3])
+    assert whole.calls["products"].tolist() == [3, 6, 9, 12]
+    np.testing.assert_array_equal(whole.solve.trace.monitor["value"][1:], whole.trace["x"][:3])
     last = int(bad.solve.steps) // 3 - 1
     assert bad.status == Status.NONFINITE and np.all(np.isnan(bad.trace["x"][last:]))
     np.testing.assert_array_equal(bad.trace["x"][:last], whole.trace["x"][:last])
@@ -102,7 +103,8 @@ def test_rows_follow_the_steps():
 
     parts = in_parts()
     np.testing.assert_array_equal(parts.trace["x"], whole.trace["x"])
-    for ours, theirs in zip(*(jax.tree.leaves(out.state) for out in (parts, whole)), strict=True):
+    for ours, theirs in zip(*(jax.tree.leaves((out.state, out.calls))
+                              for out in (parts, whole)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

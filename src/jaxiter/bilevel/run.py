@@ -22,14 +22,27 @@ class RunResult(NamedTuple):
 
     Attributes:
       state: after the last step, with fields x and y; the last finite one where the status is
-        NONFINITE. trace: the records of `trace`, stacked, or None.
-      solve: the driver's `Solution`; its `value` is the state that the last step began from,
-        `calls` the gradients of `inner` and `outer` and `products` with the inner Hessian.
+        NONFINITE.
+      trace: the records of `trace`, stacked, or None. calls: oracle calls until each of them.
+      solve: the driver's `Solution`; its `value` is the state that the last step began from, its
+        `calls` are the gradients of `inner` and `outer` and `products` with the inner Hessian.
     """
 
     state: PyTree
     trace: PyTree
+    calls: PyTree
     solve: Solution
+
+
+class Traced(NamedTuple):
+    """The trace of a run with `trace`: what its monitor recorded, the rows, and calls until each.
+
+    Its rows lack the one after the last step, which `RunResult.trace` has.
+    """
+
+    monitor: PyTree
+    rows: PyTree
+    calls: PyTree
 
 
 def run(
@@ -45,8 +58,8 @@ def run(
       key: step k draws from `fold_in(key, k)`.
       batch_size: rows of a batch, drawn with replacement; default all rows.
       trace: `trace(state) -> pytree`, recorded after every `check_every` steps, `[max_steps /
-        check_every, ...]`; NaN (or 0) where the run ended before. `solve.trace` is then a pair:
-        what the monitor recorded, and these rows.
+        check_every, ...]`; NaN (or 0) where the run ended before. What a monitor recorded is
+        then in `solve.trace.monitor`.
       **options: max_steps, stop, adjoint, check_every, keep_best, monitor, resume as in
         `iterate`; no solver: accelerating would mix states of different keys. The methods have
         no merit: none says CONVERGED unless it gets one by `method._replace(merit=...)`. `resume`
@@ -86,15 +99,17 @@ def run(
         max_steps=chosen.max_steps, check_every=chosen.check_every, keep_best=chosen.keep_best,
         monitor=monitor, resume=resume)
     state = latest(solution)
-    rows = None if trace is None else _with_last(trace, state, solution, chosen.check_every)
-    return RunResult(state, rows, solution)
+    if trace is None:
+        return RunResult(state, None, None, solution)
+    rows = _with_last(trace, state, solution, chosen.check_every)
+    return RunResult(state, rows, solution.trace.calls, solution)
 
 
 def _rows(max_steps: Any, every: int) -> int:
     if not isinstance(max_steps, int | np.integer):
         raise ValueError("trace has max_steps / check_every rows, so max_steps must be a Python "
                          f"integer, got {max_steps!r}.")
-    return int(max_steps) // every
+    return max(int(max_steps), 0) // max(every, 1)  # what is no count is refused by `iterate`
 
 
 def _blank(leaf: Any, count: int) -> jax.Array:
@@ -110,16 +125,18 @@ def _recording(monitor: Monitor | None, trace: Callable, count: int, every: int)
     def seen(state: PyTree) -> PyTree:
         return jax.tree.map(jnp.asarray, trace(state))
 
-    def init(info: StepInfo) -> tuple:
-        rows = jax.tree.map(lambda leaf: _blank(leaf, count), jax.eval_shape(seen, info.x))
-        return None if monitor is None else monitor.init(info), rows
+    def init(info: StepInfo) -> Traced:
+        rows, calls = (jax.tree.map(lambda leaf: _blank(leaf, count), shape)
+                       for shape in (jax.eval_shape(seen, info.x), info.memory.calls))
+        return Traced(None if monitor is None else monitor.init(info), rows, calls)
 
-    def update(info: StepInfo, state: tuple, active: jax.Array) -> tuple:
-        watched, rows = state
-        watched = watched if monitor is None else monitor.update(info, watched, active)
-        due = active & (info.step > 1)
-        row = jnp.where(due, (info.step - 1) // every - 1, count)
-        return watched, _put(rows, row, seen(info.x))
+    def update(info: StepInfo, state: Traced, active: jax.Array) -> Traced:
+        watched, made = state.monitor, (info.step - 1) // every  # looks before this one
+        if monitor is not None:
+            watched = monitor.update(info, watched, active)
+        before = jnp.where(active & (made > 0), made - 1, count)
+        return Traced(watched, _put(state.rows, before, seen(info.x)),
+                      _put(state.calls, jnp.where(active, made, count), info.memory.calls))
 
     return Monitor(init, update)
 
@@ -131,18 +148,21 @@ def _put(rows: PyTree, row: jax.Array, new: PyTree) -> PyTree:
 
 def _with_rows(resume: LoopState, count: int) -> LoopState:
     """The state of an earlier part of the run, with room for the rows of this one."""
-    if not isinstance(resume.monitor, tuple) or len(resume.monitor) != 2:
+    held = resume.monitor
+    if not isinstance(held, Traced):
         raise TypeError("resume (a state of a run without trace?) has no rows to go on with.")
-    watched, rows = resume.monitor
-    rows = jax.tree.map(lambda leaf: jnp.concatenate(
-        [leaf, _blank(leaf[0], count)])[:count] if leaf.shape[0] else _blank(
-            jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), count), rows)
-    return resume._replace(monitor=(watched, rows))
+
+    def longer(leaf: jax.Array) -> jax.Array:
+        blank = _blank(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), count)
+        return jnp.concatenate([leaf, blank])[:count]
+
+    rows, calls = jax.tree.map(longer, (held.rows, held.calls))
+    return resume._replace(monitor=held._replace(rows=rows, calls=calls))
 
 
 def _with_last(trace: Callable, state: PyTree, solution: Solution, every: int) -> PyTree:
     """All rows: those that the monitor saw, and the one after the last step."""
-    rows, steps = solution.trace[1], solution.steps
+    rows, steps = solution.trace.rows, solution.steps
     count = jax.tree.leaves(rows)[0].shape[0]
     due = (steps > 0) & (solution.status != Status.NONFINITE)
     return _put(rows, jnp.where(due, steps // every - 1, count),
