@@ -25,7 +25,6 @@ from jaxiter.optim import (
     nag_gs_optimal_alpha,
     opt_amsgrad,
     polar_error,
-    polar_svd,
     power_sgd,
     power_sgd_specs,
     record_gradient_norm,
@@ -34,6 +33,7 @@ from jaxiter.optim import (
     wsd_schedule,
     wsds_schedule,
 )
+from jaxiter.optim.muon import polar_svd
 
 
 def run(optimizer, gradient, start, steps, value=None, readout=None):

@@ -17,11 +17,11 @@ from jaxiter.optim import (
     mars_correction,
     nag_gs,
     opt_amsgrad,
-    polar_svd,
     power_sgd,
     scale_by_shampoo,
     u_dog,
 )
+from jaxiter.optim.muon import polar_svd
 
 A = np.array([[3.0, 1.0], [1.0, 2.0]])
 Q_BEST = np.array([0.6, -0.8])

@@ -4,7 +4,7 @@ from jaxiter.bilevel.aggregation import aggregated_descent
 from jaxiter.bilevel.bamm import sl_bamm
 from jaxiter.bilevel.bome import bome
 from jaxiter.bilevel.bsvrb import bsvrb_v1, bsvrb_v2
-from jaxiter.bilevel.distillation import distillation_loss, rbf, ridge_predictor
+from jaxiter.bilevel.distillation import distillation_loss, ridge_predictor
 from jaxiter.bilevel.evolution import persistent_es
 from jaxiter.bilevel.f2sa import f2sa, f3sa
 from jaxiter.bilevel.hypergradient import HypergradientResult, hypergradient
@@ -29,6 +29,6 @@ __all__ = [
     "bsvrb_v2", "distillation_loss", "f2sa", "f3sa",
     "hypergradient", "ift_neumann", "implicit_maml", "lv_hba", "mrbo", "neumann_series",
     "nystrom", "persistent_es", "proximal_penalty", "proximal_penalty_single", "proxy_prox",
-    "pzobo", "rbf", "ridge_predictor", "run", "saba", "self_tuning", "sl_bamm", "soba",
+    "pzobo", "ridge_predictor", "run", "saba", "self_tuning", "sl_bamm", "soba",
     "solve_inner", "srba", "stocbio", "target_surrogate", "ttsa", "unrolled_hypergradient",
 ]

@@ -15,13 +15,7 @@ from jaxiter.optim.cautious import cautious, cautious_momentum, grams, sign_agre
 from jaxiter.optim.complex_momentum import trace_complex
 from jaxiter.optim.dog import a_dog, u_dog
 from jaxiter.optim.mars import mars_correction, mars_m, mars_value_and_grad
-from jaxiter.optim.muon import (
-    TURBO_NS_COEFFS,
-    PolarError,
-    inexact_lmo_scale,
-    polar_error,
-    polar_svd,
-)
+from jaxiter.optim.muon import TURBO_NS_COEFFS, inexact_lmo_scale, polar_error
 from jaxiter.optim.nag_gs import nag_gs, nag_gs_optimal_alpha
 from jaxiter.optim.opt_amsgrad import opt_amsgrad
 from jaxiter.optim.power_sgd import power_sgd, power_sgd_specs
@@ -35,10 +29,10 @@ from jaxiter.optim.shampoo import kronecker_cosine, scale_by_shampoo
 from jaxiter.optim.transform import evaluation_params
 
 __all__ = [
-    "TURBO_NS_COEFFS", "PolarError", "a_dog", "alr", "cautious", "cautious_momentum",
+    "TURBO_NS_COEFFS", "a_dog", "alr", "cautious", "cautious_momentum",
     "evaluation_params", "grams", "inexact_lmo_scale", "kronecker_cosine", "mars_correction",
     "mars_m", "mars_value_and_grad", "nag_gs", "nag_gs_optimal_alpha", "opt_amsgrad",
-    "polar_error", "polar_svd", "power_sgd", "power_sgd_specs", "record_gradient_norm",
+    "polar_error", "power_sgd", "power_sgd_specs", "record_gradient_norm",
     "refine_schedule", "scale_by_shampoo", "sign_agreement", "trace_complex", "u_dog",
     "wsd_schedule", "wsds_schedule",
 ]
