@@ -22,7 +22,7 @@ from jaxiter.stop import Stop, accepts
 from jaxiter.transport.exact import Exact, exact_sum
 from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
 from jaxiter.transport.iteration import Marginals, log_weights, weighted
-from jaxiter.transport.result import marginal_error
+from jaxiter.transport.result import marginal_error, with_weights
 
 
 def prepare(
@@ -138,9 +138,10 @@ def judged(
     """The solution with the error of what is returned as its merit, and the status for it.
 
     What is returned are floats f, g, and anybody may compute `exp((f + g - C) / epsilon)` from
-    them in twice the digits. A solve knows its potentials better than that: where the floats do
-    not meet the tolerance they are no answer to it, PRECISION_FLOOR. Where the solve's own error
-    and a bound of what rounding adds meet it, that is proof enough; else the plan is looked at.
+    them in twice the digits; and `plan()`, which is rounded in another way. A solve knows its
+    potentials better than that: where these do not meet the tolerance they are no answer to it,
+    PRECISION_FLOOR. Where the solve's own error and a bound of what rounding adds meet it, that is
+    proof enough; else both plans are looked at.
     """
     pair, returned, parts, marginals = stop_gradient((pair, returned, parts, marginals))
     scale = jnp.sum(marginals.a).astype(solve.merit.dtype)
@@ -149,7 +150,8 @@ def judged(
         return accepts(stop, solve.value, solve.value, merit, scale)
 
     def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
-        return _outsiders_error(returned, parts, marginals).astype(scale.dtype)
+        errors = _outsiders_error(returned, parts, marginals), _plans_error(pair, parts, marginals)
+        return jnp.maximum(*errors).astype(scale.dtype)
 
     converged = solve.status == Status.CONVERGED
     bound = solve.merit + _rounding_bound(returned, pair, marginals).astype(scale.dtype)
@@ -180,6 +182,17 @@ def _rounding_bound(
     if marginals.blur is not None:
         lost = lost + 6 * marginals.blur / epsilon
     return jnp.where(jnp.max(f) + jnp.max(g) < 0.1, lost, jnp.inf)
+
+
+def _plans_error(
+    pair: tuple[jax.Array, jax.Array], parts: Reduced, marginals: Marginals
+) -> jax.Array:
+    """The l1 marginal error of `plan()`, with the rounding of its own sums."""
+    a, b, epsilon = marginals[:3]
+    f, g = with_weights(pair[0], a, epsilon), with_weights(pair[1], b, epsilon)
+    totals = parts.geometry.totals(f, g, epsilon)
+    held = marginals.held(pair[0]), marginals.T.held(pair[1])
+    return marginal_error(totals, *held) + 2 * machine_epsilon(a) * jnp.sum(a)
 
 
 def _outsiders_error(
