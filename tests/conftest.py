@@ -7,9 +7,9 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     # Compiling takes most of the time here. XLA's own passes all run; fusions are emitted as by
-    # the older of its two emitters, in half the time; LLVM tries less hard, and in one piece: the
+    # the older of its two emitters, in half the time; LLVM does not try hard, and in one piece: the
     # workers keep the cores busy.
-    " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+    " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
