@@ -56,6 +56,19 @@ def test_picard_map_is_its_sum(x64):
         np.testing.assert_allclose(ours[t + 1], state, atol=1e-9)
 
 
+def test_the_loss_is_that_of_the_noise_of_the_iterates():
+    """As many rounds as rows end in the fixed point: no loss there, under its own noise only."""
+    sampler, base, x = ddpm(linear_beta_schedule(8)), Denoiser(lambda x, t: 0.3 * x), jnp.ones(4)
+
+    def loss(mine, other):
+        path = picard_iterates(sampler, base, x, mine, max_steps=9)
+        return picard_consistency_loss(sampler, base, path, jnp.int32(8), other)
+
+    run = jax.jit(loss)
+    mine, other = jax.random.split(jax.random.key(0))
+    assert run(mine, mine) < 1e-8 < 1e-3 < run(mine, other)
+
+
 def test_switching_is_exact_and_no_switching_is_not():
     sampler, base = ddim(LINEAR), mixture_denoiser(MIX, LINEAR)
     biased = Denoiser(lambda x, t: 1.05 * base.fn(x, t))

@@ -1,5 +1,6 @@
 """Parallel sampling against the loop: values, windows, rounds, derivatives, statuses."""
 
+import pickle
 import re
 
 import jax
@@ -18,8 +19,10 @@ from jaxiter.diffusion import (
     edm_stochastic,
     exponential_multistep,
     flow_matching_schedule,
+    gaussian,
     heun,
     ipndm,
+    jvp,
     karras_schedule,
     linear_beta_schedule,
     log_snr_schedule,
@@ -28,7 +31,7 @@ from jaxiter.diffusion import (
     sample_parallel,
     vp_schedule,
 )
-from jaxiter.recurrence import newton, parallel, sequential
+from jaxiter.recurrence import jacobi, newton, parallel, secant, sequential
 from jaxiter.testing.diffusion import Mixture, gmm64, hard64, mixture_denoiser
 
 MIX = Mixture(np.random.default_rng(0).normal(size=(6, 4)), 0.4)
@@ -336,3 +339,39 @@ def test_the_residual_is_that_of_the_trajectory_returned(method, scale, x64):
                 assert rounds == 6 and status == Status.MAX_STEPS
                 assert left > 0 and np.isinf(residual)
                 assert np.all(gaps[:24 - int(left)] <= tolerance * (1 + 1e-6))
+
+
+# --- The dialect -----------------------------------------------------------------------------
+
+
+def test_methods_are_values_and_names_their_presets():
+    makers = (gaussian, jvp, paratta, secant, jacobi, lambda: paratta(7), lambda: absolute(0.1))
+    for make in makers:
+        assert make() == pickle.loads(pickle.dumps(make())) and hash(make()) == hash(make())
+        assert sum(make() == other() for other in makers) == 1
+    sampler, model, x = CASES["ddim"][0], Denoiser(lambda x, t: jnp.tanh(x)), jnp.ones(4)
+    solve = jax.jit(lambda x, way: sample_parallel(sampler, model, x, method=way).trajectory)
+    named = jax.jit(lambda x: sample_parallel(sampler, model, x, method="paratta").trajectory)
+    np.testing.assert_array_equal(solve(x, paratta(20, 1)), named(x))
+
+
+def test_a_run_in_parts_is_the_whole_run():
+    """Resumed bit for bit, watched by a monitor; frozen: no derivatives, the same values."""
+    sampler, schedule, prediction = CASES["2m"]
+    model, x = mixture_denoiser(MIX, schedule, prediction), start(schedule)
+
+    def solve(x, k, resume=None, adjoint=None):
+        return sample_parallel(sampler, model, x, window=7, max_steps=k, resume=resume,
+                               monitor=ji.record(30), adjoint=adjoint)
+
+    run = jax.jit(solve)
+    whole, first = run(x, 30), run(x, 3)
+    second = run(x, 30, first.solve.state)
+    assert first.status == Status.MAX_STEPS and whole.converged
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    left = np.asarray(whole.solve.trace["merit"])[:int(whole.rounds)]
+    assert left[-1] == 0 and np.all(np.diff(left) < 0)
+    value, slope = jax.jit(jax.value_and_grad(
+        lambda x: jnp.sum(solve(x, 30, adjoint=ji.frozen()).value)))(x)
+    assert value == jnp.sum(whole.value) and not np.any(slope)
