@@ -119,7 +119,11 @@ def no_past(start: jax.Array, differences: int) -> Mixing:
 
 
 def longer(w: Window, order: int) -> jax.Array:
-    """Residuals of the map that runs `order` rows at once, with the models' values fixed."""
+    """Residuals of the map that runs `order` rows at once, with the models' values fixed.
+
+    Reference: Tang, Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion
+    models", 2024.
+    """
     answer = by_slopes(w._replace(slopes=jnp.zeros_like(w.slopes)))
 
     def extend(_: int, r: jax.Array) -> jax.Array:

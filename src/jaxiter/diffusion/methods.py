@@ -29,11 +29,7 @@ def jvp() -> RowMethod:
 
 
 class Paratta(RowMethod):
-    """See `paratta`.
-
-    Reference: Tang, Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion
-    models", 2024.
-    """
+    """See `paratta`."""
 
     name = "paratta"
     order: int = eqx.field(static=True, default=20)
