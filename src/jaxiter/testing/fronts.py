@@ -26,8 +26,10 @@ STEPS, PART = 12, 5
 
 
 def solve_of(result: Any) -> Solution:
-    """The driver's solution in a result."""
-    return result if isinstance(result, Solution) else result.solve
+    """The driver's solution in a result, the first where there are several."""
+    if isinstance(result, Solution):
+        return result
+    return next(field for field in result if isinstance(field, Solution))
 
 
 def _is_float(leaf: Any) -> bool:
