@@ -16,14 +16,12 @@ from jaxiter.transport import (
     mirror_sinkhorn,
     sinkhorn,
     sinkhorn_divergence,
-    sinkhorn_histograms,
     sparse_transport,
 )
 
 rng = np.random.default_rng(0)
 COST = jnp.asarray(rng.uniform(size=(5, 4)), jnp.float32)
 CLOUD = jnp.asarray(rng.normal(size=(5, 2)), jnp.float32)
-HISTOGRAMS = jnp.array([[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]])
 MODEL = Denoiser(lambda x, t: jnp.tanh(x), "eps")
 
 
@@ -49,8 +47,6 @@ FRONTS = {
     "sinkhorn_divergence": (partial(sinkhorn_divergence, epsilon=0.5), (CLOUD, CLOUD + 1)),
     "solve_recurrence": (partial(solve_recurrence, lambda s, x: jnp.tanh(0.5 * s + x)),
                          (jnp.zeros(2), CLOUD)),
-    "sinkhorn_histograms": (
-        partial(sinkhorn_histograms, epsilon=0.5), (COST, jnp.full(5, 0.2), HISTOGRAMS)),
     "balanced_labels": (balanced_labels, (CLOUD,)),
     "solve_inner": (partial(ji.bilevel.solve_inner, lambda x, y: jnp.sum((y - x) ** 2)),
                     (jnp.zeros(3), jnp.ones(3))),

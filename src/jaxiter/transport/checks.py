@@ -20,7 +20,7 @@ from jaxiter.numerics import (
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import Stop, accepts
 from jaxiter.transport.exact import Exact, exact_sum
-from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
+from jaxiter.transport.geometry import Dense, Geometry, Reduced, Totals, as_geometry
 from jaxiter.transport.iteration import Marginals, log_weights, weighted
 from jaxiter.transport.result import marginal_error, with_weights
 
@@ -149,14 +149,19 @@ def judged(
     def meets(merit: jax.Array) -> jax.Array:
         return accepts(stop, solve.value, solve.value, merit, scale)
 
-    def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
-        errors = _outsiders_error(returned, parts, marginals), _plans_error(pair, parts, marginals)
+    shown = tuple(with_weights(potential, weights, marginals.epsilon)
+                  for potential, weights in zip(pair, (marginals.a, marginals.b), strict=True))
+
+    def look(shown: tuple, returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
+        totals = parts.geometry.totals(shown[0], shown[1], marginals.epsilon)
+        errors = _outsiders_error(returned, parts, marginals), _plans_error(totals, pair, marginals)
         return jnp.maximum(*errors).astype(scale.dtype)
 
     converged = solve.status == Status.CONVERGED
     bound = solve.merit + _rounding_bound(returned, pair, marginals).astype(scale.dtype)
     doubtful = ~(converged & meets(bound))
-    error = if_needed(doubtful, look, (returned, parts), (marginals, solve.merit))
+    error = if_needed(
+        doubtful, look, (shown, returned, parts), (marginals, solve.merit))
     error = jnp.where(doubtful, error, bound)
     # A rule that wants a history cannot judge one number: then the solve's own is the measure.
     met = jnp.where(meets(jnp.zeros_like(error)), meets(error), error <= 2 * solve.merit)
@@ -185,12 +190,10 @@ def _rounding_bound(
 
 
 def _plans_error(
-    pair: tuple[jax.Array, jax.Array], parts: Reduced, marginals: Marginals
+    totals: Totals, pair: tuple[jax.Array, jax.Array], marginals: Marginals
 ) -> jax.Array:
     """The l1 marginal error of `plan()`, with the rounding of its own sums."""
-    a, b, epsilon = marginals[:3]
-    f, g = with_weights(pair[0], a, epsilon), with_weights(pair[1], b, epsilon)
-    totals = parts.geometry.totals(f, g, epsilon)
+    a = marginals.a
     held = marginals.held(pair[0]), marginals.T.held(pair[1])
     return marginal_error(totals, *held) + 2 * machine_epsilon(a) * jnp.sum(a)
 
