@@ -15,7 +15,15 @@ import numpy as np
 
 from diffusion_rivals import chords, frozen_data_start, srds
 from harness import run_parts, show
-from jaxiter.diffusion import Denoiser, ddim, ddpm, linear_beta_schedule, sample, sample_parallel
+from jaxiter.diffusion import (
+    Denoiser,
+    ddim,
+    ddpm,
+    linear_beta_schedule,
+    paratta,
+    sample,
+    sample_parallel,
+)
 from jaxiter.testing.diffusion import (
     digits,
     gmm64,
@@ -34,13 +42,11 @@ def methods(steps: int) -> dict[str, dict]:
     """Keywords of every contender; None stands for all rows."""
     own = {"init": "copy"}
     return {
-        "secant": {}, "secant + jvp": {"linearization": "jvp"},
-        "Picard": {"linearization": "picard", **own},
-        "exponential Picard": {"linearization": "anderson", "order": steps, "anderson_memory": 0,
-                               **own},
-        "ParaTAA": {"linearization": "anderson", "order": steps, "anderson_memory": 2, **own},
-        "ParaTAA, order 20": {"linearization": "anderson", "order": min(20, steps),
-                              "anderson_memory": 2, **own},
+        "secant": {}, "secant + jvp": {"method": "jvp"},
+        "Picard": {"method": "picard", **own},
+        "exponential Picard": {"method": paratta(steps, memory=0), **own},
+        "ParaTAA": {"method": paratta(steps, memory=2), **own},
+        "ParaTAA, order 20": {"method": paratta(20, memory=2), **own},
     }
 
 
@@ -130,7 +136,7 @@ def parasolver(
         None if drawn is None else np.asarray(drawn[i], np.float64)) for i in range(len(x))]),
         jnp.float32)
     run = jax.jit(jax.vmap(lambda x, k, init, n: sample_parallel(
-        sampler, model, x, k, max_steps=n, tolerance=1e-6, linearization="picard",
+        sampler, model, x, k, max_steps=n, tolerance=1e-6, method="picard",
         init=init).value, in_axes=(0, 0, 0, 0)))
     needed, left = rounds_needed(lambda n: run(x, keys, first, n), exact, 60)
     return row(bed, kind, schedule.steps, "ParaSolver's start", needed + 1, left)
@@ -145,7 +151,7 @@ def sliding_window(steps: int, seeds: int = 4) -> list[dict]:
         for method, init in (("secant", "auto"), ("picard", "copy")):
             out = jax.jit(jax.vmap(partial(
                 sample_parallel, sampler, model, window=window, tolerance=0.1,
-                linearization=method, init=init)))(x, keys)
+                method=method, init=init)))(x, keys)
             assert bool(out.converged.all())
             rows.append({"T": steps, "window": window, "method": method,
                          "mean_rounds": float(out.rounds.mean()),

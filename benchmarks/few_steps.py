@@ -38,7 +38,6 @@ from jaxiter.diffusion import (
     sample,
     search_orders,
     search_solver,
-    tabulate,
     uniinv,
     vp_schedule,
 )
@@ -100,7 +99,7 @@ def searched_orders() -> list[dict]:
     model, fine = by_lam(gmm64()), log_snr_schedule(60, start=-4.5, end=4.5)
     x = jax.random.normal(jax.random.key(0), (1128, 64))
     exact = run(ddim(log_snr_schedule(2000, start=-4.5, end=4.5)), model, x)
-    found = search_orders(fine, model, x[:128], exact[:128], 6, population=128, generations=20)
+    found = search_orders(fine, model, x[:128], exact[:128], 6, population=128, max_steps=20)
     plain = log_snr_schedule(6, start=-4.5, end=4.5)
     rows = [{"solver": name, "error": rms(run(s, model, x[128:]), exact[128:])} for name, s in {
         "DDIM": ddim(plain), "DPM-Solver++(2M)": dpm_solver_pp_2m(plain, lower_order_final=False),
@@ -282,8 +281,7 @@ def picard_consistency(steps: int = 50, rounds: int = 12) -> list[dict]:
         return jnp.mean((jax.vmap(model(p).fn)(x, times[row]) - eps) ** 2)
 
     base = fit(start, denoising, 4000, 2e-3)
-    table = tabulate(sampler, jnp.zeros(2), None, None)
-    paths = jax.jit(jax.vmap(lambda x: picard_iterates(sampler, model(base), x, rounds=rounds)))
+    paths = jax.jit(jax.vmap(lambda x: picard_iterates(sampler, model(base), x, max_steps=rounds)))
     train = paths(jax.random.normal(jax.random.key(1), (500, 2)))
 
     def consistency(p: Any, key: Any) -> Any:
@@ -291,13 +289,13 @@ def picard_consistency(steps: int = 50, rounds: int = 12) -> list[dict]:
         chosen = train[jax.random.randint(a, (16,), 0, 500)]
         k = jax.random.randint(b, (), 0, 6)
         return jnp.mean(jax.vmap(
-            lambda path: picard_consistency_loss(sampler, model(p), path, k, table))(chosen))
+            lambda path: picard_consistency_loss(sampler, model(p), path, k))(chosen))
 
     tuned = fit(base, consistency, 3000, 3e-4)
     unseen = jax.random.normal(jax.random.key(2), (200, 2))
     ends = paths(unseen)[:, -1, -1]
     run = jax.jit(jax.vmap(lambda x, p: picard_iterates(
-        sampler, model(p), x, rounds=rounds)[:, -1], (0, None)))
+        sampler, model(p), x, max_steps=rounds)[:, -1], (0, None)))
     errors = {name: jnp.sqrt(jnp.mean((run(unseen, p) - ends[:, None]) ** 2, axis=(0, 2)))
               for name, p in (("base", base), ("tuned", tuned))}
     rows = [{"rounds": k} | {name: float(e[k]) for name, e in errors.items()} for k in range(1, 9)]

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import jaxiter as ji
 from harness import run_parts, show, time_all
-from jaxiter.recurrence import parallel_optimize, solve_recurrence
+from jaxiter.recurrence import parallel, parallel_optimize, sequential, solve_recurrence
 
 
 def gru(size: int, scale: float, seed: int = 0) -> Any:
@@ -84,14 +84,14 @@ def adjoints() -> list[dict]:
     xs = jnp.asarray(np.random.default_rng(1).normal(size=(count, 4)), jnp.float32)
     h0 = jnp.zeros(size)
 
-    def loss(xs: Any, adjoint: str) -> Any:
+    def loss(xs: Any, adjoint: Any) -> Any:
         return jnp.sum(solve_recurrence(step, h0, xs, adjoint=adjoint).value ** 2)
 
     def scan(xs: Any) -> Any:
         return jnp.sum(lax.scan(lambda h, x: (step(h, x),) * 2, h0, xs)[1] ** 2)
 
-    functions = {"scan": scan, "parallel": lambda x: loss(x, "parallel"),
-                 "sequential": lambda x: loss(x, "sequential")}
+    functions = {"scan": scan, "parallel": lambda x: loss(x, parallel()),
+                 "sequential": lambda x: loss(x, sequential())}
     compiled = {k: jax.jit(jax.grad(f)).lower(xs).compile() for k, f in functions.items()}
     times = time_all(compiled, xs, repeats=5)
     exact = np.asarray(compiled["scan"](xs))

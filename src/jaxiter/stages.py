@@ -253,7 +253,8 @@ def _run(
         # Under vmap a lane that has ended comes along, and makes no steps.
         left = jnp.where(going(now), max_steps - now.solution.steps, 0)
         spent = Spent(now.solution.steps, now.solution.calls, now.solution.trace)
-        return pure(constants, now.x0, now.moving, spent, left, arrays)
+        # Typed as what came in: what `update` returns may be a constant.
+        return anchor(pure(constants, now.x0, now.moving, spent, left, arrays), now.done)
 
     # Not packed: in a loop of few rounds that is only more to compile.
     end = lax.while_loop(going, body, start)

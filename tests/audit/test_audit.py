@@ -73,7 +73,7 @@ CASES = {
     "clouds": [partial(audit_clouds, 14, 100, "squared")],
     "grids": [partial(audit_grids, 15, 100, kind) for kind in ("odd", "sharp")],
     "recurrence": [partial(audit_recurrence, 16, 200, "secant", 6)],
-    "samples": [partial(audit_sample, 17, 200, "anderson", 7, "third order")],
+    "samples": [partial(audit_sample, 17, 200, "paratta", 7, "third order")],
     "hypergradient": [partial(audit_hypergradient, 18, 300, None, "cg", kind)
                       for kind in ("odd", "conditioned")],
     "unrolled": [partial(audit_unrolled, 19, 200, "reverse")],

@@ -21,17 +21,17 @@ from jaxiter.diffusion import (
     memoryless_path,
     picard_consistency_loss,
     picard_iterates,
-    picard_map,
     receding_horizon,
     sample,
     sample_parallel,
     sample_switching,
-    tabulate,
     uniinv,
     vp_schedule,
     warm_start_steps,
 )
 from jaxiter.diffusion.feynman_kac import systematic
+from jaxiter.diffusion.picard_consistency import picard_map
+from jaxiter.diffusion.table import tabulate
 from jaxiter.solvers import anderson, guard
 from jaxiter.testing.diffusion import Mixture, mixture_denoiser, mixture_values
 
@@ -56,6 +56,19 @@ def test_picard_map_is_its_sum(x64):
         np.testing.assert_allclose(ours[t + 1], state, atol=1e-9)
 
 
+def test_the_loss_is_that_of_the_noise_of_the_iterates():
+    """As many rounds as rows end in the fixed point: no loss there, under its own noise only."""
+    sampler, base, x = ddpm(linear_beta_schedule(8)), Denoiser(lambda x, t: 0.3 * x), jnp.ones(4)
+
+    def loss(mine, other):
+        path = picard_iterates(sampler, base, x, mine, max_steps=9)
+        return picard_consistency_loss(sampler, base, path, jnp.int32(8), other)
+
+    run = jax.jit(loss)
+    mine, other = jax.random.split(jax.random.key(0))
+    assert run(mine, mine) < 1e-8 < 1e-3 < run(mine, other)
+
+
 def test_switching_is_exact_and_no_switching_is_not():
     sampler, base = ddim(LINEAR), mixture_denoiser(MIX, LINEAR)
     biased = Denoiser(lambda x, t: 1.05 * base.fn(x, t))
@@ -65,12 +78,12 @@ def test_switching_is_exact_and_no_switching_is_not():
     assert out.converged
     np.testing.assert_allclose(out.value, exact, atol=1e-4)
     stuck = jax.jit(lambda x: sample_switching(
-        sampler, base, biased, x, rounds=20, stiffness=0.0, allow_inexact=True))(x)
+        sampler, base, biased, x, tuned_steps=20, stiffness=0.0, allow_inexact=True))(x)
     assert not stuck.converged and float(jnp.max(jnp.abs(stuck.value - exact))) > 5e-3
     # With the base model as both, the first rounds are plain Picard rounds.
-    plain = jax.jit(lambda x: picard_iterates(sampler, base, x, rounds=3))(x)
+    plain = jax.jit(lambda x: picard_iterates(sampler, base, x, max_steps=3))(x)
     same = jax.jit(lambda x: sample_switching(
-        sampler, base, base, x, rounds=3, stiffness=0.5, allow_inexact=True))(x)
+        sampler, base, base, x, tuned_steps=3, stiffness=0.5, allow_inexact=True))(x)
     np.testing.assert_allclose(same.trajectory, plain[-1], atol=1e-5)
     with pytest.raises(ValueError, match="stiffness must be at least 1"):
         sample_switching(sampler, base, base, x, stiffness=0.5)
@@ -80,7 +93,7 @@ def test_training_brings_early_iterates_nearer():
     """A correction of the base model learnt by the loss: mean error of the next Picard round."""
     sampler, base = ddim(LINEAR), mixture_denoiser(MIX, LINEAR)
     starts = jax.random.normal(jax.random.key(0), (24, 4))
-    paths = jax.jit(jax.vmap(lambda x: picard_iterates(sampler, base, x, rounds=30)))(starts)
+    paths = jax.jit(jax.vmap(lambda x: picard_iterates(sampler, base, x, max_steps=30)))(starts)
     exact = jax.jit(jax.vmap(lambda x: sample(sampler, base, x, trajectory=True)))(starts)
     np.testing.assert_allclose(paths[:, -1], exact, atol=1e-4)
 
@@ -89,8 +102,7 @@ def test_training_brings_early_iterates_nearer():
 
     def loss(params, paths, k):
         return jnp.mean(jax.vmap(lambda path: picard_consistency_loss(
-            sampler, tuned(params), path, k,
-            tabulate(sampler, path[0, 0], None, None)))(paths))
+            sampler, tuned(params), path, k))(paths))
 
     params = {"w": jnp.zeros((4, 4)), "b": jnp.zeros(4)}
     value = jax.jit(lambda p, paths: loss(p, paths, jnp.int32(1)))

@@ -30,11 +30,11 @@ from jaxiter.diffusion import (
     sample_parallel,
     search_orders,
     search_solver,
-    shortest_path,
     straightening_pairs,
     vp_schedule,
 )
 from jaxiter.diffusion.momentum import adams_bashforth
+from jaxiter.diffusion.timesteps import shortest_path
 from jaxiter.testing.diffusion import Mixture, mixture_denoiser, mixture_values
 
 MIX = Mixture(np.random.default_rng(0).normal(size=(6, 4)), 0.4)
@@ -233,7 +233,7 @@ def test_search_is_never_worse_than_its_seeds():
     x = jax.random.normal(jax.random.key(0), (48, 4))
     exact = jax.jit(jax.vmap(lambda x: sample(ddim(linear_beta_schedule(1000)), mixture_denoiser(
         MIX, linear_beta_schedule(1000)), x)))(x)
-    found = search_orders(schedule, model, x[:32], exact[:32], 5, population=24, generations=4)
+    found = search_orders(schedule, model, x[:32], exact[:32], 5, population=24, max_steps=4)
     assert found.error <= found.seed_error and found.sampler.rows == 5
     out = jax.jit(jax.vmap(lambda x: sample(found.sampler, model, x)))(x[32:])
     error = float(jnp.sqrt(jnp.mean((out - exact[32:]) ** 2)))
@@ -297,7 +297,7 @@ def test_solver_search():
 
     x = jax.random.normal(jax.random.key(0), (256, 8))
     with jax.numpy_dtype_promotion("standard"):  # optax.adam mixes int and float
-        solver, loss = search_solver(velocity, x[:192], 5, updates=200)
+        solver, loss = search_solver(velocity, x[:192], 5, max_steps=200)
     run = jax.jit(jax.vmap(lambda x, s: integrate(s, velocity, x)[-1], (0, None)))
     exact = run(x[192:], euler_solver(400))
     adams = euler_solver(5)

@@ -1,5 +1,6 @@
 """Parallel sampling against the loop: values, windows, rounds, derivatives, statuses."""
 
+import pickle
 import re
 
 import jax
@@ -7,24 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxiter as ji
 from jaxiter import Status
 from jaxiter.diffusion import (
     Denoiser,
+    absolute,
     ddim,
     ddpm,
     dpm_solver_pp_2m,
     edm_stochastic,
     exponential_multistep,
     flow_matching_schedule,
+    gaussian,
     heun,
     ipndm,
+    jvp,
     karras_schedule,
     linear_beta_schedule,
     log_snr_schedule,
+    paratta,
     sample,
     sample_parallel,
     vp_schedule,
 )
+from jaxiter.recurrence import jacobi, newton, parallel, secant, sequential
 from jaxiter.testing.diffusion import Mixture, gmm64, hard64, mixture_denoiser
 
 MIX = Mixture(np.random.default_rng(0).normal(size=(6, 4)), 0.4)
@@ -62,17 +69,17 @@ def test_every_sampler_is_its_loop(name, window, x64):
     assert int(out.evaluations) <= int(out.rounds) * (window or sampler.rows)
 
 
-@pytest.mark.parametrize("name, linearization", [
+@pytest.mark.parametrize("name, method", [
     ("ddim", "jacobi"), ("ddpm", "picard"), ("2m", "jvp"), ("ddpm", "gaussian"),
-    ("ddpm", "anderson"),
+    ("ddpm", "paratta"),
     *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in (
         ("ddim", "picard"), ("ddim", "jvp"), ("2m", "picard"), ("ddpm", "jvp")))])
-def test_every_linearization_is_exact(name, linearization):
+def test_every_method_is_exact(name, method):
     sampler, schedule, prediction = CASES[name]
     model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
     loop = jax.jit(lambda x: sample(sampler, model, x, key, trajectory=True))(x)
     solve = jax.jit(lambda x, k: sample_parallel(
-        sampler, model, x, key, linearization=linearization, tolerance=1e-5, max_steps=k))
+        sampler, model, x, key, method=method, tolerance=1e-5, max_steps=k))
     out = solve(x, 30)
     assert out.converged
     np.testing.assert_allclose(out.trajectory, loop, atol=2e-5 * float(np.max(np.abs(loop))))
@@ -98,7 +105,7 @@ def test_gaussian_data_take_two_rounds():
     std = 0.5
     model = mixture_denoiser(Mixture(np.zeros((1, 4)), std), LINEAR)
     out = jax.jit(lambda x: sample_parallel(
-        CASES["ddim"][0], model, x, linearization="gaussian"))(start(LINEAR))
+        CASES["ddim"][0], model, x, method="gaussian"))(start(LINEAR))
     assert int(out.rounds) == 2
 
 
@@ -136,9 +143,9 @@ def test_warm_start():
 
 
 @pytest.mark.parametrize("name, adjoint", [
-    ("2m", "parallel"), ("edm", "sequential"),
+    ("2m", parallel()), ("edm", sequential()),
     *(pytest.param(name, way, marks=pytest.mark.slow) for name, way in (
-        ("ddim", "parallel"), ("2m", "sequential"), ("edm", "parallel")))])
+        ("ddim", parallel()), ("2m", sequential()), ("edm", parallel())))])
 def test_derivatives_are_those_of_the_loop(name, adjoint, x64):
     sampler, schedule, _ = CASES[name]
     key, x = jax.random.key(5), start(schedule)
@@ -154,16 +161,16 @@ def test_derivatives_are_those_of_the_loop(name, adjoint, x64):
     def loop(params, x):
         return sample(sampler, model(params), x, key, trajectory=True)
 
-    def parallel(params, x):
+    def rounds(params, x):
         return sample_parallel(sampler, model(params), x, key, tolerance=1e-11,
                                adjoint=adjoint).trajectory
 
     ours, reference = (jax.jit(jax.grad(lambda p, x, f=f: loss(p, x, f), argnums=(0, 1)))(params, x)
-                       for f in (parallel, loop))
+                       for f in (rounds, loop))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     tangents = [jax.jit(lambda x, f=f: jax.jvp(
-        lambda x: loss(params, x, f), (x,), (jnp.ones(4),))[1])(x) for f in (parallel, loop)]
+        lambda x: loss(params, x, f), (x,), (jnp.ones(4),))[1])(x) for f in (rounds, loop)]
     np.testing.assert_allclose(*tangents, rtol=1e-7)
 
 
@@ -217,10 +224,11 @@ def test_bad_input():
     sampler, model, x = CASES["ddim"][0], Denoiser(lambda x, t: x), jnp.ones(2)
     for keywords, text in [
         ({"window": 31}, r"window must be in 1..30"), ({"tolerance": 0.0}, "must be positive"),
-        ({"linearization": "newton"}, "linearization must be one of"),
-        ({"adjoint": "none"}, "adjoint must be"), ({"init": "zeros"}, "init must be"),
+        ({"method": "newton"}, "method must be one of"),
+        ({"tolerance": absolute(-1.0)}, "must be positive"), ({"init": "zeros"}, "init must be"),
         ({"init": jnp.ones((3, 2))}, "one state per row"), ({"slopes": x}, "slopes must have"),
-        ({"tolerance_scale": "rms"}, "tolerance_scale"),
+        ({"keep_best": True}, "takes no keep_best"), ({"solver": ji.anderson()}, "no solver"),
+        ({"check_every": 2}, "takes no check_every"),
     ]:
         with pytest.raises(ValueError, match=text):
             sample_parallel(sampler, model, x, **keywords)
@@ -232,10 +240,17 @@ def test_bad_input():
         for solve in (sample, sample_parallel):
             with pytest.raises(TypeError, match=text):
                 solve(*arguments)
-    for keywords, text in [({"order": 3}, "belong to"), (
-            {"order": 99, "linearization": "anderson"}, "order must be in 1..30")]:
-        with pytest.raises(ValueError, match=text):
+    for keywords, text in [
+        ({"method": newton()}, "got 'newton'"), ({"method": ji.picard()}, "got Gradient"),
+        ({"method": paratta}, "got function"), ({"order": 3}, "unexpected argument 'order'"),
+        ({"adjoint": "parallel"}, r"parallel\(\).*sequential\(\).*frozen\(\), got 'parallel'"),
+        ({"adjoint": ji.implicit()}, r"sample_parallel.*jaxiter.frozen\(\)"),
+    ]:
+        with pytest.raises(TypeError, match=text):
             sample_parallel(sampler, model, x, **keywords)
+    for keywords in ({"order": 0}, {"memory": -1}):
+        with pytest.raises(ValueError, match=next(iter(keywords))):
+            paratta(**keywords)
 
 
 def test_parataa_is_its_formula(x64):
@@ -244,8 +259,8 @@ def test_parataa_is_its_formula(x64):
     model, x = mixture_denoiser(MIX, schedule, prediction), np.asarray(start(schedule))
     noise = np.random.default_rng(8).normal(size=(30, 4))
     out = jax.jit(lambda x: sample_parallel(
-        sampler, model, x, noise=jnp.asarray(noise), linearization="anderson", order=7,
-        anderson_memory=0, init="copy", max_steps=1))(jnp.asarray(x))
+        sampler, model, x, noise=jnp.asarray(noise), method=paratta(7, memory=0),
+        init="copy", max_steps=1))(jnp.asarray(x))
     eps = np.stack([model.convert(jnp.asarray(x), *(float(t[i]) for t in schedule))[0]
                     for i in range(30)])
     c0, c1 = sampler.state[:, 0], sampler.model[:, 0]
@@ -293,11 +308,11 @@ def own_gaps(sampler, model, x, unit):
     return np.array(gaps)
 
 
-@pytest.mark.parametrize("linearization, scale", [
-    ("anderson", "absolute"), ("secant", "noise"),
+@pytest.mark.parametrize("method, scale", [
+    ("paratta", "absolute"), ("secant", "noise"),
     pytest.param("jvp", "noise", marks=pytest.mark.slow),
     pytest.param("picard", "absolute", marks=pytest.mark.slow)])
-def test_the_residual_is_that_of_the_trajectory_returned(linearization, scale, x64):
+def test_the_residual_is_that_of_the_trajectory_returned(method, scale, x64):
     """Windows that slide over third-order rows: stiff models, many seeds, a coarse tolerance."""
     rng = np.random.default_rng(7)
     w = rng.normal(size=(24, 3, 3)) * rng.choice([0.5, 1.5, 4.0], (24, 1, 1))
@@ -307,7 +322,7 @@ def test_the_residual_is_that_of_the_trajectory_returned(linearization, scale, x
     def solve(w, x, tolerance, rounds):
         out = sample_parallel(
             sampler, Denoiser(lambda x, t: jnp.tanh(w @ x), "eps"), x, window=7,
-            linearization=linearization, tolerance=tolerance, tolerance_scale=scale,
+            method=method, tolerance=tolerance if scale == "noise" else absolute(tolerance),
             max_steps=rounds)
         return out.trajectory, out.status, out.residual, out.solve.merit
 
@@ -324,3 +339,39 @@ def test_the_residual_is_that_of_the_trajectory_returned(linearization, scale, x
                 assert rounds == 6 and status == Status.MAX_STEPS
                 assert left > 0 and np.isinf(residual)
                 assert np.all(gaps[:24 - int(left)] <= tolerance * (1 + 1e-6))
+
+
+# --- The dialect -----------------------------------------------------------------------------
+
+
+def test_methods_are_values_and_names_their_presets():
+    makers = (gaussian, jvp, paratta, secant, jacobi, lambda: paratta(7), lambda: absolute(0.1))
+    for make in makers:
+        assert make() == pickle.loads(pickle.dumps(make())) and hash(make()) == hash(make())
+        assert sum(make() == other() for other in makers) == 1
+    sampler, model, x = CASES["ddim"][0], Denoiser(lambda x, t: jnp.tanh(x)), jnp.ones(4)
+    solve = jax.jit(lambda x, way: sample_parallel(sampler, model, x, method=way).trajectory)
+    named = jax.jit(lambda x: sample_parallel(sampler, model, x, method="paratta").trajectory)
+    np.testing.assert_array_equal(solve(x, paratta(20, 1)), named(x))
+
+
+def test_a_run_in_parts_is_the_whole_run():
+    """Resumed bit for bit, watched by a monitor; frozen: no derivatives, the same values."""
+    sampler, schedule, prediction = CASES["2m"]
+    model, x = mixture_denoiser(MIX, schedule, prediction), start(schedule)
+
+    def solve(x, k, resume=None, adjoint=None):
+        return sample_parallel(sampler, model, x, window=7, max_steps=k, resume=resume,
+                               monitor=ji.record(30), adjoint=adjoint)
+
+    run = jax.jit(solve)
+    whole, first = run(x, 30), run(x, 3)
+    second = run(x, 30, first.solve.state)
+    assert first.status == Status.MAX_STEPS and whole.converged
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    left = np.asarray(whole.solve.trace["merit"])[:int(whole.rounds)]
+    assert left[-1] == 0 and np.all(np.diff(left) < 0)
+    value, slope = jax.jit(jax.value_and_grad(
+        lambda x: jnp.sum(solve(x, 30, adjoint=ji.frozen()).value)))(x)
+    assert value == jnp.sum(whole.value) and not np.any(slope)

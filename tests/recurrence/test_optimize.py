@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+import jaxiter as ji
 from jaxiter import Status
-from jaxiter.recurrence import parallel_optimize
+from jaxiter.recurrence import adaptive, parallel_optimize
 
 STEPS = 60
 
@@ -77,8 +78,8 @@ def test_adaptation_stays_under_its_cap(digits_problem):
     """Without a cap the tolerance follows the changes it permits, and runs away."""
     grad_fn, params = digits_problem
     run = jax.jit(lambda p: parallel_optimize(
-        optax.sgd(2.0), grad_fn, p, steps=STEPS, window=20, adaptation=0.5,
-        max_tolerance=2e-3))(params)
+        optax.sgd(2.0), grad_fn, p, steps=STEPS, window=20,
+        tolerance=adaptive(1e-3, rate=0.5, largest=2e-3)))(params)
     assert float(run.solve.state.memory.allowed) <= 4.01e-6
     assert run.converged
 
@@ -95,9 +96,13 @@ def test_statuses_and_bad_input():
     assert np.all(np.isfinite(wild.params))
     for keywords, text in [({"steps": 0}, "at least 1"), ({"steps": 3, "window": 0}, "at least 1"),
                            ({"steps": 3, "tolerance": -1.0}, "must not be negative"),
-                           ({"steps": 3, "adaptation": 1.0}, "adaptation")]:
+                           ({"steps": 3, "tolerance": adaptive(-1.0)}, "must not be negative"),
+                           ({"steps": 3, "adjoint": ji.implicit()}, "no adjoint but"),
+                           ({"steps": 3, "solver": ji.anderson()}, "takes no solver")]:
         with pytest.raises(ValueError, match=text):
             parallel_optimize(sgd, quadratic, p, **keywords)
+    with pytest.raises(ValueError, match="rate"):
+        adaptive(rate=1.0)
     with pytest.raises(TypeError, match="gradient"):
         parallel_optimize(sgd, lambda p, t: p[:1], p, steps=3)
 
@@ -108,8 +113,8 @@ def test_the_residual_is_how_far_gradients_were_from_the_path():
 
     def run(tolerance, slopes, max_steps=30):
         return parallel_optimize(optax.sgd(0.1), lambda p, t: slopes[t] + 0.5 * p, jnp.ones(3),
-                                 steps=30, window=6, tolerance=tolerance, max_steps=max_steps,
-                                 adaptation=0.1)
+                                 steps=30, window=6, tolerance=adaptive(tolerance),
+                                 max_steps=max_steps)
 
     solve = jax.jit(run)
     p, path = np.ones(3), []

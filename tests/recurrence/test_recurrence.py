@@ -1,5 +1,7 @@
 """Recurrences against the plain loop in numpy: values, rounds, windows, derivatives, statuses."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,24 @@ import pytest
 
 import jaxiter as ji
 from jaxiter import Status
-from jaxiter.recurrence import check_causal, solve_causal, solve_recurrence
+from jaxiter.recurrence import (
+    attach_recurrence,
+    check_causal,
+    diagonal,
+    elk,
+    gauss_seidel,
+    jacobi,
+    newton,
+    parallel,
+    picard,
+    secant,
+    sequential,
+    solve_causal,
+    solve_recurrence,
+)
+from jaxiter.recurrence.methods import GaussSeidel
 
-METHODS = ["newton", "diagonal", "elk", "secant", "picard", "jacobi", "gauss_seidel"]
+METHODS = ["newton", "diagonal", "elk", "secant", "picard", "jacobi", gauss_seidel(1)]
 COUNT, SIZE = 48, 5
 
 
@@ -35,7 +52,7 @@ def loop(w, xs, s):
 
 
 @pytest.mark.parametrize("method, window", [
-    *((m, None) for m in METHODS), ("newton", 12), ("secant", 12), ("gauss_seidel", 12),
+    *((m, None) for m in METHODS), ("newton", 12), ("secant", 12), (gauss_seidel(12), None),
     *(pytest.param(m, 12, marks=pytest.mark.slow)
       for m in ("diagonal", "elk", "picard", "jacobi"))])
 def test_every_method_is_the_loop(method, window):
@@ -51,8 +68,8 @@ def test_every_method_is_the_loop(method, window):
         known = COUNT - int(early.merit)
         assert early.status == Status.MAX_STEPS and known >= rounds
         np.testing.assert_allclose(early.value[:known], exact[:known], atol=5e-5)
-    if method == "gauss_seidel":
-        assert int(out.steps) <= COUNT // (window or 1)
+    if isinstance(method, GaussSeidel):
+        assert int(out.steps) <= COUNT // method.block
     if method == "newton" and window is None:
         assert int(out.steps) <= 8
 
@@ -75,8 +92,8 @@ def test_affine_chains_take_two_rounds():
     assert int(integral.steps) == 2
 
 
-@pytest.mark.parametrize("window", [None, 8])
-@pytest.mark.parametrize("method", ["jacobi", "gauss_seidel"])
+@pytest.mark.parametrize("method, window", [
+    ("jacobi", None), ("jacobi", 8), (gauss_seidel(1), None), (gauss_seidel(8), None)])
 def test_integers_are_bitwise(method, window):
     """A hash that forgets: pairs of integers, equal bit for bit; a counter needs every round."""
     xs = jnp.asarray(np.random.default_rng(0).integers(0, 97, size=64), jnp.int32)
@@ -99,7 +116,7 @@ def test_integers_are_bitwise(method, window):
         np.testing.assert_array_equal(count.value, np.arange(1, 65))
 
 
-@pytest.mark.parametrize("adjoint", ["parallel", "sequential"])
+@pytest.mark.parametrize("adjoint", [parallel(), sequential()])
 def test_derivatives_are_those_of_the_loop(adjoint, x64):
     w, xs, s0 = chain(np.float64)
     xs = xs[:12]
@@ -176,9 +193,11 @@ def test_bad_input():
     step, s0, xs = cell(jnp.eye(2)), jnp.zeros(2), jnp.zeros((4, 2))
     for keywords, text in [
         ({"method": "krylov"}, "method must be one of"), ({"window": 5}, r"window must be in 1..4"),
-        ({"order": 3}, "order must be 1 or 2"), ({"adjoint": "none"}, "adjoint must be"),
-        ({"method": "gauss_seidel", "window": 3}, "blocks that divide"),
-        ({"length": 5}, "one leading axis"),
+        ({"order": 3}, "order must be 1 or 2"), ({"method": "gauss_seidel"}, "length of its bl"),
+        ({"method": gauss_seidel(3)}, "blocks that divide.*block=3"),
+        ({"method": gauss_seidel(2), "window": 2}, "takes no window"),
+        ({"length": 5}, "one leading axis"), ({"solver": ji.anderson()}, "takes no solver"),
+        ({"check_every": 2}, "takes no check_every"), ({"keep_best": True}, "no keep_best"),
     ]:
         with pytest.raises(ValueError, match=text):
             solve_recurrence(step, s0, xs, **keywords)
@@ -232,7 +251,7 @@ def own_gaps(w, xs, s0, rows):
 
 
 @pytest.mark.parametrize("method, window", [
-    ("newton", None), ("secant", 12), ("gauss_seidel", 12),
+    ("newton", None), ("secant", 12), (gauss_seidel(12), None),
     pytest.param("elk", 12, marks=pytest.mark.slow)])
 def test_the_residual_is_that_of_the_rows_returned(method, window):
     w, xs, s0 = chain(scale=1.2)
@@ -266,8 +285,8 @@ def test_a_chain_that_breaks_ends_nonfinite():
     w, xs, s0 = chain()
 
     def chains(xs):
-        vectors = [solve_recurrence(lambda s, x: 0.1 * w @ s + x, s0, xs, method=m, window=8)
-                   for m in ("secant", "gauss_seidel")]
+        vectors = [solve_recurrence(lambda s, x: 0.1 * w @ s + x, s0, xs, **choice)
+                   for choice in ({"method": "secant", "window": 8}, {"method": gauss_seidel(8)})]
         mixed = solve_recurrence(
             lambda s, x: {"n": s["n"] + 1, "x": 0.5 * s["x"] + x},
             {"n": jnp.int32(0), "x": jnp.float32(0)}, xs[:, 0], method="jacobi")
@@ -315,3 +334,84 @@ def test_causal_residual_is_that_of_the_rows_returned():
     image = np.r_[1.0, 0.9 * np.cos(s[:-1]) + 0.01 * np.cumsum(s)[:-1]]
     assert out.converged
     np.testing.assert_allclose(out.residual, np.abs(image - s).max(), atol=1e-5)
+
+
+# --- The dialect -----------------------------------------------------------------------------
+
+
+def test_methods_and_adjoints_are_values():
+    makers = (newton, diagonal, lambda: elk(0.5), secant, picard, jacobi, lambda: gauss_seidel(4),
+              parallel, sequential)
+    values = [make() for make in makers]
+    for make, value in zip(makers, values, strict=True):
+        assert value == make() == pickle.loads(pickle.dumps(value))
+        assert hash(value) == hash(make()) and sum(value == other for other in values) == 1
+    assert elk() == elk(1e-3) != elk(0.5) and gauss_seidel(4) != gauss_seidel(5)
+    for call, error, text in [
+        (lambda: elk(-1.0), ValueError, "damping must not be negative"),
+        (lambda: gauss_seidel(0), ValueError, "block must be an integer of at least 1"),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_a_method_is_its_name_and_its_numbers_are_operands():
+    w, xs, s0 = chain()
+    solve = jax.jit(lambda w, method: solve_recurrence(cell(w), s0, xs, method=method).value)
+    named = jax.jit(lambda w: solve_recurrence(cell(w), s0, xs, method="elk").value)
+    np.testing.assert_array_equal(solve(w, elk(1e-3)), named(w))
+    many = jax.jit(jax.vmap(lambda d: solve_recurrence(
+        cell(w), s0, xs, method=elk(d), max_steps=COUNT)))(jnp.array([0.0, 1e-3, 1.0]))
+    assert np.all(many.converged) and many.steps[2] > many.steps[0]
+
+
+def test_objects_of_other_kinds_are_refused():
+    step, s0, xs = cell(jnp.eye(2)), jnp.zeros(2), jnp.zeros((4, 2))
+    for keywords, text in [
+        ({"method": ji.picard()}, "secant.*names diagonal, elk.*got GradientTransf"),
+        ({"method": newton}, "got function"), ({"method": ji.diffusion.jvp()}, "got 'jvp'"),
+        ({"damping": 0.1}, "unexpected argument 'damping'"),
+        *(({"adjoint": other}, r"parallel\(\).*sequential\(\).*jaxiter.frozen\(\)")
+          for other in ("parallel", parallel, ji.implicit(), ji.unrolled())),
+    ]:
+        with pytest.raises(TypeError, match=text):
+            solve_recurrence(step, s0, xs, **keywords)
+    for other in (parallel(), ji.implicit(), "frozen"):
+        with pytest.raises(ValueError, match="no derivatives"):
+            solve_causal(lambda s: s * 0, xs, adjoint=other)
+    with pytest.raises(TypeError, match=r"derivatives of chains.*implicit\(\)"):
+        ji.fixed_point(jnp.cos, 1.0, adjoint=parallel())
+
+
+def test_frozen_rows_have_no_derivatives():
+    w, xs, s0 = chain()
+
+    def rows(w, adjoint):
+        out = solve_recurrence(cell(w), s0, xs, adjoint=adjoint).value
+        return out, attach_recurrence(cell(w), out, s0, xs, adjoint=ji.frozen())
+
+    def slope(w):
+        return jax.grad(lambda w: sum(map(jnp.sum, rows(w, ji.frozen()))))(w)
+
+    assert not np.any(jax.jit(slope)(w))
+    values, attached = jax.jit(lambda w: rows(w, parallel()))(w)
+    np.testing.assert_array_equal(values, attached)
+
+
+def test_a_run_in_parts_is_the_whole_run():
+    """Resumed bit for bit; the monitor and a rule of one's own see how many rows are left."""
+    w, xs, s0 = chain(scale=1.2)
+
+    def solve(k, resume=None, stop=None):
+        return solve_recurrence(cell(w), s0, xs, method="secant", window=12, max_steps=k,
+                                monitor=ji.record(COUNT), resume=resume, stop=stop)
+
+    whole, first = jax.jit(solve)(COUNT), jax.jit(solve)(3)
+    assert first.status == Status.MAX_STEPS and int(first.steps) == 3
+    second = jax.jit(solve)(COUNT, first.state)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    left = np.asarray(whole.trace["merit"])[:int(whole.steps)]
+    assert left[-1] == 0 and np.all(np.diff(left) < 0) and left[2] == first.merit
+    early = jax.jit(lambda k: solve(k, stop=ji.tolerance(rtol=0, atol=20.0)))(COUNT)
+    assert early.converged and 0 < early.merit <= 20 and np.isinf(early.residual)

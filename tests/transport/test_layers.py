@@ -225,7 +225,7 @@ def test_layers_sums_equivariance_and_gradients(x64):
     tight = ji.tolerance(rtol=0, atol=1e-12)
     layer, loop = (
         jax.jit(lambda s, kw=kw: sinkhorn_layer(s, 0.5, **kw))
-        for kw in ({"stop": tight}, {"iterations": 300}))
+        for kw in ({"stop": tight}, {"adjoint": ji.unrolled(), "max_steps": 300}))
     solved = layer(scores)
     np.testing.assert_allclose(solved, loop(scores), atol=1e-10)
     np.testing.assert_allclose(solved.sum(1), 1, atol=1e-10)

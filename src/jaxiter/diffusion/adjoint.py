@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import frozen, with_jvp
-from jaxiter.diffusion.sample import (
-    Table,
+from jaxiter.adjoint import Adjoint, frozen, with_jvp
+from jaxiter.diffusion.linearize import dot
+from jaxiter.diffusion.table import (
+    SamplerTable,
     combine,
     combine_all,
     histories,
@@ -22,14 +23,16 @@ from jaxiter.diffusion.sample import (
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
+from jaxiter.recurrence.adjoint import ChainAdjoint
+from jaxiter.recurrence.rounds import spread
 from jaxiter.stop import tolerance
 
 PyTree = Any
 
 
 def attach_sampling(
-    model: Callable, x: jax.Array, x_init: jax.Array, table: Table, slopes: jax.Array, *,
-    parallel: bool,
+    model: Callable, x: jax.Array, x_init: jax.Array, table: SamplerTable, slopes: jax.Array,
+    adjoint: Adjoint,
 ) -> jax.Array:
     """States x `[R + 1, ...]` with the loop's derivatives by x_init and what the model closes over.
 
@@ -37,12 +40,15 @@ def attach_sampling(
       model: `model(x, row) -> value` at one row of the table.
       x_init: varies over a mesh where the model's parameters do (`sample.vary`).
       slopes: `[R]`, first guesses of the model's slopes for the parallel backward pass.
-      parallel: solve the transposed system by rounds of batched VJPs, not by a loop.
+      adjoint: `parallel()` solves the transposed system by rounds of batched VJPs, `sequential()`
+        by a loop; `frozen()`: no derivatives.
     """
+    if not isinstance(adjoint, ChainAdjoint):
+        return stop_gradient(x)
     x, table, slopes = anchor((x, *stop_gradient((table, slopes))), x_init)
     pure, constants, _ = hoist(model, x_init, trees.first(table))
 
-    def outputs(operands: tuple, table: Table, states: jax.Array) -> jax.Array:
+    def outputs(operands: tuple, table: SamplerTable, states: jax.Array) -> jax.Array:
         """Row t of the system for states X[0..R-1], `[R, ...]`."""
         values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, table)
         return combine_all(table, states, values)
@@ -59,9 +65,9 @@ def attach_sampling(
         del base
         fixed, at = stop_gradient(operands), stop_gradient(states)
         forward = partial(_forward, lambda s, row: pure(fixed[1], s, row), table, at)
-        backward = partial(_rounds if parallel else _backward,
+        backward = partial(_rounds if adjoint.batched else _backward,
                            lambda s, row: pure(fixed[1], s, row), table, at)
-        if parallel:
+        if adjoint.batched:
             backward = partial(backward, slopes)
         return lax.custom_linear_solve(
             lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
@@ -72,7 +78,7 @@ def attach_sampling(
     return jnp.concatenate([x_init[None], rows])
 
 
-def _forward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> jax.Array:
+def _forward(model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array) -> jax.Array:
     """The tangent recurrence: a jvp of the model per row."""
     quiet = table._replace(z=jnp.zeros_like(table.z))
 
@@ -87,7 +93,7 @@ def _forward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> 
     return lax.scan(step, histories(table, start), (quiet, states, b))[1]
 
 
-def _reversed(table: Table) -> tuple[jax.Array, jax.Array]:
+def _reversed(table: SamplerTable) -> tuple[jax.Array, jax.Array]:
     """`state[t + j, j]` and `model[t + j, j]` for t = R-1 .. 1, `[R - 1, K]`: who reads X[t]."""
     reach = max(table.state.shape[1], table.model.shape[1])
 
@@ -99,7 +105,7 @@ def _reversed(table: Table) -> tuple[jax.Array, jax.Array]:
     return state[:0:-1], model[:0:-1]
 
 
-def _backward(model: Callable, table: Table, states: jax.Array, b: jax.Array) -> jax.Array:
+def _backward(model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array) -> jax.Array:
     """The transposed recurrence from the last row to the first: a VJP of the model per row."""
     state, weight = _reversed(table)
 
@@ -117,7 +123,7 @@ def _backward(model: Callable, table: Table, states: jax.Array, b: jax.Array) ->
 
 
 def _rounds(
-    model: Callable, table: Table, states: jax.Array, slopes: jax.Array, b: jax.Array
+    model: Callable, table: SamplerTable, states: jax.Array, slopes: jax.Array, b: jax.Array
 ) -> jax.Array:
     """The same system by secant quasi-Newton rounds: all VJPs of a round in one batch."""
     state, weight = _reversed(table)
@@ -126,9 +132,6 @@ def _rounds(
     if count == 0:
         return b
 
-    def spread(array: jax.Array) -> jax.Array:
-        return array.reshape(-1, *(1,) * (b.ndim - 1))
-
     def sums(table: jax.Array, g: jax.Array) -> jax.Array:
         """`sum_j table[k, j] G[k - j]` for the chain G = (last of b, g_0, .., g_{k-1})."""
         chain = jnp.concatenate([b[-1:], g[:-1]])
@@ -136,11 +139,8 @@ def _rounds(
         padded = jnp.concatenate([jnp.zeros((last, *b.shape[1:]), b.dtype), chain])
         total = jnp.zeros_like(g)
         for j in range(last + 1):
-            total += spread(table[:, j]) * padded[last - j: last - j + count]
+            total += spread(table[:, j], g) * padded[last - j: last - j + count]
         return total
-
-    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.sum((a * b).reshape(count, -1), axis=1)
 
     def step(g: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
         slope, old_h, old_v, seen = memory
@@ -163,6 +163,6 @@ def _rounds(
     return jnp.concatenate([b[-1:], g])[::-1]
 
 
-def _pull(model: Callable, x: jax.Array, row: Table, cotangent: jax.Array) -> jax.Array:
+def _pull(model: Callable, x: jax.Array, row: SamplerTable, cotangent: jax.Array) -> jax.Array:
     """The model's Jacobian at x, transposed, times a cotangent."""
     return jax.vjp(lambda s: model(s, row), x)[1](cotangent)[0]

@@ -106,7 +106,7 @@ class SolverSearch(NamedTuple):
 
 def search_orders(
     schedule: NoiseSchedule, denoiser: Denoiser, x: jax.Array, reference: jax.Array, steps: int, *,
-    currency: str = "x0", population: int = 64, generations: int = 10, seed: int = 0,
+    currency: str = "x0", population: int = 64, max_steps: int = 10, seed: int = 0,
 ) -> SolverSearch:
     """Rows and orders of `steps` steps that come nearest to reference samples, by evolution.
 
@@ -118,6 +118,7 @@ def search_orders(
       schedule: the fine grid, at least `steps` steps. The first and the last row are kept.
       denoiser: told the schedule's times.
       x, reference: starts and samples to match, `[B, ...]`.
+      population: candidates of a generation. max_steps: generations. seed: of numpy's draws.
 
     Returns:
       A `SolverSearch`; `error` is the root mean square on the given starts. Report it on others.
@@ -163,7 +164,7 @@ def search_orders(
     pool = seeds + [mutate(*seeds[i % 3]) for i in range(population - len(seeds))]
     scores = score(pool)
     best_seed = float(scores[: len(seeds)].min())
-    for _ in range(generations):
+    for _ in range(max_steps):
         ranked = np.argsort(scores, kind="stable")[: max(population // 4, 1)]
         children = [mutate(*pool[rng.choice(ranked)]) for _ in range(population)]
         merged, both = pool + children, np.append(scores, score(children))

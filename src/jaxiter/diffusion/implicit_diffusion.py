@@ -17,8 +17,8 @@ import optax
 
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.sample import Table, combine, evaluate, tabulate
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.diffusion.table import SamplerTable, combine, evaluate, tabulate
 from jaxiter.numerics import check_positive
 from jaxiter.solution import Status, reports
 
@@ -27,7 +27,7 @@ PyTree = Any
 
 @reports
 class LangevinState(NamedTuple):
-    """Particles `[n, ...]`, parameters, the optimiser's state, a status.
+    """Particles `[n, ...]`, parameters, the optimizer's state, a status.
 
     RUNNING, for nothing here measures an end; NONFINITE from the first step on whose particles,
     reward or slope were not finite: the state is that before it and stands still.
@@ -35,7 +35,7 @@ class LangevinState(NamedTuple):
 
     particles: jax.Array
     theta: PyTree
-    optimiser: PyTree
+    opt_state: PyTree
     status: jax.Array
 
 
@@ -81,7 +81,7 @@ def implicit_diffusion(
         return LangevinState(particles, theta, optimizer.init(theta), jnp.int32(Status.RUNNING))
 
     def step(state: LangevinState, key: jax.Array) -> LangevinState:
-        particles, theta, optimiser, status = state
+        particles, theta, opt_state, status = state
         noise = jax.random.normal(key, particles.shape, particles.dtype)
         force = jax.vmap(jax.grad(energy), (0, None))(particles, theta)
         particles = particles - step_size * force + (2 * step_size) ** 0.5 * noise
@@ -96,10 +96,10 @@ def implicit_diffusion(
                                    - jnp.mean(energies(particles, theta)))
             return total
 
-        theta, optimiser, status = _guarded(
-            optimizer, jax.grad(potential)(theta), optimiser, theta, True, status, particles)
+        theta, opt_state, status = _guarded(
+            optimizer, jax.grad(potential)(theta), opt_state, theta, True, status, particles)
         running = status == Status.RUNNING
-        return LangevinState(jnp.where(running, particles, state.particles), theta, optimiser,
+        return LangevinState(jnp.where(running, particles, state.particles), theta, opt_state,
                              status)
 
     return init, step
@@ -112,11 +112,11 @@ class QueueState(NamedTuple):
     path: states before every row, `[2 R, R, n, ...]`, a ring over the time of birth. x: the states
     of the R forward batches by age. adjoint, slope: of the R backward ones by age.
     finished: the batch that ended last. status: RUNNING; NONFINITE once a batch or its slope
-    was not finite: from then on theta, optimiser and finished stand still.
+    was not finite: from then on theta, opt_state and finished stand still.
     """
 
     theta: PyTree
-    optimiser: PyTree
+    opt_state: PyTree
     path: jax.Array
     x: jax.Array
     adjoint: jax.Array
@@ -157,7 +157,7 @@ def implicit_denoising(
     batch = (particles, *shape)
     ages = jnp.arange(rows)
 
-    def one(theta: PyTree, x: jax.Array, row: Table) -> jax.Array:
+    def one(theta: PyTree, x: jax.Array, row: SamplerTable) -> jax.Array:
         model = denoiser(theta)
 
         def single(x: jax.Array, z: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ def implicit_denoising(
                           jnp.int32(Status.RUNNING))
 
     def step(state: QueueState) -> QueueState:
-        theta, optimiser, path, x, adjoint, slope, finished, time, status = state
+        theta, opt_state, path, x, adjoint, slope, finished, time, status = state
         x = jnp.concatenate([noises(time, jnp.int32(-1))[None], x[:-1]])
         births = time - ages
         path = path.at[births % (2 * rows), ages].set(x)
@@ -191,7 +191,7 @@ def implicit_denoising(
         at = jax.tree.map(lambda leaf: leaf[back], table)._replace(
             z=jax.vmap(noises)(births, back))
 
-        def pull(x: jax.Array, row: Table, g: jax.Array) -> tuple:
+        def pull(x: jax.Array, row: SamplerTable, g: jax.Array) -> tuple:
             return jax.vjp(lambda theta, x: one(theta, x, row), theta, x)[1](g)
 
         extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, adjoint)
@@ -199,27 +199,27 @@ def implicit_denoising(
         ready = time >= 2 * rows - 1
         ended = jax.tree.map(lambda leaf: leaf[-1], slope)
         # Before a queue of R - 1 steps the oldest batch was never born.
-        theta, optimiser, status = _guarded(optimizer, ended, optimiser, theta, ready, status,
+        theta, opt_state, status = _guarded(optimizer, ended, opt_state, theta, ready, status,
                                             jnp.where(time >= rows - 1, x[-1], 0))
         finished = jnp.where(status == Status.RUNNING, x[-1], finished)
         # The batch that ended in this step enters the way back in the next.
         adjoint = jnp.concatenate([jax.grad(loss)(x[-1])[None], adjoint[:-1]])
         slope = jax.tree.map(
             lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf[:-1]]), slope)
-        return QueueState(theta, optimiser, path, x, adjoint, slope, finished, time + 1, status)
+        return QueueState(theta, opt_state, path, x, adjoint, slope, finished, time + 1, status)
 
     return init, step
 
 
 def _guarded(
-    optimizer: Any, slope: PyTree, optimiser: PyTree, theta: PyTree, ready: Any,
+    optimizer: Any, slope: PyTree, opt_state: PyTree, theta: PyTree, ready: Any,
     status: jax.Array, others: PyTree,
 ) -> tuple[PyTree, PyTree, jax.Array]:
-    """One optimiser step and the status; no step where it is not ready or anything not finite."""
-    updates, new = optimizer.update(slope, optimiser, theta)
+    """A step of the optimizer, where it is ready and all is finite, and the status."""
+    updates, new = optimizer.update(slope, opt_state, theta)
     moved = optax.apply_updates(theta, updates)
     sound = trees.finite(others) & (trees.finite((slope, moved)) | ~jnp.bool_(ready))
     status = jnp.where(sound, status, jnp.int32(Status.NONFINITE))
     ok = ready & (status == Status.RUNNING)
     return (trees.where(ok, moved, theta),
-            jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, optimiser), status)
+            jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, opt_state), status)

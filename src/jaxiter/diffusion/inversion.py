@@ -5,22 +5,22 @@ training-free editing", 2025.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete
+from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 
 
 def invert_flow(
-    flow: Callable, y: jax.Array, init: jax.Array, *, step_size: Any = 0.1, solver: Any = None,
-    stop: Any = None, max_steps: Any = 30, adjoint: Adjoint | None = None,
+    flow: Callable, y: jax.Array, init: jax.Array, *, step_size: Any = 0.1,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Solve `flow(z) = y` for z by `z <- z - step_size (flow(z) - y)`, with no derivative of flow.
 
@@ -28,9 +28,9 @@ def invert_flow(
       flow: a sampler from noise to data, such as `lambda z: sample(sampler, denoiser, z)`; with
         another condition than the one that made y, few steps edit y instead.
       y: the sample. init: first guess of z, such as `uniinv` gives.
-      step_size: below `largest_step_size`. solver: any of jaxiter's, such as
-        `guard(anderson(3))`; default the plain iteration. stop, max_steps, adjoint: as
-        in `fixed_point`; the merit is `|flow(z) - y|`, its scale `|y|`.
+      step_size: below `largest_step_size`.
+      **options: as in `fixed_point`, max_steps 30; the merit is `|flow(z) - y|`, its scale `|y|`.
+        `solver=guard(anderson(3))` needs fewer steps.
 
     Returns:
       A `Solution`; its value has implicit derivatives by y and what flow closes over.
@@ -43,6 +43,7 @@ def invert_flow(
     >>> bool(out.converged), bool(jnp.all(abs(out.value) < 1e-3))
     (True, True)
     """
+    chosen = choose("invert_flow", options, {}, max_steps=30)
     shape = jax.eval_shape(flow, init).shape
     if not shape == y.shape == init.shape:
         raise ValueError(f"flow(z), y and init must have one shape, got {shape}, {y.shape} and "
@@ -57,10 +58,8 @@ def invert_flow(
     problem = Problem(
         step=lambda z, y, size: z - size * (flow(z) - y), merit=miss,
         scale=lambda z, image, y, size: jnp.linalg.norm(y.ravel()))
-    options = {} if solver is None else {"solver": solver}
-    options |= {} if stop is None else {"stop": stop}
-    return fixed_point(problem, init, y, jnp.asarray(step_size, y.dtype), max_steps=max_steps,
-                       adjoint=adjoint, **options)
+    return fixed_point(
+        problem, init, y, jnp.asarray(step_size, y.dtype), **chosen._asdict())
 
 
 def uniinv(velocity: Callable, y: jax.Array, steps: int = 10) -> jax.Array:

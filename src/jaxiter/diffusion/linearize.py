@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.sample import Table, linear_rows, widen
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.diffusion.table import SamplerTable, linear_rows, widen
 from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
 from jaxiter.recurrence.rounds import spread
 
 HIGHEST = lax.Precision.HIGHEST
-LINEARIZATIONS = ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson")
 
 
 class Window(NamedTuple):
@@ -28,7 +28,7 @@ class Window(NamedTuple):
     slopes: `[W, V]`, of the model at each row and the rows before it.
     """
 
-    rows: Table
+    rows: SamplerTable
     x: jax.Array
     plain: jax.Array
     residual: jax.Array
@@ -36,10 +36,10 @@ class Window(NamedTuple):
     slopes: jax.Array
 
 
-class Past(NamedTuple):
-    """Differences `[m, R, ...]` of the last rounds' states and residuals, and the last of both.
+class Mixing(NamedTuple):
+    """ParaTAA's memory: differences `[m, R, ...]` of the last rounds' states and residuals.
 
-    A row that was not evaluated in two rounds running has zeros.
+    Also the last of both. A row that was not evaluated in two rounds running has zeros.
     """
 
     dx: jax.Array
@@ -49,19 +49,24 @@ class Past(NamedTuple):
     seen: jax.Array
 
 
-def answers(w: Window, linearization: str) -> jax.Array:
+def answers(w: Window, method: RowMethod) -> jax.Array:
     """`[W, K]`: how row t answers changes of X[t], X[t-1], ..."""
-    if linearization == "jacobi":
+    if isinstance(method, Jacobi):
         return jnp.zeros_like(w.rows.model)
-    if linearization == "picard":
+    if isinstance(method, Picard):
         return jnp.zeros_like(w.rows.model).at[:, 0].set(1)
+    return by_slopes(w)
+
+
+def by_slopes(w: Window) -> jax.Array:
+    """Answers `[W, K]` of the sampler's own rows, by slopes of the model."""
     reach = max(w.rows.state.shape[1], w.rows.model.shape[1])
     return widen(w.rows.state, reach) + widen(w.rows.model * w.slopes, reach)
 
 
-def linear(w: Window, linearization: str) -> tuple[jax.Array, jax.Array]:
-    """New states by one linear recurrence, and the change of each."""
-    lift, change = linear_rows(answers(w, linearization), w.residual)
+def linear(w: Window, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """New states by one linear recurrence with these answers, and the change of each."""
+    lift, change = linear_rows(answer, w.residual)
     return w.plain + lift, change
 
 
@@ -70,7 +75,7 @@ def mended(w: Window, model: Callable) -> tuple[Window, jax.Array]:
 
     Also returns these slopes, `[W]`.
     """
-    _, change = linear(w, "secant")
+    _, change = linear(w, by_slopes(w))
     into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
     exact = jax.jvp(model, (w.x,), (into,))[1]
     along = dot(into, into)
@@ -84,8 +89,8 @@ def mended(w: Window, model: Callable) -> tuple[Window, jax.Array]:
                       residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0)), slope
 
 
-def secant(
-    sampler: Sampler, rows: Table, slope: jax.Array, dx: jax.Array, de: jax.Array,
+def secant_slopes(
+    sampler: Sampler, rows: SamplerTable, slope: jax.Array, dx: jax.Array, de: jax.Array,
     seen: jax.Array, x: jax.Array,
 ) -> jax.Array:
     """`<dx, de> / <dx, dx>` where the input moved, within the bounds of an exact score."""
@@ -99,23 +104,27 @@ def secant(
     return jnp.where(fresh, jnp.clip(new, low, high), slope)
 
 
-def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: Table) -> jax.Array:
+def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: SamplerTable) -> jax.Array:
     """Slopes `[R]` of the model for Gaussian data of the denoiser's standard deviation."""
     variance = denoiser.data_std**2
     total = table.alpha**2 * variance + table.sigma**2
     return (table.sigma if sampler.currency == "eps" else table.alpha * variance) / total
 
 
-def no_past(start: jax.Array, differences: int) -> Past:
+def no_past(start: jax.Array, differences: int) -> Mixing:
     """Empty memory for the rows of a trajectory `[R + 1, ...]`."""
     rows = jnp.zeros_like(start[1:])
     empty = jnp.zeros((differences, *rows.shape), rows.dtype)
-    return Past(empty, empty, rows, rows, jnp.zeros(rows.shape[0], bool))
+    return Mixing(empty, empty, rows, rows, jnp.zeros(rows.shape[0], bool))
 
 
 def longer(w: Window, order: int) -> jax.Array:
-    """Residuals of the map that runs `order` rows at once, with the models' values fixed."""
-    answer = answers(w._replace(slopes=jnp.zeros_like(w.slopes)), "anderson")
+    """Residuals of the map that runs `order` rows at once, with the models' values fixed.
+
+    Reference: Tang, Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion
+    models", 2024.
+    """
+    answer = by_slopes(w._replace(slopes=jnp.zeros_like(w.slopes)))
 
     def extend(_: int, r: jax.Array) -> jax.Array:
         total, into = w.residual, r
@@ -127,7 +136,7 @@ def longer(w: Window, order: int) -> jax.Array:
     return lax.fori_loop(1, order, extend, w.residual)
 
 
-def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Array, Past]:
+def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.Array, Mixing]:
     """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
 
     Row t mixes by least squares over the residuals of the rows up to t only, so that no
@@ -148,7 +157,7 @@ def anderson(w: Window, old: jax.Array, past: Past, order: int) -> tuple[jax.Arr
         gram + ridge[:, None, None] * jnp.eye(dr.shape[0], dtype=r.dtype), right[..., None])[..., 0]
     mixed = old + r - jnp.einsum("itd,ti->td", (dx + dr).reshape(flat.shape), weights,
                                  precision=HIGHEST).reshape(r.shape)
-    return mixed, Past(dx, dr, old, r, jnp.ones_like(past.seen))
+    return mixed, Mixing(dx, dr, old, r, jnp.ones_like(past.seen))
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ rounds are needed.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,32 +20,37 @@ from jaxiter import trees
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import (
-    LINEARIZATIONS,
-    Past,
+    Mixing,
     Window,
     anderson,
+    answers,
     gaussian_slopes,
     linear,
     longer,
     mended,
     no_past,
-    secant,
+    secant_slopes,
 )
+from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
-from jaxiter.diffusion.sample import (
-    Table,
+from jaxiter.diffusion.samplers import Sampler
+from jaxiter.diffusion.table import (
+    SamplerTable,
     checked_start,
     combine,
     evaluate,
     tabulate,
     vary,
 )
-from jaxiter.diffusion.samplers import Sampler
 from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.options import SolveOptions
+from jaxiter.recurrence.adjoint import as_chain_adjoint
+from jaxiter.recurrence.methods import RowMethod, Secant, as_method
 from jaxiter.recurrence.rounds import (
     Final,
     View,
     accept,
+    choose_rounds,
     finite_rows,
     nothing_final,
     solve_rounds,
@@ -54,11 +60,10 @@ from jaxiter.solution import Solution, Status, reports
 
 
 class Choices(NamedTuple):
-    """What is static in a round: window, linearization, ParaTAA's order, devices."""
+    """What is static in a round: window, method, devices."""
 
     width: int
-    linearization: str
-    order: int
+    method: RowMethod
     mesh: Mesh | None
 
 
@@ -67,7 +72,7 @@ class Trajectory(NamedTuple):
 
     x: states `[R + 1, ...]`. value: the model at them, `[R, ...]`, and `at`, where. slope: `[R]`.
     seen: `[R]`, rows with a value. final: which rows are. evaluations: model calls so far.
-    past: earlier rounds, for "anderson"; else None.
+    past: earlier rounds, for `paratta`; else None.
     """
 
     x: jax.Array
@@ -77,7 +82,7 @@ class Trajectory(NamedTuple):
     seen: jax.Array
     final: Final
     evaluations: jax.Array
-    past: Past | None
+    past: Mixing | None
 
 
 @reports
@@ -106,7 +111,7 @@ class ParallelSample(NamedTuple):
         """How far trajectory is from its own rule; infinite while rows are unfinished.
 
         The largest root mean square that a row is off what the sampler makes of the rows before
-        it, in units of tolerance_scale.
+        it, in units of the tolerance.
         """
         return self.solve.residual
 
@@ -123,12 +128,26 @@ class ParallelSample(NamedTuple):
         return text
 
 
+class Absolute(eqx.Module):
+    """See `absolute`."""
+
+    tolerance: Any
+
+
+def absolute(tolerance: Any) -> Absolute:
+    """A tolerance of `sample_parallel` in units of the sample itself.
+
+    >>> absolute(1e-3) == absolute(1e-3)
+    True
+    """
+    return Absolute(tolerance)
+
+
 def sample_parallel(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
-    window: int | None = None, tolerance: Any = 1e-3, tolerance_scale: str = "noise",
-    linearization: str = "secant", init: Any = "auto", slopes: jax.Array | None = None,
-    noise: jax.Array | None = None, order: int | None = None, anderson_memory: int | None = None,
-    max_steps: Any = None, adjoint: str = "parallel", mesh: Mesh | None = None,
+    method: str | RowMethod = "secant", window: int | None = None, tolerance: Any = 1e-3,
+    init: Any = "auto", slopes: jax.Array | None = None, noise: jax.Array | None = None,
+    mesh: Mesh | None = None, **options: Unpack[SolveOptions],
 ) -> ParallelSample:
     """The loop's sample, `sample(sampler, ...)`, in a few rounds of batched model calls.
 
@@ -136,25 +155,27 @@ def sample_parallel(
       sampler, denoiser, x_init, key, noise: as in `sample`; `vmap` for a batch, each sample with
         its own rounds. A batch inside x_init is one sample of one window: all its members wait
         for the slowest, as large networks prefer.
+      method: how a row answers its input. `secant()`: slopes between the last two rounds.
+        `gaussian()`: slopes of Gaussian data. `jvp()`: the secant mended by one jvp a round, which
+        is then two calls deep. `picard()` (ParaDiGMS) and `jacobi()` have none.
+        `paratta(order, memory)` (ParaTAA): maps of so many rows, mixed over so many rounds.
+        secant, picard and jacobi are those of `jaxiter.recurrence`; names stand for defaults.
       window: rows of a round, 1..R; default R. Rows entering a window that slides are
         predicted from the newest guess of the data.
       tolerance: a row is final once the rows before it are, it moves by no more than this, and
-        it is as near to what the sampler makes of them: root mean squares, in units of
-        tolerance_scale. At 0.1 samples may land in another mode than the loop's; 1e-3 is close,
-        1e-5 is float32's rounding.
-      tolerance_scale: "noise", the standard deviation of the step's posterior noise, or "absolute".
-      linearization: how a row answers its input. "secant": slopes between the last two
-        rounds. "gaussian": slopes of Gaussian data. "jvp": the secant mended by one jvp a
-        round, which is then two calls deep. "picard" (ParaDiGMS) and "jacobi" have none.
-        "anderson" (ParaTAA): maps of `order` rows (default 20), mixed over the differences of
-        `anderson_memory` rounds (default 1; 0 is the plain map).
+        it is as near to what the sampler makes of them: root mean squares, in units of the
+        standard deviation of the step's posterior noise; `absolute(tolerance)` in those of the
+        sample. At 0.1 samples may land in another mode than the loop's; 1e-3 is close, 1e-5 is
+        float32's rounding.
       init: "auto" (a copy of x_init; for samplers with noise a roll-out of Gaussian data), "copy",
         or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
-      max_steps: most rounds, default R, which always suffice.
       mesh: devices that share every round: the rows of the window are split over the mesh's
         axis "time", with one all_gather of model values a round.
-      adjoint: "parallel", rounds of batched VJPs, or "sequential", R VJPs in a loop. Both give
-        the loop's derivatives at the trajectory found, in memory O(R); noise is a constant.
+      **options: stop, max_steps (rounds, default R, which always suffice), monitor and resume as
+        in `solve_recurrence`; no solver, check_every, keep_best. adjoint: `parallel()` of
+        `jaxiter.recurrence`, rounds of batched VJPs, or `sequential()`, R VJPs in a loop: the
+        loop's derivatives at the trajectory found, in memory O(R), noise a constant;
+        `jaxiter.frozen()`: none.
 
     Returns:
       A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
@@ -162,13 +183,12 @@ def sample_parallel(
       finite guess. `.message()` says where.
 
     Raises:
-      TypeError: a sampler, denoiser or x_init of another kind.
+      TypeError: a sampler, denoiser, x_init, method, adjoint or option of another kind.
       ValueError: window outside 1..R, tolerance <= 0, unknown choices, wrong shapes.
 
     Source: construction of this library; frame: Gonzalez et al., "Predictability enables
     parallelization of nonlinear state space models", 2025; window and tolerance: Shih,
-    Belkhale, Ermon and Sadigh, "Parallel sampling of diffusion models", 2023; "anderson": Tang,
-    Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion models", 2024.
+    Belkhale, Ermon and Sadigh, "Parallel sampling of diffusion models", 2023.
 
     >>> import jax.numpy as jnp
     >>> from jaxiter.diffusion import Denoiser, ddim, linear_beta_schedule
@@ -180,39 +200,39 @@ def sample_parallel(
     x_init = checked_start(sampler, denoiser, x_init)
     count = sampler.rows
     width = count if window is None else window
-    _check(sampler, width, tolerance, tolerance_scale, linearization, adjoint, slopes, mesh)
-    differences = _differences(linearization, order, anderson_memory, width)
+    method = as_method("sample_parallel", method, KINDS)
+    chosen = choose_rounds("sample_parallel", options, count)
+    adjoint = as_chain_adjoint("sample_parallel", chosen.adjoint)
     table = tabulate(sampler, x_init, key, noise)
-    if tolerance_scale == "absolute":
-        table = table._replace(scale=jnp.ones_like(table.scale))
+    if isinstance(tolerance, Absolute):
+        tolerance, table = tolerance.tolerance, table._replace(scale=jnp.ones_like(table.scale))
+    _check(count, width, tolerance, slopes, mesh)
     x_init = vary(sampler, denoiser, x_init, table)
     start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     operands = stop_gradient((start, first.astype(x_init.dtype), table,
                               jnp.asarray(tolerance, x_init.dtype)))
     solve, memory = solve_rounds(
-        partial(_round, sampler, denoiser,
-                Choices(width, linearization, order or min(20, width), mesh)),
-        partial(_begin, differences), count, operands, max_steps=max_steps)
+        partial(_round, sampler, denoiser, Choices(width, method, mesh)),
+        partial(_begin, method), count, operands, chosen)
     x = attach_sampling(
-        partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope,
-        parallel=adjoint == "parallel")
+        partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope, adjoint)
     return ParallelSample(x[-1], x, memory.evaluations, memory.slope,
                           solve._replace(value=x[-1]))
 
 
 def _begin(
-    differences: int, start: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array
+    method: RowMethod, start: jax.Array, slopes: jax.Array, table: SamplerTable, tol: jax.Array
 ) -> Trajectory:
     del table, tol
     rows = start[:-1]
-    count = rows.shape[0]
+    count, differences = rows.shape[0], method.memory if isinstance(method, Paratta) else 0
     return Trajectory(start, jnp.zeros_like(rows), rows, slopes, jnp.zeros(count, bool),
                       nothing_final(count), jnp.int32(0),
                       no_past(start, differences) if differences else None)
 
 
-def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax.Array:
+def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable) -> jax.Array:
     """The model at all rows in one batch, each device of the mesh with its part of them."""
     batched = jax.vmap(model)
     if mesh is None:
@@ -220,7 +240,7 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax
     devices, width = mesh.shape["time"], x.shape[0]
     part = -(-width // devices)
 
-    def mine(x: jax.Array, rows: Table) -> jax.Array:
+    def mine(x: jax.Array, rows: SamplerTable) -> jax.Array:
         # Cut here, not by in_specs: a sharded operand would spread through the whole round.
         index = jnp.minimum(lax.axis_index("time") * part + jnp.arange(part, dtype=jnp.int32),
                             width - 1)
@@ -235,7 +255,7 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: Table) -> jax
 
 def _round(
     sampler: Sampler, denoiser: Denoiser, choices: Choices, memory: Trajectory,
-    start_x: jax.Array, slopes: jax.Array, table: Table, tol: jax.Array,
+    start_x: jax.Array, slopes: jax.Array, table: SamplerTable, tol: jax.Array,
 ) -> Trajectory:
     """One batched model call on the window, one linear recurrence, and what became final."""
     del start_x, slopes
@@ -274,15 +294,15 @@ def _round(
 
 
 def _proposals(
-    sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: Table,
+    sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: SamplerTable,
     value: jax.Array, plain: jax.Array, pending: jax.Array, model: Callable,
-) -> tuple[Callable, jax.Array, Past | None]:
-    """Proposals for `accept` by the chosen linearization; all slopes; the memory of rounds."""
-    linearization, past = choices.linearization, memory.past
+) -> tuple[Callable, jax.Array, Mixing | None]:
+    """Proposals for `accept` by the chosen method; all slopes; the memory of rounds."""
+    method, past = choices.method, memory.past
     x, old, slope = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), view.cut(memory.slope)
-    if linearization in ("secant", "jvp"):
-        slope = secant(sampler, rows, slope, x - view.cut(memory.at),
-                       value - view.cut(memory.value), view.cut(memory.seen), x)
+    if isinstance(method, Secant | Jvp):
+        slope = secant_slopes(sampler, rows, slope, x - view.cut(memory.at),
+                              value - view.cut(memory.value), view.cut(memory.seen), x)
     slopes = view.put(memory.slope, slope)
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
                view.last(slopes, rows.model.shape[1]))
@@ -290,54 +310,32 @@ def _proposals(
     def without(kept: jax.Array) -> Window:
         return w._replace(residual=jnp.where(spread(kept, plain), 0, w.residual))
 
-    if past is not None:
+    if isinstance(method, Paratta):
+        order = min(method.order, choices.width)
+        if past is None:
+            return lambda kept: old + longer(without(kept), order), slopes, None
         along = jax.vmap(view.cut)  # past the axis of rounds
         new, fresh = anderson(
-            w, old, Past(along(past.dx), along(past.dr), *map(view.cut, past[2:])), choices.order)
+            w, old, Mixing(along(past.dx), along(past.dr), *map(view.cut, past[2:])), order)
         over = jax.vmap(view.put)
-        past = Past(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
+        past = Mixing(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
                     *map(view.put, past[2:], fresh[2:]))
         return lambda kept: new, slopes, past
-    if linearization == "anderson":
-        return lambda kept: old + longer(without(kept), choices.order), slopes, None
-    if linearization == "jvp":
+    if isinstance(method, Jvp):
         w, slope = mended(w, model)
         slopes = view.put(memory.slope, slope)
-    way = "secant" if linearization == "jvp" else linearization
-    return lambda kept: linear(without(kept), way)[0], slopes, None
+    answer = answers(w, method)
+    return lambda kept: linear(without(kept), answer)[0], slopes, None
 
 
 def _check(
-    sampler: Sampler, width: int, tolerance: Any, scale: str, linearization: str, adjoint: str,
-    slopes: Any, mesh: Mesh | None,
+    count: int, width: int, tolerance: Any, slopes: Any, mesh: Mesh | None
 ) -> None:
-    count = sampler.rows
     if not 1 <= width <= count:
         raise ValueError(f"window must be in 1..{count}, the rows of the sampler, got {width}.")
     if is_concrete(tolerance) and not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
-    if scale not in ("noise", "absolute"):
-        raise ValueError(f"tolerance_scale must be 'noise' or 'absolute', got {scale!r}.")
-    if linearization not in LINEARIZATIONS:
-        raise ValueError(f"linearization must be one of {LINEARIZATIONS}, got {linearization!r}.")
-    if adjoint not in ("parallel", "sequential"):
-        raise ValueError(f"adjoint must be 'parallel' or 'sequential', got {adjoint!r}.")
     if slopes is not None and slopes.shape != (count,):
         raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")
     if mesh is not None and "time" not in mesh.shape:
         raise ValueError(f"the mesh needs an axis 'time', found {tuple(mesh.shape)}.")
-
-
-def _differences(
-    linearization: str, order: int | None, memory: int | None, width: int
-) -> int:
-    """Rounds of ParaTAA's memory, 0 for the other ways."""
-    if linearization != "anderson":
-        if order is not None or memory is not None:
-            raise ValueError("order and anderson_memory belong to linearization='anderson'.")
-        return 0
-    if order is not None and not 1 <= order <= width:
-        raise ValueError(f"order must be in 1..{width}, the rows of a window, got {order}.")
-    if memory is not None and memory < 0:
-        raise ValueError(f"anderson_memory must not be negative, got {memory}.")
-    return 1 if memory is None else memory

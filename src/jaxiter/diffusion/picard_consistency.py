@@ -9,21 +9,34 @@ diffusion models", 2025.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
-from jaxiter.diffusion.sample import Table, combine_all, evaluate, tabulate
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.numerics import stop_gradient
+from jaxiter.diffusion.table import SamplerTable, combine_all, evaluate, tabulate
+from jaxiter.numerics import check_count, stop_gradient
+from jaxiter.options import SolveOptions
+from jaxiter.recurrence.methods import RowMethod
+
+
+class SamplingOptions(SolveOptions, total=False):
+    """What is passed on to `sample_parallel`."""
+
+    method: str | RowMethod
+    window: int | None
+    tolerance: Any
+    slopes: jax.Array | None
+    mesh: Mesh | None
 
 
 def picard_map(
-    sampler: Sampler, denoiser: Denoiser, trajectory: jax.Array, table: Table
+    sampler: Sampler, denoiser: Denoiser, trajectory: jax.Array, table: SamplerTable
 ) -> jax.Array:
     """One Picard round on all states `[R + 1, ...]`: increments at the old states, summed up.
 
@@ -38,15 +51,14 @@ def picard_map(
 
 def picard_iterates(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
-    rounds: int, noise: jax.Array | None = None,
+    max_steps: int, noise: jax.Array | None = None,
 ) -> jax.Array:
-    """Training data: the base model's Picard iterates `[rounds + 1, R + 1, ...]` from copies.
+    """Training data: the base model's Picard iterates `[max_steps + 1, R + 1, ...]` from copies.
 
-    The last one stands for the fixed point: take as many rounds as `sample_parallel` with
-    linearization="picard" needs.
+    All rounds are made, and the last one stands for the fixed point: take as many as
+    `sample_parallel` with `method="picard"` needs.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}.")
+    check_count(max_steps=max_steps)
     table = tabulate(sampler, x_init, key, noise)
     start = jnp.broadcast_to(x_init, (sampler.rows + 1, *x_init.shape))
 
@@ -54,11 +66,12 @@ def picard_iterates(
         x = picard_map(sampler, denoiser, x, table)
         return x, x
 
-    return jnp.concatenate([start[None], lax.scan(step, start, length=rounds)[1]])
+    return jnp.concatenate([start[None], lax.scan(step, start, length=max_steps)[1]])
 
 
 def picard_consistency_loss(
-    sampler: Sampler, denoiser: Denoiser, iterates: jax.Array, k: jax.Array, table: Table, *,
+    sampler: Sampler, denoiser: Denoiser, iterates: jax.Array, k: jax.Array,
+    key: jax.Array | None = None, *, noise: jax.Array | None = None,
     gaps: jax.Array | None = None, cap: float = 20.0,
 ) -> jax.Array:
     """`weight_k mean |X* - Phi(X^k)|^2` of one trajectory; no derivative through rounds.
@@ -66,16 +79,16 @@ def picard_consistency_loss(
     Args:
       denoiser: the model in training. iterates: `picard_iterates` of the base model.
       k: which iterate, an integer scalar below the number of rounds; draw it at random.
-      gaps: `[rounds]`, mean squared gaps of the iterates over the data set; default this one's.
+      key, noise: those of the iterates.
+      gaps: `[max_steps]`, mean squared gaps of the iterates over the data set; default this one's.
         The weight is 1 / sqrt(gap), in units of the first and at most `cap`: iterates that have
         converged would rule otherwise, and training would do nothing.
 
     >>> import jax.numpy as jnp
     >>> from jaxiter.diffusion import Denoiser, ddim, linear_beta_schedule
     >>> s, m = ddim(linear_beta_schedule(5)), Denoiser(lambda x, t: 0.1 * x)
-    >>> x = picard_iterates(s, m, jnp.ones(2), rounds=5)
-    >>> table = tabulate(s, jnp.ones(2), None, None)
-    >>> bool(picard_consistency_loss(s, m, x, jnp.int32(4), table) < 1e-6)
+    >>> x = picard_iterates(s, m, jnp.ones(2), max_steps=5)
+    >>> bool(picard_consistency_loss(s, m, x, jnp.int32(4)) < 1e-6)
     True
     """
     iterates = stop_gradient(iterates)
@@ -83,23 +96,26 @@ def picard_consistency_loss(
     if gaps is None:
         gaps = jnp.mean(jnp.square(iterates[:-1] - final).reshape(len(iterates) - 1, -1), axis=1)
     weight = jnp.minimum(jnp.sqrt(gaps[0] / jnp.maximum(gaps[k], gaps[0] / cap**2)), cap)
+    table = tabulate(sampler, iterates[0, 0], key, noise)
     guess = picard_map(sampler, denoiser, iterates[k], table)
     return weight * jnp.mean(jnp.square(final - guess))
 
 
 def sample_switching(
     sampler: Sampler, base: Denoiser, tuned: Denoiser, x_init: jax.Array,
-    key: jax.Array | None = None, *, rounds: int = 4, stiffness: float = 1.0,
-    noise: jax.Array | None = None, allow_inexact: bool = False, **keywords: Any,
+    key: jax.Array | None = None, *, tuned_steps: int = 4, stiffness: float = 1.0,
+    noise: jax.Array | None = None, allow_inexact: bool = False,
+    **options: Unpack[SamplingOptions],
 ) -> ParallelSample:
     """The base model's sample, started by rounds of the tuned model.
 
     Args:
-      rounds: K; round k blends the Picard maps with weight `clip(1 - stiffness k / K, 0, 1)` on
-        the tuned one, two calls a round.
+      tuned_steps: K, rounds before the solve; round k blends the Picard maps with weight
+        `clip(1 - stiffness k / K, 0, 1)` on the tuned one, two calls a round.
       stiffness: at least 1, or the tuned model never leaves; `allow_inexact` permits it and
         returns the blended trajectory without the exact solve.
-      **keywords: of `sample_parallel`, which finishes with the base model.
+      **options: method, window, tolerance, slopes, mesh and the options of a solve as in
+        `sample_parallel`, which finishes with the base model.
 
     Returns:
       A `ParallelSample`. Its rounds and evaluations count the solve with the base model; the K
@@ -112,12 +128,12 @@ def sample_switching(
     start = jnp.broadcast_to(x_init, (sampler.rows + 1, *x_init.shape))
 
     def step(x: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
-        weight = jnp.clip(1 - stiffness * k.astype(x.dtype) / rounds, 0, 1)
+        weight = jnp.clip(1 - stiffness * k.astype(x.dtype) / tuned_steps, 0, 1)
         new, old = (picard_map(sampler, model, x, table) for model in (tuned, base))
         return weight * new + (1 - weight) * old, None
 
-    x, _ = lax.scan(step, start, jnp.arange(rounds, dtype=jnp.int32))
+    x, _ = lax.scan(step, start, jnp.arange(tuned_steps, dtype=jnp.int32))
     if allow_inexact and stiffness < 1:
-        keywords = {**keywords, "max_steps": 0}
+        options["max_steps"] = 0
     return sample_parallel(sampler, base, x_init, noise=table.z if sampler.stochastic else None,
-                           init=x, **keywords)
+                           init=x, **options)

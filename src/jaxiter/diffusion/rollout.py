@@ -8,12 +8,12 @@ from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import gaussian_slopes
-from jaxiter.diffusion.sample import Table, combine, histories, push
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.diffusion.table import SamplerTable, combine, histories, push
 
 
 def first_trajectory(
-    sampler: Sampler, denoiser: Denoiser, table: Table, x_init: jax.Array, init: Any
+    sampler: Sampler, denoiser: Denoiser, table: SamplerTable, x_init: jax.Array, init: Any
 ) -> jax.Array:
     """The first trajectory `[R + 1, ...]`."""
     count = sampler.rows
@@ -41,7 +41,8 @@ def first_trajectory(
 
 
 def roll_out(
-    sampler: Sampler, table: Table, x: jax.Array, values: jax.Array, end: jax.Array, width: int
+    sampler: Sampler, table: SamplerTable, x: jax.Array, values: jax.Array, end: jax.Array,
+    width: int,
 ) -> jax.Array:
     """States after row `end`, as if the newest guess of the data were right."""
     count = values.shape[0]

@@ -1,151 +1,38 @@
 """Samples by the loop: the reference that every parallel solve must reproduce."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.numerics import anchor, typed_by
-
-PyTree = Any
-
-
-class Table(NamedTuple):
-    """A sampler's rows as arrays of the sample's dtype, leading axis R; z is the noise drawn."""
-
-    state: jax.Array
-    model: jax.Array
-    noise: jax.Array
-    alpha: jax.Array
-    sigma: jax.Array
-    time: jax.Array
-    scale: jax.Array
-    z: jax.Array
-
-
-def tabulate(
-    sampler: Sampler, x_init: jax.Array, key: jax.Array | None, noise: jax.Array | None
-) -> Table:
-    """Cast coefficients and all noise, drawn before any loop: row t from `fold_in(key, t)`.
-
-    Raises:
-      ValueError: a stochastic sampler without key or noise, or noise of another length.
-    """
-    count = sampler.rows
-    if noise is not None:
-        if noise.shape != (count, *x_init.shape):
-            raise ValueError(f"noise must have one row for each of the {count} steps: expected "
-                             f"{(count, *x_init.shape)}, got {noise.shape}.")
-    elif sampler.stochastic:
-        if key is None:
-            raise ValueError("this sampler adds noise: pass a key.")
-        noise = jax.vmap(lambda t: jax.random.normal(
-            jax.random.fold_in(key, t), x_init.shape, x_init.dtype))(jnp.arange(count))
-    else:
-        noise = jnp.zeros((count, *(1,) * x_init.ndim), x_init.dtype)
-    arrays = (jnp.asarray(table, x_init.dtype) for table in sampler[:-1])
-    return Table(*arrays, z=noise)
-
-
-def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Array:
-    """x_init as an array.
-
-    Raises:
-      TypeError: a schedule instead of a sampler, a function instead of a denoiser, integers.
-    """
-    if not isinstance(sampler, Sampler):
-        raise TypeError("sampler must be rows such as ddim(schedule), got "
-                        f"{type(sampler).__name__}.")
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError("denoiser must say what the model predicts: wrap it as Denoiser(fn, "
-                        f"'eps'), got {type(denoiser).__name__}.")
-    x = jnp.asarray(x_init)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x_init must be floating point, got {x.dtype}.")
-    return x
-
-
-def vary(sampler: Sampler, denoiser: Denoiser, x: jax.Array, table: Table) -> jax.Array:
-    """x, which varies over a mesh where the model's parameters or the noise do."""
-    return typed_by(
-        lambda x, row: evaluate(sampler, denoiser, x, row), (x, trees.first(table)), x)
-
-
-def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: Table) -> jax.Array:
-    """The model at one row, in the sampler's currency."""
-    eps, x0 = denoiser.convert(x, row.alpha, row.sigma, row.time)
-    return eps if sampler.currency == "eps" else x0
-
-
-def combine(row: Table, states: jax.Array, values: jax.Array) -> jax.Array:
-    """One row: states `[S, ...]` and values `[V, ...]`, the newest first."""
-    out = jnp.tensordot(row.state, states, 1, precision=lax.Precision.HIGHEST)
-    out = out + jnp.tensordot(row.model, values, 1, precision=lax.Precision.HIGHEST)
-    return out + row.noise * row.z
-
-
-def combine_all(table: Table, states: jax.Array, values: jax.Array) -> jax.Array:
-    """What every row shows, `[R, ...]`, for states X[0..R-1] and the model's values there."""
-    def back(array: jax.Array, depth: int) -> jax.Array:
-        padded = jnp.concatenate([jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
-        return jnp.stack([padded[depth - 1 - j: depth - 1 - j + len(array)]
-                          for j in range(depth)], axis=1)
-
-    return jax.vmap(combine)(
-        table, back(states, table.state.shape[1]), back(values, table.model.shape[1]))
-
-
-def push(history: jax.Array, new: jax.Array) -> jax.Array:
-    """The history with a new first entry."""
-    return jnp.concatenate([new[None], history[:-1]])
-
-
-def histories(table: Table, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """States and values before the first row."""
-    states, values = table.state.shape[1], table.model.shape[1]
-    return (push(jnp.zeros((states, *x.shape), x.dtype), x),
-            anchor(jnp.zeros((values, *x.shape), x.dtype), x))
-
-
-def widen(table: jax.Array, reach: int) -> jax.Array:
-    """The table `[R, K]` with columns of zeros up to `reach`."""
-    return jnp.pad(table, ((0, 0), (0, reach - table.shape[1])))
-
-
-def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`D[t+1] = L[t] + r[t]` with `L[t] = sum_j answer[t, j] D[t-j]` and D[0] = 0.
-
-    Returns L[0..W-1] and D[1..W], `[W, ...]`. A plain loop: it is cheap beside the model.
-    """
-    def step(history: jax.Array, at: tuple) -> tuple[jax.Array, tuple]:
-        answer, residual = at
-        lift = jnp.tensordot(answer, history, 1, precision=lax.Precision.HIGHEST)
-        return push(history, lift + residual), (lift, lift + residual)
-
-    empty = jnp.zeros((answer.shape[1], *residual.shape[1:]), residual.dtype)
-    return lax.scan(step, anchor(empty, (answer, residual)), (answer, residual))[1]
+from jaxiter.diffusion.table import (
+    SamplerTable,
+    checked_start,
+    combine,
+    evaluate,
+    histories,
+    push,
+    tabulate,
+    vary,
+)
 
 
 def sample(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
-    method: str = "sequential", noise: jax.Array | None = None, trajectory: bool = False,
-    **keywords: Any,
+    noise: jax.Array | None = None, trajectory: bool = False,
 ) -> jax.Array:
-    """One sample of a diffusion or flow model; `vmap` over x_init and keys for a batch.
+    """One sample of a diffusion or flow model by the loop; `vmap` over x_init and keys for a batch.
+
+    R model calls, one after the other; `sample_parallel` gives the same in a few batched rounds.
 
     Args:
       sampler: rows such as `ddim(linear_beta_schedule(50))`.
       denoiser: a `Denoiser`; its function may close over parameters.
       x_init: the state at the first row, of any shape; usually sigma[0] times a normal.
       key: for samplers that add noise.
-      method: "sequential", a loop of R model calls, or "parallel", `sample_parallel`.
       noise: `[R, ...]` instead of a key.
       trajectory: return all R + 1 states instead of the last.
-      **keywords: of `sample_parallel`.
 
     Returns:
       The sample, or the states `[R + 1, ...]`. Differentiable: the loop is checkpointed.
@@ -156,20 +43,12 @@ def sample(
     >>> sample(ddim(vp_schedule(20)), gaussian, jnp.ones(2)).shape
     (2,)
     """
-    if method == "parallel":
-        from jaxiter.diffusion.parallel import sample_parallel
-
-        out = sample_parallel(sampler, denoiser, x_init, key, noise=noise, **keywords)
-        return out.trajectory if trajectory else out.value
-    if method != "sequential" or keywords:
-        raise ValueError(f"method must be 'sequential' or 'parallel', got {method!r}"
-                         f" with {sorted(keywords)}.")
     x_init = checked_start(sampler, denoiser, x_init)
     table = tabulate(sampler, x_init, key, noise)
     x_init = vary(sampler, denoiser, x_init, table)
 
     @jax.checkpoint
-    def step(carry: tuple, row: Table) -> tuple[tuple, jax.Array]:
+    def step(carry: tuple, row: SamplerTable) -> tuple[tuple, jax.Array]:
         states, values = carry
         values = push(values, evaluate(sampler, denoiser, states[0], row))
         new = combine(row, states, values)

@@ -111,17 +111,17 @@ def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
 
 
 def ddpm(schedule: NoiseSchedule) -> Sampler:
-    """Ancestral sampling of Ho, Jain and Abbeel 2020, with the posterior variance."""
+    """`ddim(schedule, eta=1.0)`: ancestral sampling of Ho, Jain and Abbeel 2020."""
     return ddim(schedule, 1.0)
 
 
 def euler(schedule: NoiseSchedule) -> Sampler:
-    """Euler's method on the probability-flow ODE, in y = x / alpha and q = sigma / alpha."""
+    """`ddim(schedule)`: Euler's method on the probability-flow ODE in sigma / alpha."""
     return ddim(schedule)
 
 
 def dpm_solver_1(schedule: NoiseSchedule) -> Sampler:
-    """DPM-Solver-1 of Lu et al. 2022: the same map as ddim(0)."""
+    """`ddim(schedule)`: DPM-Solver-1 of Lu et al. 2022."""
     return ddim(schedule)
 
 

@@ -55,27 +55,28 @@ def integrate(solver: LearntSolver, velocity: Callable, x: jax.Array) -> jax.Arr
 
 
 def search_solver(
-    velocity: Callable, x: jax.Array, steps: int, *, updates: int = 400,
-    learning_rate: float = 0.03, fine_steps: int = 100,
+    velocity: Callable, x: jax.Array, steps: int, *, max_steps: int = 400,
+    optimizer: optax.GradientTransformation | None = None, fine_steps: int = 100,
 ) -> tuple[LearntSolver, jax.Array]:
     """Learn a solver of few steps from trajectories of a fine Euler solver.
 
     Args:
       velocity: `velocity(x, t)` of one sample. x: starts `[B, ...]` to learn on.
-      steps: N. updates, learning_rate: of Adam. fine_steps: of the reference.
+      steps: N, of the solver. fine_steps: of the reference.
+      max_steps: of the optimizer, all of which are made; by default `optax.adam(0.03)`.
 
     Returns:
-      The solver and the loss of every update `[updates]`: the mean squared error at every step
+      The solver and the loss of every step `[max_steps]`: the mean squared error at every step
       and a Huber penalty on the end. Judge it on starts that it has not seen.
 
     >>> import jax, jax.numpy as jnp
     >>> with jax.numpy_dtype_promotion("standard"):  # as optax.adam needs
-    ...     solver, loss = search_solver(lambda x, t: -3 * x, jnp.ones((1, 2)), 3, updates=50)
+    ...     solver, loss = search_solver(lambda x, t: -3 * x, jnp.ones((1, 2)), 3, max_steps=50)
     >>> bool(loss[-1] < loss[0] / 5)
     True
     """
     fine = jax.jit(jax.vmap(lambda x: integrate(euler_solver(fine_steps), velocity, x)))(x)
-    optimizer = optax.adam(learning_rate)
+    chosen = optax.adam(0.03) if optimizer is None else optimizer
     start = {"logits": jnp.zeros(steps), "weights": jnp.zeros((steps, steps))}
 
     def solver_of(params: dict) -> LearntSolver:
@@ -96,10 +97,10 @@ def search_solver(
         def update(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
             params, state = carry
             value, grads = jax.value_and_grad(loss)(params, x, fine)
-            moves, state = optimizer.update(grads, state, params)
+            moves, state = chosen.update(grads, state, params)
             return (optax.apply_updates(params, moves), state), value
 
-        (params, _), values = lax.scan(update, (params, optimizer.init(params)), length=updates)
+        (params, _), values = lax.scan(update, (params, chosen.init(params)), length=max_steps)
         return params, values
 
     params, values = run(start, x, fine)

@@ -1,11 +1,21 @@
 """Chains of dependent steps, solved in a few batched rounds as triangular fixed points."""
 
-from jaxiter.recurrence.adjoint import attach_recurrence
+from jaxiter.recurrence.adjoint import attach_recurrence, parallel, sequential
 from jaxiter.recurrence.causal import check_causal, solve_causal
-from jaxiter.recurrence.optimize import ParallelRun, parallel_optimize
+from jaxiter.recurrence.methods import (
+    diagonal,
+    elk,
+    gauss_seidel,
+    jacobi,
+    newton,
+    picard,
+    secant,
+)
+from jaxiter.recurrence.optimize import ParallelRun, adaptive, parallel_optimize
 from jaxiter.recurrence.solve import solve_recurrence
 
 __all__ = [
-    "ParallelRun", "attach_recurrence", "check_causal", "parallel_optimize", "solve_causal",
-    "solve_recurrence",
+    "ParallelRun", "adaptive", "attach_recurrence", "check_causal", "diagonal", "elk",
+    "gauss_seidel", "jacobi", "newton", "parallel", "parallel_optimize", "picard", "secant",
+    "sequential", "solve_causal", "solve_recurrence",
 ]

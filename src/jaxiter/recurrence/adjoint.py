@@ -5,22 +5,65 @@ no iterative solver. How the states were found does not matter.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import with_jvp
+from jaxiter.adjoint import Adjoint, frozen, with_jvp
 from jaxiter.numerics import anchor, hoist, stop_gradient, typed_by
 from jaxiter.recurrence.linearize import LARGEST_DENSE, dense_jacobians, scan_matrix
 
 PyTree = Any
 
 
+class ChainAdjoint(Adjoint):
+    """Derivatives of a chain by one linear chain, at depth O(log T) or O(1) rounds, or O(T)."""
+
+    batched: bool = eqx.field(static=True)
+
+    def attach(self, equations: Callable, x: PyTree, args: tuple, status: jax.Array) -> NoReturn:
+        """Refused: it knows chains only."""
+        raise TypeError("jaxiter.recurrence.parallel() and sequential() are derivatives of chains; "
+                        "fixed points take jaxiter.implicit() and its kin.")
+
+
+def parallel() -> ChainAdjoint:
+    """Derivatives of a chain from all its rows at once.
+
+    Recurrences: associative scans of d x d Jacobians, for d up to 64 (above: `sequential()`).
+    Samplers: rounds of batched VJPs. Exact, of any order.
+
+    >>> parallel() == parallel() != sequential()
+    True
+    """
+    return ChainAdjoint(batched=True)
+
+
+def sequential() -> ChainAdjoint:
+    """Derivatives of a chain by a loop of T products with a row's Jacobian; memory O(T d)."""
+    return ChainAdjoint(batched=False)
+
+
+def as_chain_adjoint(front: str, adjoint: Any) -> Adjoint:
+    """The adjoint of a chain, `parallel()` for None.
+
+    Raises:
+      TypeError: what is neither `parallel()`, `sequential()` nor `frozen()`.
+    """
+    adjoint = parallel() if adjoint is None else adjoint
+    if isinstance(adjoint, ChainAdjoint) or adjoint == frozen():
+        return adjoint
+    raise TypeError(f"{front} differentiates its chain as such: adjoint must be "
+                    "jaxiter.recurrence.parallel(), jaxiter.recurrence.sequential() or "
+                    f"jaxiter.frozen(), got {adjoint!r}.")
+
+
 def attach_recurrence(
-    step: Callable, rows: jax.Array, s0: jax.Array, xs: PyTree, *, parallel: bool = True
+    step: Callable, rows: jax.Array, s0: jax.Array, xs: PyTree, *, adjoint: Adjoint | None = None
 ) -> jax.Array:
     """States found by any means, with the derivatives of the loop.
 
@@ -28,12 +71,18 @@ def attach_recurrence(
       step: `step(s, x) -> s` on vectors `[d]`; what it closes over gets derivatives too.
       rows: the states s_1 .. s_T `[T, d]`; their own derivatives are dropped.
       s0: `[d]`. xs: drivers, leaves `[T, ...]`.
-      parallel: by associative scans of Jacobians (d up to 64) instead of loops.
+      adjoint: `parallel()`, the default, `sequential()`, or `jaxiter.frozen()` for none.
 
     Returns:
       rows, with derivatives of any order, in both modes.
+
+    Raises:
+      TypeError: an adjoint of another kind.
     """
-    parallel = parallel and rows.shape[1] <= LARGEST_DENSE
+    adjoint = as_chain_adjoint("attach_recurrence", adjoint)
+    if not isinstance(adjoint, ChainAdjoint):
+        return stop_gradient(rows)
+    batched = adjoint.batched and rows.shape[1] <= LARGEST_DENSE
     rows, s0, xs = typed_by(step, (s0, trees.first(xs)), (rows, s0, xs))
     pure, constants, _ = hoist(step, s0, trees.first(xs))
 
@@ -58,7 +107,7 @@ def attach_recurrence(
             return d - linear(inputs(d, jnp.zeros_like(d[0])))
 
         # The solves are exact inverses; their own derivatives are never asked for.
-        scans = _parallel if parallel else _sequential
+        scans = _parallel if batched else _sequential
         forward, backward = scans(row, stop_gradient(operands), stop_gradient(p))
         return lax.custom_linear_solve(
             matvec, rhs, lambda _, b: forward(b), lambda _, b: backward(b))

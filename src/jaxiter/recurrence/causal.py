@@ -1,7 +1,7 @@
 """Chains whose rows read the whole history: Jacobi rounds on a causal map of all rows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,24 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, stop_gradient, strong
-from jaxiter.recurrence.rounds import View, accept, nothing_final, solve_rounds
-from jaxiter.recurrence.solve import Progress, comparison
+from jaxiter.options import SolveOptions
+from jaxiter.recurrence.rounds import (
+    View,
+    accept,
+    choose_rounds,
+    nothing_final,
+    refuse_derivatives,
+    solve_rounds,
+)
+from jaxiter.recurrence.solve import Chain, comparison
 from jaxiter.solution import Solution
 
 PyTree = Any
 
 
 def solve_causal(
-    function: Callable, init: PyTree, *, rtol: Any = None, atol: Any = None,
-    max_steps: Any = None, check: bool = True,
+    function: Callable, init: PyTree, *, rtol: Any = None, atol: Any = None, check: bool = True,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Rows with `s = function(s)` where row t reads rows before t only: autoregressive decoding.
 
@@ -28,8 +36,10 @@ def solve_causal(
     Args:
       function: maps rows `[T, ...]` to rows of the same tree, shapes and dtypes.
       init: the first guess, leaves `[T, ...]`, integers or floating point.
-      rtol, atol, max_steps: as in `solve_recurrence`.
+      rtol, atol: as in `solve_recurrence`.
       check: test causality first, at a cost of three evaluations (skipped under jit).
+      **options: stop, max_steps, monitor and resume as in `solve_recurrence`; no solver,
+        check_every, keep_best, and no adjoint but `jaxiter.frozen()`.
 
     Returns:
       A `Solution` as that of `solve_recurrence`.
@@ -53,19 +63,21 @@ def solve_causal(
     if check and is_concrete(init):
         check_causal(function, init)
     count = jax.tree.leaves(init)[0].shape[0]
+    chosen = choose_rounds("solve_causal", options, count)
+    refuse_derivatives("solve_causal", chosen)
     compare = comparison(init, rtol, atol)
 
-    def sweep(memory: Progress, guess: PyTree) -> Progress:
+    def sweep(memory: Chain, guess: PyTree) -> Chain:
         del guess
         shown = function(memory.rows)
         rows, final = accept(
             View(jnp.int32(0), count), memory.final, memory.rows, shown, lambda kept: shown,
             compare)
-        return Progress(rows, final, None)
+        return Chain(rows, final, None)
 
     solve, memory = solve_rounds(
-        sweep, lambda guess: Progress(guess, nothing_final(count), None), count,
-        (stop_gradient(init),), max_steps=max_steps)
+        sweep, lambda guess: Chain(guess, nothing_final(count), None), count,
+        (stop_gradient(init),), chosen)
     return solve._replace(value=memory.rows)
 
 

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete
+from jaxiter.numerics import check_fraction, is_concrete
+from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import (
     Final,
+    choose_rounds,
     finite_rows,
     first_moving,
     nothing_final,
+    refuse_derivatives,
     solve_rounds,
     spread,
 )
@@ -58,10 +62,34 @@ class Run(NamedTuple):
     allowed: jax.Array
 
 
+class Adaptive(eqx.Module):
+    """See `adaptive`."""
+
+    tolerance: Any
+    rate: float = eqx.field(static=True)
+    largest: Any = None
+
+
+def adaptive(tolerance: Any = 1e-3, rate: float = 0.1, largest: Any = None) -> Adaptive:
+    """A tolerance of `parallel_optimize` that follows the changes of its rounds.
+
+    Every round its square moves by the part `rate` towards the median squared change. That can
+    run away: `largest`, by default ten times the tolerance, stops it.
+
+    Raises:
+      ValueError: rate outside [0, 1).
+
+    Reference: Zhou, Shih, Meng and Ermon, "DreamPropeller: supercharge text-to-3D generation with
+    parallel sampling", 2024.
+    """
+    check_fraction(rate=rate)
+    return Adaptive(tolerance, rate, largest)
+
+
 def parallel_optimize(
     optimizer: optax.GradientTransformation, grad_fn: Callable, params: PyTree, *, steps: int,
-    window: int = 7, tolerance: Any = 1e-3, adaptation: float = 0.0,
-    max_tolerance: Any = None, opt_state: PyTree = None, max_steps: Any = None,
+    window: int = 7, tolerance: Any = 1e-3, opt_state: PyTree = None,
+    **options: Unpack[SolveOptions],
 ) -> ParallelRun:
     """The parameters after `steps` updates of any optax optimiser, in fewer rounds of gradients.
 
@@ -76,18 +104,17 @@ def parallel_optimize(
         function of t (`fold_in(key, t)`, the t-th batch), or no rerun can reproduce the loop.
       steps: T, how many updates. window: gradients a round.
       tolerance: root mean square change of the parameters below which a guess is final; 0 gives
-        the loop up to rounding. 1e-3 is DreamPropeller's threshold of 1.
-      adaptation: in [0, 1): part by which the squared tolerance moves towards the median change
-        of a round, every round (DreamPropeller: 0.1). It can run away; max_tolerance, by default
-        ten times tolerance, stops it.
-      opt_state: default `optimizer.init(params)`. max_steps: most rounds, default T.
+        the loop up to rounding. 1e-3 is DreamPropeller's threshold of 1, `adaptive(1e-3)` its rule.
+      opt_state: default `optimizer.init(params)`.
+      **options: stop, max_steps (rounds, default T), monitor and resume as in `solve_recurrence`;
+        no solver, check_every, keep_best, and no adjoint but `jaxiter.frozen()`.
 
     Returns:
       A `ParallelRun`. MAX_STEPS: `solve.merit` updates are missing. NONFINITE: the loop itself
       left the float range; params are the last finite ones. Not differentiable.
 
     Raises:
-      ValueError: steps or window below 1, tolerance < 0, adaptation outside [0, 1).
+      ValueError: steps or window below 1, tolerance < 0.
       TypeError: gradients of another structure than params, an optimizer that is none.
 
     Source: Zhou, Shih, Meng and Ermon, "DreamPropeller: supercharge text-to-3D generation with
@@ -104,22 +131,22 @@ def parallel_optimize(
                         f"{type(optimizer).__name__}.")
     if steps < 1 or window < 1:
         raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
-    if is_concrete(tolerance) and not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
-    if not 0 <= adaptation < 1:
-        raise ValueError(f"adaptation must be in [0, 1), got {adaptation}.")
+    chosen = choose_rounds("parallel_optimize", options, steps)
+    refuse_derivatives("parallel_optimize", chosen)
+    rule = tolerance if isinstance(tolerance, Adaptive) else Adaptive(tolerance, 0.0)
+    if is_concrete(rule.tolerance) and not rule.tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {rule.tolerance}.")
     trees.check_same_structure(
         params, jax.eval_shape(grad_fn, params, jax.ShapeDtypeStruct((), jnp.int32)),
         "The gradient")
     window = min(window, steps)
     opt_state = optimizer.init(params) if opt_state is None else opt_state
-    first = jnp.square(jnp.asarray(tolerance, jnp.float32))
-    most = 100 * first if max_tolerance is None else jnp.square(
-        jnp.asarray(max_tolerance, jnp.float32))
+    first = jnp.square(jnp.asarray(rule.tolerance, jnp.float32))
+    most = 100 * first if rule.largest is None else jnp.square(
+        jnp.asarray(rule.largest, jnp.float32))
     solve, run = solve_rounds(
-        partial(_round, optimizer, grad_fn, steps, window, adaptation),
-        partial(_begin, steps, window), steps, (params, opt_state, first, most),
-        max_steps=max_steps)
+        partial(_round, optimizer, grad_fn, steps, window, rule.rate),
+        partial(_begin, steps, window), steps, (params, opt_state, first, most), chosen)
     now = trees.first(run.guesses)
     return ParallelRun(now, run.opt_state, run.evaluations, solve._replace(value=now))
 
@@ -134,7 +161,7 @@ def _begin(
 
 def _round(
     optimizer: optax.GradientTransformation, grad_fn: Callable, steps: int, window: int,
-    adaptation: float, run: Run, params: PyTree, opt_state: PyTree, first: jax.Array,
+    rate: float, run: Run, params: PyTree, opt_state: PyTree, first: jax.Array,
     most: jax.Array,
 ) -> Run:
     """Gradients at all guesses, the optimiser through them, and which guesses were right."""
@@ -169,8 +196,8 @@ def _round(
     known = finite_rows(guesses)
     guesses = jax.tree.map(lambda g, h: jnp.where(spread(known, g), g, h), guesses, here)
     allowed = run.allowed
-    if adaptation and window > 1:
-        typical = (1 - adaptation) * allowed + adaptation * jnp.median(change)
+    if rate and window > 1:
+        typical = (1 - rate) * allowed + rate * jnp.median(change)
         allowed = jnp.minimum(typical, most)
     accepted = (jnp.arange(window, dtype=jnp.int32) < stop) & (at < steps - 1)
     largest = jnp.sqrt(jnp.max(jnp.where(accepted, moved, 0)))

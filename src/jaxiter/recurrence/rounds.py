@@ -14,9 +14,10 @@ from jax import lax
 
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
+from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import tolerance
 
 PyTree = Any
 
@@ -67,14 +68,37 @@ class View(NamedTuple):
         return jnp.stack([self.cut(array, j) for j in range(depth)], axis=1)
 
 
+#: Options of a solve that mean nothing in rounds, and why.
+REFUSED = {
+    "solver": "its rows are no point to accelerate",
+    "check_every": "a round measures its rows at no cost",
+    "keep_best": "rows that are final stay so, and the last round is the best",
+}
+
+
+def choose_rounds(front: str, options: SolveOptions, count: int) -> Options:
+    """The options of a front that runs rounds on so many rows: by default until none is left.
+
+    Raises:
+      TypeError: an option that no front knows.
+      ValueError: a solver, check_every or keep_best.
+    """
+    return choose(front, options, REFUSED, stop=tolerance(rtol=0, atol=0.5), max_steps=count)
+
+
+def refuse_derivatives(front: str, options: Options) -> None:
+    """Raise ValueError where the options of a front without derivatives ask for some."""
+    if options.adjoint is not None and options.adjoint != frozen():
+        raise ValueError(f"{front} takes no adjoint but jaxiter.frozen(): it has no derivatives.")
+
+
 def solve_rounds(
-    step: Callable, begin: Callable, count: int, operands: tuple, *, stop: Stop | None = None,
-    max_steps: Any = None,
+    step: Callable, begin: Callable, count: int, operands: tuple, options: Options
 ) -> tuple[Solution, Any]:
     """Rounds until no row is left: `step(memory, *operands) -> memory`, and the last memory.
 
     `memory.final` is a `Final`; at least one row must become final in every round. The value of
-    the solution is for the caller to fill in.
+    the solution is for the caller to fill in, and so are its derivatives.
     """
     def one(left: jax.Array, memory: Any, *operands: PyTree) -> tuple:
         memory = step(memory, *operands)
@@ -85,9 +109,7 @@ def solve_rounds(
         merit=lambda left, image, *rest: image,
         scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
     solve = fixed_point(
-        problem, jnp.float32(count), *operands, adjoint=frozen(),
-        stop=tolerance(rtol=0, atol=0.5) if stop is None else stop,
-        max_steps=count if max_steps is None else max_steps)
+        problem, jnp.float32(count), *operands, **options._replace(adjoint=frozen())._asdict())
     memory = solve.state.memory
     final = memory.final
     # Rows that are left were never measured as they are returned.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,26 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
-from jaxiter.recurrence.adjoint import attach_recurrence
-from jaxiter.recurrence.linearize import METHODS, Past, Rows, elk
+from jaxiter.options import SolveOptions
+from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
+from jaxiter.recurrence.linearize import Past, Rows
+from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
 from jaxiter.recurrence.rounds import (
     Final,
     View,
     accept,
+    choose_rounds,
     finite_rows,
     nothing_final,
     solve_rounds,
     spread,
 )
 from jaxiter.solution import Solution
-from jaxiter.stop import Stop
 
 PyTree = Any
 
 
-class Progress(NamedTuple):
+class Chain(NamedTuple):
     """What the rounds carry: all rows `[T, ...]`, which are final, the round before.
 
     past: for the secant, else None.
@@ -41,10 +43,9 @@ class Progress(NamedTuple):
 
 
 def solve_recurrence(
-    step: Callable, s0: PyTree, xs: PyTree = None, *, method: str = "newton", order: int = 1,
-    window: int | None = None, length: int | None = None, init: PyTree = None, rtol: Any = None,
-    atol: Any = None, damping: float = 1e-3, stop: Stop | None = None, max_steps: Any = None,
-    adjoint: str = "parallel",
+    step: Callable, s0: PyTree, xs: PyTree = None, *, method: str | RowMethod = "newton",
+    order: int = 1, window: int | None = None, length: int | None = None, init: PyTree = None,
+    rtol: Any = None, atol: Any = None, **options: Unpack[SolveOptions],
 ) -> Solution:
     """All states of `s_{t+1} = step(s_t, x_t)`, t = 0..T-1, in a few rounds of batched steps.
 
@@ -57,23 +58,25 @@ def solve_recurrence(
       step: `step(s, x) -> s`; with order=2 `step(s, previous, x) -> s`. It may close over arrays.
       s0: the state before the first row; order=2: a pair `(s, previous)`.
       xs: pytree of drivers, leaves `[T, ...]`; None with `length`.
-      method: "newton" (DEER: d x d Jacobians, d up to 64), "diagonal" (quasi-DEER), "elk"
-        (quasi-ELK: damped diagonal Newton), "secant" (one free slope a row), "picard",
-        "jacobi", "gauss_seidel" (blocks of `window` rows side by side, each one sequential
-        inside). Integer states: jacobi and gauss_seidel, equal to the loop bit for bit.
+      method: `newton()` (DEER: d x d Jacobians, d up to 64), `diagonal()` (quasi-DEER),
+        `elk(damping)` (quasi-ELK: damped diagonal Newton), `secant()` (one free slope a row),
+        `picard()`, `jacobi()`, `gauss_seidel(block)` (blocks of rows side by side, each one
+        sequential inside), all of `jaxiter.recurrence`; names stand for those with their defaults.
+        Integer states: jacobi and gauss_seidel, equal to the loop bit for bit.
       order: 1 or 2, how many earlier states a step reads.
-      window: rows of a round; default T. It slides as rows become final.
+      window: rows of a round; default T. It slides as rows become final. Not of gauss_seidel.
       length: T where xs is None.
       init: first guess of the rows `[T, ...]`; default s0 in every row.
       rtol, atol: a row is final once the rows before it are, it moves by no more than
         `atol + rtol max|row|`, and it is as near to what its step makes of them; default
         1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
-      damping: of "elk", the inverse variance of its pull towards the previous round.
-      stop: default: no unfinished row; a rule of yours judges their number, and may call it
-        CONVERGED with some left. max_steps: most rounds, default T.
-      adjoint: "parallel" differentiates by two linear recurrences in O(log T) depth with
-        d x d Jacobians for d up to 64 (above: as "sequential"); "sequential" by two loops of T
-        steps. Exact either way, of any order, memory O(T d) for the sequential one.
+      **options: as in `fixed_point`, with these meanings. stop and monitor see the number of
+        unfinished rows as merit; by default none may be left, a rule of yours may call some
+        CONVERGED. max_steps: most rounds, default T. adjoint: `parallel()` of
+        `jaxiter.recurrence`, the default, differentiates by two linear recurrences in O(log T)
+        depth with d x d Jacobians for d up to 64, `sequential()` by two loops of T steps; exact
+        either way, of any order; `jaxiter.frozen()`: none. resume: one that ended starts again.
+        No solver, check_every, keep_best.
 
     Returns:
       A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
@@ -84,6 +87,7 @@ def solve_recurrence(
 
     Raises:
       ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
+      TypeError: a method, an adjoint or an option of another kind.
 
     Source: Song et al., "Accelerating feedforward computation via parallel nonlinear equation
     solving", 2021; Lim et al., "Parallelizing non-linear sequential models", 2024.
@@ -101,7 +105,10 @@ def solve_recurrence(
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
-    _check(step, s0, xs, method, window, count, adjoint)
+    method = as_method("solve_recurrence", method, KINDS)
+    chosen = choose_rounds("solve_recurrence", options, count)
+    adjoint = as_chain_adjoint("solve_recurrence", chosen.adjoint)
+    _check(step, s0, xs, method, window, count)
     floating = all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(s0))
     if floating:
         flat, unravel = ravel_pytree(s0)
@@ -112,31 +119,31 @@ def solve_recurrence(
         guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
     else:
         guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
-    rule = _rule(method, damping, flat, rtol, atol, window, floating and order == 2)
+    rule = _rule(method, flat, rtol, atol, floating, order)
     operands = stop_gradient((flat, xs, guess))
     solve, memory = solve_rounds(
         partial(_round, row_step, rule, min(window or count, count)),
-        partial(_begin, method == "secant"), count, operands, stop=stop, max_steps=max_steps)
+        partial(_begin, isinstance(method, Secant)), count, operands, chosen)
     rows = memory.rows
     if floating:
-        rows = attach_recurrence(row_step, rows, flat, xs, parallel=adjoint == "parallel")
+        rows = attach_recurrence(row_step, rows, flat, xs, adjoint=adjoint)
         rows = jax.vmap(unravel)(rows)
     value = rows[0] if order == 2 else rows
     return solve._replace(value=value)
 
 
-def _begin(secant: bool, s0: PyTree, xs: PyTree, guess: PyTree) -> Progress:
+def _begin(secant: bool, s0: PyTree, xs: PyTree, guess: PyTree) -> Chain:
     del s0, xs
     count, past = jax.tree.leaves(guess)[0].shape[0], None
     if secant:
         past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
-    return Progress(guess, nothing_final(count), past)
+    return Chain(guess, nothing_final(count), past)
 
 
 def _round(
-    step: Callable, rule: "Rule", width: int, memory: Progress, s0: PyTree, xs: PyTree,
+    step: Callable, rule: "Rule", width: int, memory: Chain, s0: PyTree, xs: PyTree,
     guess: PyTree,
-) -> Progress:
+) -> Chain:
     """One batched evaluation of the window, one linear recurrence, and what became final."""
     count, past = jax.tree.leaves(guess)[0].shape[0], memory.past
     view = View(jnp.minimum(memory.final.finished, count - width), width)
@@ -163,7 +170,7 @@ def _round(
         size = rows.shape[1] // 2
         before = jnp.concatenate([s0[None, :size], rows[:-1, :size]])
         rows = jnp.concatenate([rows[:, :size], before], axis=1)
-    return Progress(rows, final, past)
+    return Chain(rows, final, past)
 
 
 class Rule(NamedTuple):
@@ -179,14 +186,12 @@ class Rule(NamedTuple):
 
 
 def _rule(
-    method: str, damping: float, flat: PyTree, rtol: Any, atol: Any, window: int | None,
-    pairs: bool,
+    method: RowMethod, flat: PyTree, rtol: Any, atol: Any, floating: bool, order: int
 ) -> Rule:
-    block = (window or 1) if method == "gauss_seidel" else 0
-    propose = elk(damping) if method == "elk" else METHODS.get(method)
-    if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(flat)):
-        propose = None  # integers are compared and copied, never added
-    return Rule(propose, comparison(flat, rtol, atol), block, pairs)
+    block = method.block if isinstance(method, GaussSeidel) else 0
+    # Integers are compared and copied, never added.
+    propose = method.linearize if floating and not block else None
+    return Rule(propose, comparison(flat, rtol, atol), block, floating and order == 2)
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
@@ -258,24 +263,21 @@ def _length(xs: PyTree, length: int | None) -> int:
 
 
 def _check(
-    step: Callable, s0: PyTree, xs: PyTree, method: str, window: int | None, count: int,
-    adjoint: str,
+    step: Callable, s0: PyTree, xs: PyTree, method: RowMethod, window: int | None, count: int
 ) -> None:
-    known = (*METHODS, "elk", "gauss_seidel")
-    if method not in known:
-        raise ValueError(f"method must be one of {sorted(known)}, got {method!r}.")
-    if adjoint not in ("parallel", "sequential"):
-        raise ValueError(f"adjoint must be 'parallel' or 'sequential', got {adjoint!r}.")
     if window is not None and not 1 <= window <= count:
         raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
-    if method == "gauss_seidel" and count % (window or 1):
-        raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
-                         f"window={window}.")
+    if isinstance(method, GaussSeidel):
+        if window is not None:
+            raise ValueError("gauss_seidel(block) takes no window: all blocks run in every round.")
+        if count % method.block:
+            raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
+                             f"block={method.block}.")
     leaves = jax.tree.leaves(s0)
     floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    if not all(floating) and method not in ("jacobi", "gauss_seidel"):
-        raise ValueError(f"method {method!r} needs floating-point states; 'jacobi' and "
-                         "'gauss_seidel' take integers.")
+    if not all(floating) and not method.takes_integers:
+        raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
+                         "gauss_seidel(block) take integers.")
     if len({np.dtype(leaf.dtype) for leaf in leaves}) > 1 and all(floating):
         raise ValueError("all leaves of a floating-point state must have one dtype.")
     out = jax.eval_shape(step, s0, trees.first(xs))

@@ -117,11 +117,11 @@ def network_denoiser(network: Network, schedule: NoiseSchedule) -> Denoiser:
 
 
 def trained_network(
-    updates: int = 4000, *, width: int = 256, seed: int = 0
+    max_steps: int = 4000, *, width: int = 256, seed: int = 0
 ) -> tuple[Network, jax.Array]:
     """A small network trained on scikit-learn's digits by denoising, in seconds on two cores.
 
-    Returns the network and the loss of every update.
+    Returns the network and the loss of every step.
     """
     import optax
     from sklearn.datasets import load_digits
@@ -137,7 +137,7 @@ def trained_network(
     schedule = linear_beta_schedule(1000)
     data = jnp.asarray(np.asarray(load_digits(return_X_y=True)[0]) / 8 - 1, jnp.float32)
     tables = [jnp.asarray(table[:-1], jnp.float32) for table in schedule]
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, max_steps))
 
     def loss(network: Network, key: jax.Array) -> jax.Array:
         pick, level, draw = jax.random.split(key, 3)
@@ -157,7 +157,7 @@ def trained_network(
             moves, state = optimizer.update(grads, state, network)
             return (optax.apply_updates(network, moves), state), value
 
-        steps = jnp.arange(updates, dtype=jnp.int32)
+        steps = jnp.arange(max_steps, dtype=jnp.int32)
         (network, _), losses = jax.lax.scan(update, (network, optimizer.init(network)), steps)
         return network, losses
 

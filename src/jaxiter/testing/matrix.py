@@ -71,11 +71,10 @@ def _recurrence(theta: jax.Array, **keywords: Any) -> jax.Array:
     return jnp.sum(out.value**2)
 
 
-def _sample(theta: jax.Array, **keywords: Any) -> jax.Array:
+def _sample(theta: jax.Array, solve: Callable = diffusion.sample) -> jax.Array:
     model = diffusion.Denoiser(lambda x, time: jnp.tanh(theta * x), prediction="eps")
     sampler = diffusion.ddim(diffusion.linear_beta_schedule(8))
-    out = diffusion.sample(sampler, model, jnp.ones(3), **keywords)
-    return jnp.sum(out**2)
+    return jnp.sum(solve(sampler, model, jnp.ones(3)) ** 2)
 
 
 def _inner(theta: jax.Array) -> jax.Array:
@@ -158,9 +157,10 @@ CASES: dict[str, Callable] = {
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
-        lambda t: _recurrence(t, adjoint="sequential"),
+        lambda t: _recurrence(t, adjoint=recurrence.sequential()),
     "sample": _sample,
-    "sample_parallel": lambda t: _sample(t, method="parallel"),
+    "sample_parallel": lambda t: _sample(
+        t, lambda *args: diffusion.sample_parallel(*args).value),
     "invert_flow": _flow,
     "solve_inner": _inner,
     "distillation_loss": _distilled,

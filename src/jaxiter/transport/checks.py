@@ -20,9 +20,9 @@ from jaxiter.numerics import (
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import Stop, accepts
 from jaxiter.transport.exact import Exact, exact_sum
-from jaxiter.transport.geometry import Dense, Geometry, Reduced, as_geometry
+from jaxiter.transport.geometry import Dense, Geometry, Reduced, Totals, as_geometry
 from jaxiter.transport.iteration import Marginals, log_weights, weighted
-from jaxiter.transport.result import marginal_error
+from jaxiter.transport.result import marginal_error, with_weights
 
 
 def prepare(
@@ -138,9 +138,10 @@ def judged(
     """The solution with the error of what is returned as its merit, and the status for it.
 
     What is returned are floats f, g, and anybody may compute `exp((f + g - C) / epsilon)` from
-    them in twice the digits. A solve knows its potentials better than that: where the floats do
-    not meet the tolerance they are no answer to it, PRECISION_FLOOR. Where the solve's own error
-    and a bound of what rounding adds meet it, that is proof enough; else the plan is looked at.
+    them in twice the digits; and `plan()`, which is rounded in another way. A solve knows its
+    potentials better than that: where these do not meet the tolerance they are no answer to it,
+    PRECISION_FLOOR. Where the solve's own error and a bound of what rounding adds meet it, that is
+    proof enough; else both plans are looked at.
     """
     pair, returned, parts, marginals = stop_gradient((pair, returned, parts, marginals))
     scale = jnp.sum(marginals.a).astype(solve.merit.dtype)
@@ -148,13 +149,19 @@ def judged(
     def meets(merit: jax.Array) -> jax.Array:
         return accepts(stop, solve.value, solve.value, merit, scale)
 
-    def look(returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
-        return _outsiders_error(returned, parts, marginals).astype(scale.dtype)
+    shown = tuple(with_weights(potential, weights, marginals.epsilon)
+                  for potential, weights in zip(pair, (marginals.a, marginals.b), strict=True))
+
+    def look(shown: tuple, returned: tuple[Exact, Exact], parts: Reduced) -> jax.Array:
+        totals = parts.geometry.totals(shown[0], shown[1], marginals.epsilon)
+        errors = _outsiders_error(returned, parts, marginals), _plans_error(totals, pair, marginals)
+        return jnp.maximum(*errors).astype(scale.dtype)
 
     converged = solve.status == Status.CONVERGED
     bound = solve.merit + _rounding_bound(returned, pair, marginals).astype(scale.dtype)
     doubtful = ~(converged & meets(bound))
-    error = if_needed(doubtful, look, (returned, parts), (marginals, solve.merit))
+    error = if_needed(
+        doubtful, look, (shown, returned, parts), (marginals, solve.merit))
     error = jnp.where(doubtful, error, bound)
     # A rule that wants a history cannot judge one number: then the solve's own is the measure.
     met = jnp.where(meets(jnp.zeros_like(error)), meets(error), error <= 2 * solve.merit)
@@ -180,6 +187,15 @@ def _rounding_bound(
     if marginals.blur is not None:
         lost = lost + 6 * marginals.blur / epsilon
     return jnp.where(jnp.max(f) + jnp.max(g) < 0.1, lost, jnp.inf)
+
+
+def _plans_error(
+    totals: Totals, pair: tuple[jax.Array, jax.Array], marginals: Marginals
+) -> jax.Array:
+    """The l1 marginal error of `plan()`, with the rounding of its own sums."""
+    a = marginals.a
+    held = marginals.held(pair[0]), marginals.T.held(pair[1])
+    return marginal_error(totals, *held) + 2 * machine_epsilon(a) * jnp.sum(a)
 
 
 def _outsiders_error(

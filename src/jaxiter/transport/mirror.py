@@ -105,7 +105,7 @@ def mirror_sinkhorn(
       a, b: positive weights `[n]`, `[m]` of equal sum. Drop rows and columns of weight 0.
       bound: a bound of `max |gradient|`.
       key: a random key for a stochastic gradient. step_size: as in `scale_by_mirror_sinkhorn`.
-      **options: those of `fixed_point`. It runs for `max_steps`, static, by default 1000; a `stop`
+      **options: those of `fixed_point`. It runs for `max_steps`, by default 1000; a `stop`
         of yours may end it earlier. Derivatives are unrolled, or `frozen()`. No `solver`, no
         `keep_best`, for its merit does not say how far the minimum is; no `resume`.
 
@@ -124,7 +124,8 @@ def mirror_sinkhorn(
         "keep_best": "its merit does not say how far the minimum is",
         "resume": "the average is one of all steps; run more of them",
     }, stop=never(), adjoint=unrolled())
-    check_count(max_steps=chosen.max_steps)
+    if is_concrete(chosen.max_steps):
+        check_count(max_steps=chosen.max_steps)
     if not (chosen.adjoint == frozen() or as_adjoint(chosen.adjoint).differentiates_loop):
         raise ValueError("the average of mirror_sinkhorn is no fixed point: adjoint must be "
                          "unrolled() or frozen().")

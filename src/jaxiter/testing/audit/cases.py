@@ -185,21 +185,21 @@ def transport() -> Iterator[Case]:
 
 
 def sequences() -> Iterator[Case]:
-    """Recurrences by every method, samples by every linearization, whole and in windows."""
+    """Recurrences by every method, samples by every method, whole and in windows."""
     for method in ("newton", "diagonal", "elk", "secant", "picard", "jacobi", "gauss_seidel"):
         for window in (None, 6):
             yield 0.5, partial(audit_recurrence, method=method, window=window)
-    for way in ("secant", "gaussian", "picard", "jacobi", "jvp", "anderson"):
+    for method in ("secant", "gaussian", "picard", "jacobi", "jvp", "paratta"):
         for sampler, window in (("ddim", None), ("third order", 7)):
-            yield 0.5, partial(audit_sample, linearization=way, window=window, sampler=sampler)
-    for way in ("secant", "anderson"):
-        one: dict[str, Any] = {"linearization": way, "window": 7}
+            yield 0.5, partial(audit_sample, method=method, window=window, sampler=sampler)
+    for method in ("secant", "paratta"):
+        one: dict[str, Any] = {"method": method, "window": 7}
         yield 0.5, partial(audit_sample, **one, sampler="third order in x0")
         yield 0.5, partial(audit_sample, **one, tolerance=1e-3, scale="noise")
         yield 0.5, in_float64(partial(audit_sample, **one, sampler="third order",
                                       dtype=jnp.float64, tolerance=1e-6))
-    yield 0.5, partial(audit_sample, linearization="anderson", window=7, memory=3)
-    yield 0.5, partial(audit_sample, linearization="anderson", window=7, memory=0)
+    yield 0.5, partial(audit_sample, method="paratta", window=7, memory=3)
+    yield 0.5, partial(audit_sample, method="paratta", window=7, memory=0)
 
 
 def bilevel() -> Iterator[Case]:

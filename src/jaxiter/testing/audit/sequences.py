@@ -10,13 +10,15 @@ import numpy as np
 
 from jaxiter.diffusion import (
     Denoiser,
+    absolute,
     ddim,
     exponential_multistep,
     linear_beta_schedule,
     log_snr_schedule,
+    paratta,
     sample_parallel,
 )
-from jaxiter.recurrence import solve_recurrence
+from jaxiter.recurrence import gauss_seidel, solve_recurrence
 from jaxiter.solution import Status
 from jaxiter.testing.audit.verdict import Verdict, cast, exactly, half_ulp, name, verdict
 
@@ -31,9 +33,13 @@ SIZE, LENGTH = 3, 24
 
 @cache
 def _recurrence(method: str, window: int | None) -> Callable:
+    chosen: dict[str, Any] = {"method": method, "window": window}
+    if method == "gauss_seidel":  # the window is the length of its blocks
+        chosen = {"method": gauss_seidel(window or 1)}
+
     def solve(w: jax.Array, xs: jax.Array) -> tuple:
         out = solve_recurrence(lambda s, x: jnp.tanh(w @ s + x), jnp.zeros(SIZE, xs.dtype), xs,
-                               method=method, window=window, max_steps=16)
+                               **chosen, max_steps=16)
         return out.value, out.status, out.residual
 
     return jax.jit(jax.vmap(solve))
@@ -84,13 +90,15 @@ def _sampler(name: str) -> Any:
 
 @cache
 def _parallel(
-    sampler: str, linearization: str, window: int | None, memory: int | None, scale: str
+    sampler: str, method: str, window: int | None, memory: int | None, scale: str
 ) -> Callable:
+    chosen = method if memory is None else paratta(memory=memory)
+
     def solve(w: jax.Array, x: jax.Array, tolerance: jax.Array) -> tuple:
         model = Denoiser(lambda x, time: jnp.tanh(w @ x), "eps")
         out = sample_parallel(
-            _sampler(sampler), model, x, tolerance=tolerance, tolerance_scale=scale,
-            linearization=linearization, window=window, anderson_memory=memory)
+            _sampler(sampler), model, x, method=chosen, window=window,
+            tolerance=absolute(tolerance) if scale == "absolute" else tolerance)
         return out.trajectory, out.status, out.residual
 
     return jax.jit(jax.vmap(solve, (0, 0, None)))
@@ -117,7 +125,7 @@ def _row_gaps(sampler: Any, w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, n
 
 
 def audit_sample(
-    seed: int, count: int, linearization: str, window: int | None = None, sampler: str = "ddim",
+    seed: int, count: int, method: str, window: int | None = None, sampler: str = "ddim",
     memory: int | None = None, dtype: Any = jnp.float32, tolerance: float = 1e-4,
     scale: str = "absolute", odd: bool = True,
 ) -> Verdict:
@@ -132,7 +140,7 @@ def audit_sample(
     strange = rng.random(count) < (0.15 if odd else 0)
     x[strange, 0] = rng.choice([1e30, np.inf, np.nan], strange.sum())
     arrays = cast(dtype, w, x, np.asarray(tolerance))
-    solve = _parallel(sampler, linearization, window, memory, scale)
+    solve = _parallel(sampler, method, window, memory, scale)
     trajectory, status, said = solve(*arrays)
     w, rows, said = exactly(arrays[0], trajectory, said)
     good = np.asarray(status) == Status.CONVERGED
@@ -143,7 +151,7 @@ def audit_sample(
         room = ROUNDINGS * half_ulp(dtype) * terms / unit
         kept = (gap / unit <= ROOM * tolerance + room).all(1)
         told = (gap / unit <= ROOM * said[:, None] + room).all(1)
-    label = linearization if memory is None else f"{linearization} {memory}"
+    label = method if memory is None else f"{method} {memory}"
     label += "" if window is None else f", window {window}"
     return verdict(f"sample_parallel, {label}, {sampler}, {name(dtype)}", status,
                    good & ~(kept & told))

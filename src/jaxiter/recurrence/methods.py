@@ -1,0 +1,236 @@
+"""How a row of a chain answers a change of its input: what `method=` takes, as values.
+
+Given inputs p_t, outputs f_t = step(p_t, x_t) and residuals r_t = f_t - s_t of a window,
+each method models how row t answers a change D_t of its input by a linear map A_t,
+solves `D_{t+1} = A_t D_t + r_t` in O(log T) depth and proposes `s_t <- f_t + A_t D_t`. So a
+row whose input does not move is reproduced exactly, whatever A is; only the number of
+rounds depends on A: 0 is Jacobi, 1 Picard, the Jacobian Newton (DEER).
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter.numerics import check_count, is_concrete, machine_epsilon, safe_divide
+from jaxiter.recurrence.linearize import (
+    Rows,
+    apply,
+    dense_jacobians,
+    diagonals,
+    filter_pair,
+    scan_matrix,
+    scan_scalar,
+    tame,
+)
+
+
+class RowMethod(eqx.Module):
+    """How rows answer; methods with equal numbers are equal. `name`: that of the preset.
+
+    `takes_integers`: proposes what the step says, so that rows may be integers.
+    """
+
+    name: ClassVar[str]
+    takes_integers: ClassVar[bool] = False
+
+    @classmethod
+    def preset(cls) -> "RowMethod":
+        """What its name alone stands for."""
+        return cls()
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """`lift(r) -> A D` for any residuals r, and the slopes to remember (the secant's)."""
+        raise NotImplementedError
+
+
+class Jacobi(RowMethod):
+    """See `jacobi`."""
+
+    name = "jacobi"
+    takes_integers = True
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = 0."""
+        del rows
+        return jnp.zeros_like, None
+
+
+def jacobi() -> RowMethod:
+    """A = 0: every row from the last round's values; integers too, equal to the loop bit for bit.
+
+    >>> jacobi() == jacobi() != picard()
+    True
+    """
+    return Jacobi()
+
+
+class Picard(RowMethod):
+    """See `picard`."""
+
+    name = "picard"
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = 1."""
+        del rows
+        return lambda r: jnp.cumsum(r, axis=0) - r, None
+
+
+def picard() -> RowMethod:
+    """A = 1: the increments are summed up, as for an integral (ParaDiGMS in samplers)."""
+    return Picard()
+
+
+class Newton(RowMethod):
+    """See `newton`."""
+
+    name = "newton"
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = the Jacobian."""
+        a = tame(dense_jacobians(rows.step, rows.p, rows.x))
+        return lambda r: apply(a, scan_matrix(a, r)), None
+
+
+def newton() -> RowMethod:
+    """A = the Jacobian of each row (DEER: Lim et al. 2024), d x d for d up to 64."""
+    return Newton()
+
+
+class Diagonal(RowMethod):
+    """See `diagonal`."""
+
+    name = "diagonal"
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = the Jacobian's diagonal."""
+        a = diagonals(rows)
+        return lambda r: a * scan_scalar(a, r), None
+
+
+def diagonal() -> RowMethod:
+    """A = the diagonal of the Jacobian (quasi-DEER: Gonzalez et al. 2024), by d jvps a round."""
+    return Diagonal()
+
+
+class Secant(RowMethod):
+    """See `secant`."""
+
+    name = "secant"
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = the slope between two rounds."""
+        past = rows.past
+        dp, df = rows.p - past.p, rows.f - past.f
+        square = jnp.sum(dp * dp, axis=1)
+        tiny = 10 * machine_epsilon(rows.p) ** 2 * jnp.sum(rows.p * rows.p, axis=1)
+        fresh = past.seen & (square > tiny)
+        slope = jnp.where(fresh, safe_divide(jnp.sum(dp * df, axis=1), square), past.slope)
+        slope = tame(slope)
+        a = slope[:, None]
+        return lambda r: a * scan_scalar(a, r), slope
+
+
+def secant() -> RowMethod:
+    """A = one number per row, `<dp, df> / <dp, dp>` between two rounds: no derivative at all."""
+    return Secant()
+
+
+class Elk(RowMethod):
+    """See `elk`.
+
+    Reference: Gonzalez, Warrington, Smith and Linderman, "Towards scalable and stable
+    parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez,
+    "Temporal parallelization of Bayesian smoothers", 2021.
+    """
+
+    name = "elk"
+    damping: Any = 1e-3
+
+    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
+        """A = the Jacobian's diagonal, the changes filtered."""
+        slopes = diagonals(rows)
+        # In changes D: dynamics D' = a D + r with unit noise, observation D = 0 of variance
+        # 1 / damping. The first input is exact: no dynamics into its row.
+        gain = self.damping / (1 + self.damping)
+        first = (jnp.arange(slopes.shape[0]) == 0)[:, None]
+        a = jnp.where(first, 0, slopes)
+
+        def lift(r: jax.Array) -> jax.Array:
+            elements = ((1 - gain) * a, (1 - gain) * r, jnp.full_like(a, 1 - gain), -gain * a * r,
+                        gain * a * a)
+            mean = lax.associative_scan(filter_pair, elements)[1]
+            return slopes * jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
+
+        return lift, None
+
+
+def elk(damping: Any = 1e-3) -> RowMethod:
+    """Diagonal Newton with a pull of strength `damping` towards the previous round (quasi-ELK).
+
+    The damped linear recurrence is a Kalman filter, by coordinates, as an associative scan;
+    `damping` is the inverse variance of the pull.
+
+    Raises:
+      ValueError: damping < 0.
+
+    Reference: Gonzalez, Warrington, Smith and Linderman, "Towards scalable and stable
+    parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez,
+    "Temporal parallelization of Bayesian smoothers", 2021.
+    """
+    if is_concrete(damping) and not damping >= 0:
+        raise ValueError(f"damping must not be negative, got {damping}.")
+    return Elk(damping)
+
+
+class GaussSeidel(RowMethod):
+    """See `gauss_seidel`."""
+
+    name = "gauss_seidel"
+    takes_integers = True
+    block: int = eqx.field(static=True)
+
+    @classmethod
+    def preset(cls) -> RowMethod:
+        """None: how long blocks should be is nobody's default."""
+        raise ValueError("'gauss_seidel' needs the length of its blocks: "
+                         "method=jaxiter.recurrence.gauss_seidel(block).")
+
+
+def gauss_seidel(block: int) -> RowMethod:
+    """Blocks of so many rows side by side, each one sequential inside; integers too.
+
+    All blocks run in every round, so it takes no `window`; `block` must divide T.
+
+    Raises:
+      ValueError: block below 1.
+    """
+    check_count(block=block)
+    return GaussSeidel(block)
+
+
+#: What `solve_recurrence` takes.
+KINDS = (Newton, Diagonal, Elk, Secant, Picard, Jacobi, GaussSeidel)
+
+
+def as_method(front: str, method: Any, kinds: tuple[type[RowMethod], ...]) -> RowMethod:
+    """The method that the name of a preset or an object means to a front.
+
+    Raises:
+      ValueError: a name that it does not know, or of a method that needs a number.
+      TypeError: an object of another kind.
+    """
+    names = ", ".join(sorted(kind.name for kind in kinds))
+    if isinstance(method, str):
+        found = [kind for kind in kinds if kind.name == method]
+        if not found:
+            raise ValueError(f"method must be one of {names}, or such an object, got {method!r}.")
+        return found[0].preset()
+    if not isinstance(method, kinds):
+        given = repr(method.name) if isinstance(method, RowMethod) else type(method).__name__
+        raise TypeError(f"{front} takes a method such as jaxiter.recurrence.secant(), or one of "
+                        f"the names {names}, got {given}.")
+    return method
