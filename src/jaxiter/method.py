@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxiter.monitor import Monitor
+from jaxiter.monitor import Monitor, check_monitor
 from jaxiter.numerics import check_count, is_concrete
 from jaxiter.options import Options
 from jaxiter.problem import Problem, as_problem
@@ -54,9 +54,7 @@ def make_method(
     stop = tolerance() if options.stop is None else options.stop
     if not isinstance(stop, Stop):
         raise TypeError(f"stop must be a rule such as tolerance(), got {type(stop).__name__}.")
-    if not isinstance(monitor, Monitor | None):
-        raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
-                        f"{type(monitor).__name__}.")
+    check_monitor(monitor)
     return Method(problem, solver, stop, monitor, check_every, options.keep_best, has_aux)
 
 

@@ -18,7 +18,7 @@ from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import anchor, check_count, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
-from jaxiter.solution import Solution, Status
+from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import StepInfo, Stop, never, tolerance
 
 PyTree = Any
@@ -274,6 +274,8 @@ def iterate(
     numbers, restore = _numbers(key)
     point, start = _start(process, x0, numbers, restore, args)
     if resume is not None:
+        if not isinstance(resume, LoopState):
+            raise TypeError(f"resume must be the state of a solution, got {type(resume).__name__}.")
         # Only for a state that ended: from its answer, with keys that were not used yet.
         trees.check_same_structure(start, resume.memory, "resume (a state of another process?)")
         held = resume.answer.memory

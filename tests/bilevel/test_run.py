@@ -153,3 +153,12 @@ def test_bad_input():
     ]:
         with pytest.raises(kind, match=text):
             call()
+
+
+def test_options_are_looked_at():
+    """What is no monitor, no state, no count is refused, with trace and without."""
+    method, start = METHODS["soba"], (jnp.zeros(2), jnp.zeros(3))
+    for name in ("monitor", "resume", "max_steps"):
+        for trace in (None, lambda s: s.x):
+            with pytest.raises((TypeError, ValueError), match=name):
+                run(method, *start, ROWS, ROWS, key=KEY, trace=trace, **{name: object()})
