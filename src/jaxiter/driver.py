@@ -10,7 +10,7 @@ from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split
 from jaxiter.implicit import as_adjoint
 from jaxiter.loop import first_step, init, reopened, run
-from jaxiter.method import Method, check_max_steps, make_method
+from jaxiter.method import Method, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
 from jaxiter.options import Options
@@ -34,7 +34,7 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     _, displacement = image_and_residual(method.problem, point.x, point.output)
     # The loop's norms are quick ones; the reported one is right over the whole float range.
     residual = trees.norm(displacement)
-    measured = state.step > 0 if state.kept is None else ~jnp.isnan(point.merit)
+    measured = state.step > state.opened if state.kept is None else ~jnp.isnan(point.merit)
     residual = jnp.where(measured, residual, jnp.inf)
     merit = jnp.where(measured, point.merit, jnp.inf)
     merit = residual if method.problem.merit is None else merit
@@ -107,7 +107,6 @@ def fixed_point(
     method = make_method(problem, Options(
         solver, stop, adjoint, max_steps, check_every, keep_best, monitor, resume), has_aux)
     adjoint = as_adjoint(adjoint)
-    check_max_steps(max_steps)
     x0 = as_point(x0)
     arrays, restore = split(args)
 

@@ -20,7 +20,7 @@ from jaxiter.adjoint import Adjoint, split
 from jaxiter.driver import conclude
 from jaxiter.implicit import as_adjoint
 from jaxiter.loop import active, first_step, init, run
-from jaxiter.method import Method, check_max_steps, make_method
+from jaxiter.method import Method, make_method
 from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
@@ -131,7 +131,6 @@ def solve_many(
     if adjoint.differentiates_loop:
         raise ValueError("solve_many refills lanes in a loop that cannot be unrolled; use "
                          "vmap(fixed_point) for unrolled().")
-    check_max_steps(max_steps)
     check_one_device("solve_many", x0s, args)
     x0s = as_point(x0s)
     axes = normalise_axes(in_axes, len(args))

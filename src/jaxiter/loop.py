@@ -62,6 +62,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
         step=step,
         status=jnp.where(valid, running, jnp.int32(Status.BAD_INPUT)),
         calls=_no_calls(problem, x0, memory, args),
+        opened=step,
     )
 
 
@@ -78,7 +79,7 @@ def _no_calls(problem: Problem, x0: PyTree, memory: PyTree, args: tuple) -> PyTr
 def reopened(method: Method, state: LoopState, *args: PyTree) -> LoopState:
     """A new start at the point of an old state: its steps, calls and monitor count on."""
     return init(method, state.answer.x, *args)._replace(
-        step=state.step, monitor=state.monitor, calls=state.calls)
+        step=state.step, monitor=state.monitor, calls=state.calls, opened=state.step)
 
 
 def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
@@ -156,7 +157,7 @@ def advance(
                     image_and_residual(problem, state.x, state.output)[0], memory)
     spent = trees.add(state.calls, calls(problem, x, cache, state.memory, args))
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
-                      state.monitor, state.kept, step, state.status, spent)
+                      state.monitor, state.kept, step, state.status, spent, state.opened)
     return _judged(method, moved, info, norms, measured, active(state, max_steps))
 
 

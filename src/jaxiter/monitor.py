@@ -25,16 +25,8 @@ class Monitor(NamedTuple):
     update: Callable[[StepInfo, PyTree, jax.Array], PyTree]
 
 
-def check_monitor(monitor: Any) -> None:
-    """Raise TypeError for what is no monitor; None is fine."""
-    if not isinstance(monitor, Monitor | None):
-        raise TypeError(f"monitor must be record(), printer(), progress() or callback(f), got "
-                        f"{type(monitor).__name__}.")
-
-
 def seeing(monitor: Monitor | None, view: Callable[[StepInfo], StepInfo]) -> Monitor | None:
     """The monitor, shown what `view` makes of each step; None stays None."""
-    check_monitor(monitor)
     if monitor is None:
         return None
     return Monitor(lambda info: monitor.init(view(info)),

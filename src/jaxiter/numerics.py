@@ -220,7 +220,10 @@ def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
 
     def pure(constants: list, *operands: PyTree) -> PyTree:
         run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
-        return jax.tree.unflatten(structure, run(*jax.tree.leaves(operands)))
+        # What does not depend on any operand comes as a plain number.
+        out = [leaf if is_array(leaf) else jnp.asarray(leaf, shape.dtype) for leaf, shape in zip(
+            run(*jax.tree.leaves(operands)), jax.tree.leaves(shapes), strict=True)]
+        return jax.tree.unflatten(structure, out)
 
     return pure, list(closed.consts), shapes
 

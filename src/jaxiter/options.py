@@ -2,10 +2,14 @@
 
 from typing import Any, NamedTuple, TypedDict
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxiter.adjoint import Adjoint
 from jaxiter.monitor import Monitor
+from jaxiter.numerics import check_count, is_concrete
 from jaxiter.solution import LoopState
 from jaxiter.stop import Stop
 
@@ -73,4 +77,51 @@ def choose(front: str, options: SolveOptions, refused: dict[str, str], **default
         if value is not None and value is not getattr(usual, name):
             raise ValueError(f"{front} takes no {name}: {reason}.")
     given = {name: value for name, value in options.items() if value is not None}
-    return usual._replace(**given)
+    return checked(usual._replace(**given))
+
+
+def checked(options: Options) -> Options:
+    """The options, each of the kind that it must be; which adjoints fit the front itself says.
+
+    Raises:
+      TypeError: another kind, such as a factory that was not called, or a solution for a state.
+      ValueError: check_every below 1, a negative max_steps.
+    """
+    solver = options.solver
+    kinds = {
+        "solver": (solver is None or hasattr(solver, "init") and hasattr(solver, "update"),
+                   "an optax transformation such as anderson()"),
+        "stop": (isinstance(options.stop, Stop | None), "a rule such as tolerance()"),
+        "monitor": (isinstance(options.monitor, Monitor | None),
+                    "record(), printer(), progress() or callback(f)"),
+        "keep_best": (isinstance(options.keep_best, bool), "True or False"),
+        "resume": (isinstance(options.resume, LoopState | None), "the state of a solution"),
+    }
+    for name, (good, wanted) in kinds.items():
+        value = getattr(options, name)
+        if not good:
+            called = "; did you forget to call it?" if callable(value) else ""
+            state = "; pass its .state" if hasattr(value, "state") else ""
+            raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}{called}{state}.")
+    check_count(check_every=options.check_every)
+    _check_max_steps(options.max_steps)
+    return options
+
+
+def _check_max_steps(max_steps: Any) -> None:
+    """Refuse a max_steps that is no int32 of at least 0, as far as that is known.
+
+    Raises:
+      TypeError: when it is not an integer.
+      ValueError: when it is negative or beyond int32.
+    """
+    if not isinstance(max_steps, int | np.integer | np.ndarray | jax.Array) or (
+            not jnp.issubdtype(jnp.result_type(max_steps), jnp.integer)):
+        raise TypeError(f"max_steps must be an integer, got {max_steps!r}.")
+    if np.ndim(max_steps):
+        raise TypeError(f"max_steps must be a scalar, got shape {np.shape(max_steps)}; map the "
+                        "solve over it with vmap.")
+    if is_concrete(max_steps):
+        host = np.asarray(max_steps)
+        if np.any(host < 0) or np.any(host > 2**31 - 1):
+            raise ValueError(f"max_steps must be from 0 to 2**31 - 1, got {max_steps}.")

@@ -12,14 +12,14 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
-from jaxiter.method import check_max_steps
 from jaxiter.monitor import Monitor, seeing
-from jaxiter.numerics import anchor, check_count, on_own_mesh, stop_gradient, strong
+from jaxiter.numerics import anchor, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
-from jaxiter.solution import LoopState, Solution, Status
-from jaxiter.stop import StepInfo, Stop, never, tolerance
+from jaxiter.solution import Solution, Status
+from jaxiter.stop import StepInfo, Stop, never, tolerance, without_claims
 
 PyTree = Any
 
@@ -185,13 +185,7 @@ def _rule(process: Process, stop: Stop | None) -> Stop:
         return tolerance() if stop is None else stop
     if stop is None:
         return never()
-
-    def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
-        status, state = stop.update(info, state)
-        claims = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-        return jnp.where(claims, jnp.int32(Status.RUNNING), status), state
-
-    return Stop(stop.init, update, stop.amplification)
+    return without_claims(stop)
 
 
 def _adapted(options: Options, process: Process) -> Options:
@@ -207,12 +201,10 @@ def _check(process: Any, options: Options) -> Adjoint:
         raise TypeError(f"expected a Process(init, step), got {type(process).__name__}.")
     if options.keep_best and process.merit is None:
         raise ValueError("keep_best compares merits, and this process has none.")
-    check_count(check_every=options.check_every)
-    check_max_steps(options.max_steps)
     if isinstance(options.max_steps, int | np.integer) and options.max_steps % options.check_every:
         raise ValueError(f"max_steps={options.max_steps} must be a multiple of check_every="
                          f"{options.check_every}, the steps of one evaluation.")
-    adjoint = frozen() if options.adjoint is None else options.adjoint
+    adjoint = frozen() if options.adjoint is None else as_adjoint(options.adjoint)
     if not adjoint.differentiates_loop and type(adjoint) is not type(frozen()):
         raise ValueError("a step that draws a new key has no fixed point to differentiate: "
                          "adjoint must be frozen() or unrolled(); or attach_implicit the equations "
@@ -274,8 +266,6 @@ def iterate(
     numbers, restore = _numbers(key)
     point, start = _start(process, x0, numbers, restore, args)
     if resume is not None:
-        if not isinstance(resume, LoopState):
-            raise TypeError(f"resume must be the state of a solution, got {type(resume).__name__}.")
         # Only for a state that ended: from its answer, with keys that were not used yet.
         trees.check_same_structure(start, resume.memory, "resume (a state of another process?)")
         held = resume.answer.memory
@@ -333,8 +323,8 @@ def iterate_many(
 def latest(solution: Solution) -> PyTree:
     """The state after the last step of a run, which was not measured any more.
 
-    That of `steps` steps where the run was not cut short by something not finite; then the last
-    finite one.
+    That of `steps` steps where the run was not cut short by something not finite; then the one
+    before the evaluation that was, of which `check_every` steps are one.
     """
     state = stop_gradient(solution.state)
     broken = solution.status == Status.NONFINITE

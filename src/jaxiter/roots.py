@@ -13,7 +13,7 @@ from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
 from jaxiter.options import SolveOptions, choose
-from jaxiter.problem import Problem
+from jaxiter.problem import Problem, as_point
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.residual import residual_solver
@@ -267,7 +267,7 @@ def root(
     >>> round(float(solution.value), 4), bool(solution.converged)
     (1.4142, True)
     """
-    default = in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
+    x0, default = as_point(x0), in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
     chosen = choose("root", options, {}, solver=default)
     stop = tolerance() if chosen.stop is None else chosen.stop
 

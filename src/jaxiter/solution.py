@@ -150,6 +150,8 @@ class LoopState(NamedTuple):
       kept: the point to return instead of x, or None.
       step: evaluations of T so far, int32. status: a `Status` code, int32.
       calls: oracle calls so far, where the problem says what a step costs, else None.
+      opened: the step before which nothing was measured, int32: not 0 where a solve that ended was
+        resumed.
     """
 
     x: PyTree
@@ -164,7 +166,8 @@ class LoopState(NamedTuple):
     kept: Kept | None
     step: jax.Array
     status: jax.Array
-    calls: PyTree = None
+    calls: PyTree
+    opened: jax.Array
 
     @property
     def answer(self) -> Kept:

@@ -15,7 +15,7 @@ from jaxiter.adjoint import frozen, split
 from jaxiter.driver import attached, finish
 from jaxiter.implicit import as_adjoint, nan_derivative_unless
 from jaxiter.loop import first_step, init, run
-from jaxiter.method import Method, check_max_steps, make_method
+from jaxiter.method import Method, make_method
 from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import (
     anchor,
@@ -188,7 +188,6 @@ def in_stages(
         raise ValueError("in_stages cannot unroll a number of stages that is not known ahead; use "
                          "implicit(), or call fixed_point once per stage.")
     method = make_method(problem, chosen)
-    check_max_steps(max_steps)
     x0 = as_point(x0)
     arrays, restore = split(args)
     rules = _Rules(method, chosen, update, each, restore)

@@ -398,19 +398,23 @@ def test_frozen_rows_have_no_derivatives():
     np.testing.assert_array_equal(values, attached)
 
 
-def test_a_run_in_parts_is_the_whole_run():
-    """Resumed bit for bit; the monitor and a rule of one's own see how many rows are left."""
+def test_options_of_rounds():
+    """The monitor and a rule of one's own see how many rows are left. A run goes on from its rows;
+    a state is refused: rows that are final for other drivers would stay, and say CONVERGED."""
     w, xs, s0 = chain(scale=1.2)
 
-    def solve(k, resume=None, stop=None):
+    def solve(k, init=None, stop=None, xs=xs):
         return solve_recurrence(cell(w), s0, xs, method="secant", window=12, max_steps=k,
-                                monitor=ji.record(COUNT), resume=resume, stop=stop)
+                                monitor=ji.record(COUNT), init=init, stop=stop)
 
     whole, first = jax.jit(solve)(COUNT), jax.jit(solve)(3)
     assert first.status == Status.MAX_STEPS and int(first.steps) == 3
-    second = jax.jit(solve)(COUNT, first.state)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(second), strict=True):
-        np.testing.assert_array_equal(a, b)
+    other = 2 * xs
+    second = jax.jit(lambda init: solve(COUNT, init, xs=other))(first.value)
+    assert second.converged
+    np.testing.assert_allclose(second.value, loop(w, other, s0), atol=1e-4)
+    with pytest.raises(ValueError, match="takes no resume: .* `init`"):
+        solve_recurrence(cell(w), s0, xs, resume=first.state)
     left = np.asarray(whole.trace["merit"])[:int(whole.steps)]
     assert left[-1] == 0 and np.all(np.diff(left) < 0) and left[2] == first.merit
     early = jax.jit(lambda k: solve(k, stop=ji.tolerance(rtol=0, atol=20.0)))(COUNT)

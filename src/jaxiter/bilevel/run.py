@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.monitor import Monitor, check_monitor
+from jaxiter.monitor import Monitor
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
 from jaxiter.solution import LoopState, Solution, Status, reports
@@ -91,7 +91,6 @@ def run(
     data = Batches(inner_data, batch_size), Batches(outer_data, batch_size)
     monitor, resume = chosen.monitor, chosen.resume
     if trace is not None:
-        check_monitor(monitor)
         count = _rows(chosen.max_steps, chosen.check_every)
         monitor = _recording(monitor, trace, count, chosen.check_every)
         resume = None if resume is None else _with_rows(resume, count)

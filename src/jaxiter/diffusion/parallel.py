@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Unpack
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -171,8 +172,8 @@ def sample_parallel(
         or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
       mesh: devices that share every round: the rows of the window are split over the mesh's
         axis "time", with one all_gather of model values a round.
-      **options: stop, max_steps (rounds, default R, which always suffice), monitor and resume as
-        in `solve_recurrence`; no solver, check_every, keep_best. adjoint: `parallel()` of
+      **options: stop, max_steps (rounds, default R, which always suffice) and monitor as
+        in `solve_recurrence`; no solver, check_every, keep_best, resume. adjoint: `parallel()` of
         `jaxiter.recurrence`, rounds of batched VJPs, or `sequential()`, R VJPs in a loop: the
         loop's derivatives at the trajectory found, in memory O(R), noise a constant;
         `jaxiter.frozen()`: none.
@@ -333,7 +334,10 @@ def _check(
 ) -> None:
     if not 1 <= width <= count:
         raise ValueError(f"window must be in 1..{count}, the rows of the sampler, got {width}.")
-    if is_concrete(tolerance) and not tolerance > 0:
+    if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError("tolerance must be a number, or absolute(number), got "
+                        f"{type(tolerance).__name__}.")
+    if is_concrete(tolerance) and not float(tolerance) > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     if slopes is not None and slopes.shape != (count,):
         raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")

@@ -38,7 +38,7 @@ def solve_causal(
       init: the first guess, leaves `[T, ...]`, integers or floating point.
       rtol, atol: as in `solve_recurrence`.
       check: test causality first, at a cost of three evaluations (skipped under jit).
-      **options: stop, max_steps, monitor and resume as in `solve_recurrence`; no solver,
+      **options: stop, max_steps and monitor as in `solve_recurrence`; no resume, solver,
         check_every, keep_best, and no adjoint but `jaxiter.frozen()`.
 
     Returns:

@@ -29,9 +29,20 @@ from jaxiter.recurrence.linearize import (
 
 
 class RowMethod(eqx.Module):
-    """How rows answer; methods with equal numbers are equal. `name`: that of the preset.
+    """How rows answer, as a value: subclass it, with numbers as fields and `linearize`.
 
-    `takes_integers`: proposes what the step says, so that rows may be integers.
+    `name`: for messages, and that of the preset. `takes_integers`: proposes what the step says, so
+    that rows may be integers.
+
+    >>> class Half(RowMethod):  # A = 1/2
+    ...     name = "half"
+    ...     def linearize(self, rows):
+    ...         return lambda r: 0.5 * scan_scalar(jnp.full_like(r, 0.5), r), None
+    >>> from jaxiter.recurrence import solve_recurrence
+    >>> out = solve_recurrence(lambda s, x: 0.5 * s + x, jnp.zeros(1), jnp.ones((9, 1)),
+    ...                        method=Half())
+    >>> int(out.steps), bool(out.converged)
+    (2, True)
     """
 
     name: ClassVar[str]
@@ -43,7 +54,11 @@ class RowMethod(eqx.Module):
         return cls()
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
-        """`lift(r) -> A D` for any residuals r, and the slopes to remember (the secant's)."""
+        """`lift(r) -> A D` for any residuals r `[W, d]`, and slopes to remember (the secant's).
+
+        `rows` has their step, inputs p `[W, d]`, drivers x and outputs f; D_0 = 0 and
+        `D_{t+1} = A_t D_t + r_t`. Rows whose r is 0 up to some t must not move up to there.
+        """
         raise NotImplementedError
 
 
@@ -216,8 +231,12 @@ def gauss_seidel(block: int) -> RowMethod:
 KINDS = (Newton, Diagonal, Elk, Secant, Picard, Jacobi, GaussSeidel)
 
 
-def as_method(front: str, method: Any, kinds: tuple[type[RowMethod], ...]) -> RowMethod:
+def as_method(
+    front: str, method: Any, kinds: tuple[type[RowMethod], ...], own: bool = False
+) -> RowMethod:
     """The method that the name of a preset or an object means to a front.
+
+    `own`: whether it also takes any other `RowMethod` that linearizes rows.
 
     Raises:
       ValueError: a name that it does not know, or of a method that needs a number.
@@ -229,8 +248,12 @@ def as_method(front: str, method: Any, kinds: tuple[type[RowMethod], ...]) -> Ro
         if not found:
             raise ValueError(f"method must be one of {names}, or such an object, got {method!r}.")
         return found[0].preset()
+    if own and isinstance(method, RowMethod) and (
+            type(method).linearize is not RowMethod.linearize):
+        return method
     if not isinstance(method, kinds):
+        called = "; did you forget to call it?" if callable(method) else ""
         given = repr(method.name) if isinstance(method, RowMethod) else type(method).__name__
         raise TypeError(f"{front} takes a method such as jaxiter.recurrence.secant(), or one of "
-                        f"the names {names}, got {given}.")
+                        f"the names {names}, got {given}{called}.")
     return method

@@ -106,8 +106,8 @@ def parallel_optimize(
       tolerance: root mean square change of the parameters below which a guess is final; 0 gives
         the loop up to rounding. 1e-3 is DreamPropeller's threshold of 1, `adaptive(1e-3)` its rule.
       opt_state: default `optimizer.init(params)`.
-      **options: stop, max_steps (rounds, default T), monitor and resume as in `solve_recurrence`;
-        no solver, check_every, keep_best, and no adjoint but `jaxiter.frozen()`.
+      **options: stop, max_steps (rounds, default T) and monitor as in `solve_recurrence`; no
+        resume, solver, check_every, keep_best, and no adjoint but `jaxiter.frozen()`.
 
     Returns:
       A `ParallelRun`. MAX_STEPS: `solve.merit` updates are missing. NONFINITE: the loop itself

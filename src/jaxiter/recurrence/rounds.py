@@ -73,6 +73,8 @@ REFUSED = {
     "solver": "its rows are no point to accelerate",
     "check_every": "a round measures its rows at no cost",
     "keep_best": "rows that are final stay so, and the last round is the best",
+    "resume": "rows that were final for other data would stay; start anew, from its rows where the "
+              "front takes `init`",
 }
 
 
@@ -81,7 +83,7 @@ def choose_rounds(front: str, options: SolveOptions, count: int) -> Options:
 
     Raises:
       TypeError: an option that no front knows.
-      ValueError: a solver, check_every or keep_best.
+      ValueError: a solver, check_every, keep_best or resume.
     """
     return choose(front, options, REFUSED, stop=tolerance(rtol=0, atol=0.5), max_steps=count)
 

@@ -75,8 +75,8 @@ def solve_recurrence(
         CONVERGED. max_steps: most rounds, default T. adjoint: `parallel()` of
         `jaxiter.recurrence`, the default, differentiates by two linear recurrences in O(log T)
         depth with d x d Jacobians for d up to 64, `sequential()` by two loops of T steps; exact
-        either way, of any order; `jaxiter.frozen()`: none. resume: one that ended starts again.
-        No solver, check_every, keep_best.
+        either way, of any order; `jaxiter.frozen()`: none. No solver, check_every,
+        keep_best; no `resume`: `init` starts from earlier rows.
 
     Returns:
       A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
@@ -100,12 +100,14 @@ def solve_recurrence(
     """
     s0, xs = (jax.tree.map(strong, tree) for tree in (s0, xs))
     if order == 2:
+        if not isinstance(s0, tuple | list) or len(s0) != 2:
+            raise ValueError("order=2 needs s0 as a pair (s, previous).")
         step, s0 = _augment(step), tuple(s0)
         init = None if init is None else _with_previous(init, s0)
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
-    method = as_method("solve_recurrence", method, KINDS)
+    method = as_method("solve_recurrence", method, KINDS, own=True)
     chosen = choose_rounds("solve_recurrence", options, count)
     adjoint = as_chain_adjoint("solve_recurrence", chosen.adjoint)
     _check(step, s0, xs, method, window, count)

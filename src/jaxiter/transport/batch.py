@@ -15,7 +15,7 @@ from jaxiter.problem import Problem
 from jaxiter.solution import Solution
 from jaxiter.stop import tolerance
 from jaxiter.transport.adjoint import conclude
-from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, reduce, valid
+from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, only_implicit, reduce, valid
 from jaxiter.transport.geometry import Dense, Reduced
 from jaxiter.transport.iteration import (
     Marginals,
@@ -47,7 +47,7 @@ def sinkhorn_many(
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.
       epsilon: scalar or `[batch]`.
       lanes: problems side by side.
-      **options: as in `sinkhorn`.
+      **options: as in `sinkhorn`; no `unrolled()`.
 
     Returns:
       A batched `TransportResult`: every field has a leading axis.
@@ -70,6 +70,7 @@ def sinkhorn_many(
     parts, marginals = jax.vmap(reduce)(given, Marginals(a, b, epsilon))
     stop = tolerance() if chosen.stop is None else chosen.stop
     adjoint = as_adjoint(chosen.adjoint)
+    only_implicit("sinkhorn_many", adjoint)
     solve = solve_many(
         kernel_problem(valid), jnp.zeros_like(b), *stop_gradient((parts.geometry, marginals)),
         lanes=lanes, **chosen._replace(adjoint=frozen())._asdict())
@@ -102,7 +103,7 @@ def sinkhorn_histograms(
     Args:
       cost: `[n, m]`. a, b: weights `[batch, n]` or `[n]`, `[batch, m]` or `[m]`, at least
         one of them batched; zeros are legal.
-      epsilon: scalar. **options: as in `sinkhorn`.
+      epsilon: scalar. **options: as in `sinkhorn`; no `unrolled()`.
 
     Returns:
       A batched `TransportResult`; statuses and steps are those of each problem.
@@ -128,6 +129,7 @@ def sinkhorn_histograms(
     epsilon = jnp.asarray(epsilon, geometry.dtype)
     stop = tolerance() if chosen.stop is None else chosen.stop
     adjoint = as_adjoint(chosen.adjoint)
+    only_implicit("sinkhorn_histograms", adjoint)
     # What is common to all: the cost is reduced once, for the sum of the histograms.
     parts, common = reduce(geometry, Marginals(jnp.sum(a, 0), jnp.sum(b, 0), epsilon))
     each = jax.vmap(lambda a, b: reduce(geometry, Marginals(a, b, epsilon))[1])(a, b)

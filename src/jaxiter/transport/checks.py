@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter.adjoint import Adjoint
 from jaxiter.numerics import (
     accumulation_dtype,
     if_needed,
@@ -61,7 +62,7 @@ def reduce(
     good &= jnp.sum(a) > 0
     if marginals.balanced:
         if not is_concrete(a, b):
-            good &= _mass_agrees(a, b, a.dtype)
+            good &= mass_agrees(a, b, a.dtype)
         b = b * (jnp.sum(a) / jnp.sum(b))
     for rho in (rho_a, rho_b):
         good &= jnp.bool_(True) if rho is None else rho > 0
@@ -85,7 +86,7 @@ def _largest(epsilon: jax.Array) -> float:
     return 0.25 / float(jnp.finfo(epsilon.dtype).tiny)
 
 
-def _mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
+def mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
     """Whether two weight vectors have the same sum, up to the rounding of `dtype`."""
     slack = float(np.sqrt(jnp.finfo(dtype).eps))
     return abs(a.sum() - b.sum()) <= slack * abs(a.sum())
@@ -106,7 +107,7 @@ def _check(geometry: Geometry, marginals: Marginals) -> None:
                 raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
             if host.sum() == 0:
                 raise ValueError(f"{name} sums to 0; give it some mass.")
-    if marginals.balanced and is_concrete(a, b) and not _mass_agrees(
+    if marginals.balanced and is_concrete(a, b) and not mass_agrees(
             np.asarray(a), np.asarray(b), a.dtype):
         raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
                          "pass rho_a/rho_b (unbalanced) or normalise.")
@@ -228,6 +229,22 @@ def _outsiders_error(
 MAX_STEPS = 2000
 #: What the fronts say to a state that is to be resumed.
 NO_RESUME = {"resume": "a state is that of one stage; start warm from a previous result"}
+
+
+def only_implicit(front: str, adjoint: Adjoint, sums: bool = True) -> None:
+    """Refuse adjoints of other equations than the front's: each would give wrong derivatives.
+
+    `sums`: whether series of `T(x) - x` are those of its equations.
+
+    Raises:
+      ValueError: unrolled(); without `sums` also neumann(k) and one_step(k).
+    """
+    if adjoint.differentiates_loop:
+        raise ValueError(f"{front} does not unroll its solves: use implicit(), whose derivatives "
+                         "are exact, of any order, or map sinkhorn with unrolled().")
+    if adjoint.sums_map and not sums:
+        raise ValueError(f"neumann(k) and one_step(k) sum a series of T(x) - x = 0, and {front} "
+                         "solves other equations; use implicit().")
 
 
 def warn_below_floor(

@@ -14,7 +14,15 @@ from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, judged, prepare, reduce, valid
+from jaxiter.transport.checks import (
+    MAX_STEPS,
+    NO_RESUME,
+    judged,
+    only_implicit,
+    prepare,
+    reduce,
+    valid,
+)
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.iteration import Marginals, from_units, log_problem, sources
 from jaxiter.transport.points import PointCloud
@@ -66,7 +74,7 @@ def sinkhorn_divergence(
       rho: strength of the marginal penalties; inf for equal masses.
       static_b: leave out the y-y term, a constant when y and b do not change.
       **options: as in `sinkhorn`, of each of the three solves. No `solver`, no `monitor`: they
-        are of two kinds.
+        are of two kinds. No `unrolled()`.
 
     Raises:
       ValueError: as `sinkhorn`.
@@ -83,6 +91,7 @@ def sinkhorn_divergence(
     kinds = "the three solves are of two kinds, each with a solver of its own"
     chosen = choose("sinkhorn_divergence", options, {
         **NO_RESUME, "solver": kinds, "monitor": kinds}, max_steps=MAX_STEPS)
+    only_implicit("sinkhorn_divergence", as_adjoint(chosen.adjoint))
     geometry = _geometry(x, y, cost)
     cross = sinkhorn(geometry, a, b, epsilon=epsilon, rho_a=rho, rho_b=rho, **chosen._asdict())
     _, marginals = prepare(geometry, a, b, epsilon, rho, rho)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import anchor, on_own_mesh
 from jaxiter.options import SolveOptions, choose
@@ -44,7 +45,7 @@ def balanced_labels(
       axis_name: a mesh axis over which samples are split: each device passes its shard, and one
         K-vector is reduced a step (inside shard_map or pmap).
       **options: those of `fixed_point`. Default `stop`: an l1 error of the cluster masses of at
-        most 0.1 of the total, as in SeLa.
+        most 0.1 of the total, as in SeLa. No `adjoint`: nothing here has derivatives.
 
     Raises:
       ValueError: more clusters than samples.
@@ -56,7 +57,8 @@ def balanced_labels(
     >>> balanced_labels(jnp.array([[2.0, 0.0], [3.0, 0.0]])).labels.tolist()
     [1, 0]
     """
-    chosen = choose("balanced_labels", options, {}, stop=tolerance(rtol=0.1, atol=0.0))
+    chosen = choose("balanced_labels", options, {"adjoint": "labels have no derivatives"},
+                    stop=tolerance(rtol=0.1, atol=0.0), adjoint=frozen())
     count, clusters = logits.shape
     if axis_name is None and clusters > count:
         raise ValueError(f"more clusters than samples: {clusters} > {count}.")

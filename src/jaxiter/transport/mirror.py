@@ -16,7 +16,8 @@ from jaxiter.numerics import check_count, is_concrete, on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status, reports
-from jaxiter.stop import never
+from jaxiter.stop import never, without_claims
+from jaxiter.transport.checks import mass_agrees
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -106,12 +107,13 @@ def mirror_sinkhorn(
       bound: a bound of `max |gradient|`.
       key: a random key for a stochastic gradient. step_size: as in `scale_by_mirror_sinkhorn`.
       **options: those of `fixed_point`. It runs for `max_steps`, by default 1000; a `stop`
-        of yours may end it earlier. Derivatives are unrolled, or `frozen()`. No `solver`, no
+        of yours may end it earlier, but never as converged. Derivatives are unrolled, or, for a
+        traced max_steps, `frozen()`. No `solver`, no
         `keep_best`, for its merit does not say how far the minimum is; no `resume`.
 
     Raises:
-      ValueError: concrete weights that are not positive, max_steps < 1, an implicit adjoint. Under
-        jit such weights are BAD_INPUT.
+      ValueError: concrete weights that are not positive or of unequal sums, max_steps < 1, an
+        implicit adjoint. Under jit such weights are BAD_INPUT.
 
     >>> import jax.numpy as jnp
     >>> a = jnp.array([0.5, 0.5])
@@ -124,7 +126,9 @@ def mirror_sinkhorn(
         "keep_best": "its merit does not say how far the minimum is",
         "resume": "the average is one of all steps; run more of them",
     }, stop=never(), adjoint=unrolled())
-    if is_concrete(chosen.max_steps):
+    chosen = chosen._replace(stop=without_claims(chosen.stop or never()))
+    if isinstance(chosen.max_steps, int | np.integer):
+        chosen = chosen._replace(max_steps=int(chosen.max_steps))
         check_count(max_steps=chosen.max_steps)
     if not (chosen.adjoint == frozen() or as_adjoint(chosen.adjoint).differentiates_loop):
         raise ValueError("the average of mirror_sinkhorn is no fixed point: adjoint must be "
@@ -134,6 +138,9 @@ def mirror_sinkhorn(
             raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
         if is_concrete(weights) and not np.all(np.asarray(weights) > 0):
             raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
+    if is_concrete(a, b) and not mass_agrees(np.asarray(a), np.asarray(b), a.dtype):
+        raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
+                         "normalise them.")
     if not callable(gradient):
         cost = jnp.asarray(gradient)
         gradient = lambda plan: cost  # noqa: E731
@@ -152,7 +159,7 @@ def mirror_sinkhorn(
     problem = Problem(
         step=step, memory=lambda x, a, b: transform.init(x[0]),
         merit=lambda x, image, state, a, b: jnp.sum(jnp.abs(image[1] - x[1])),
-        valid=lambda x, a, b: jnp.all(a > 0) & jnp.all(b > 0))
+        valid=lambda x, a, b: jnp.all(a > 0) & jnp.all(b > 0) & mass_agrees(a, b, a.dtype))
     solve = fixed_point(
         problem, (plan, plan), a, b, **chosen._asdict())
     # One evaluation more than the measured point, unless that was not finite.

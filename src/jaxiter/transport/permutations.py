@@ -9,8 +9,9 @@ import optax
 from jax import lax
 
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.numerics import check_count, is_concrete, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.solution import Status
 from jaxiter.transport.checks import NO_RESUME
 from jaxiter.transport.sinkhorn import sinkhorn
 
@@ -35,7 +36,8 @@ def sinkhorn_layer(
         error of 0.5 at tau = 0.03.
 
     Returns:
-      `[..., k, k]`, columns sum to 1; rows too, up to the tolerance.
+      `[..., k, k]`, columns sum to 1; rows too, up to the tolerance. NaN where scores are, and
+      where tau is not positive; `sinkhorn` itself has a status.
 
     Where the matrix is close to a permutation, mass between its blocks is lost to rounding, and
     a loss that asks for it gets a NaN derivative: raise tau, or unroll.
@@ -55,6 +57,8 @@ def sinkhorn_layer(
             raise ValueError("with unrolled() sinkhorn_layer makes max_steps normalisations and "
                              "measures none of them: it takes no other option.")
 
+        check_count(max_steps=chosen.max_steps)
+
         def normalise(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
             logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
             return logits - jax.nn.logsumexp(logits, axis=-2, keepdims=True), None
@@ -63,7 +67,8 @@ def sinkhorn_layer(
 
     def solve(scores: jax.Array) -> jax.Array:
         ones = jnp.ones(k, scores.dtype)
-        return sinkhorn(-scores, ones, ones, epsilon=tau, **chosen._asdict()).plan()
+        out = sinkhorn(-scores, ones, ones, epsilon=tau, **chosen._asdict())
+        return jnp.where(out.status == Status.BAD_INPUT, jnp.nan, out.plan())
 
     for _ in range(scores.ndim - 2):
         solve = jax.vmap(solve)

@@ -4,17 +4,20 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
-from jaxiter.implicit import attach_implicit
-from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.implicit import as_adjoint, attach_implicit
+from jaxiter.numerics import is_concrete, on_own_mesh, stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
+from jaxiter.transport.checks import mass_agrees, only_implicit
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -57,6 +60,19 @@ def _dual(
     return alpha @ a - b @ inner
 
 
+def _check(cost: np.ndarray, a: np.ndarray, b: np.ndarray, gamma: np.ndarray) -> None:
+    """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
+    if not np.all(np.isfinite(cost)):
+        raise ValueError("cost must be finite; k-sparse plans cannot forbid pairs.")
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}.")
+    for name, weights in (("a", a), ("b", b)):
+        if not np.all(weights >= 0):
+            raise ValueError(f"{name} has negative or NaN entries: {weights.min()}.")
+    if not mass_agrees(a, b, a.dtype):
+        raise ValueError(f"sum(a)={a.sum():g} differs from sum(b)={b.sum():g}; normalise them.")
+
+
 @on_own_mesh
 def sparse_transport(
     cost: jax.Array,
@@ -83,7 +99,9 @@ def sparse_transport(
         the steps are those of L-BFGS.
 
     Raises:
-      ValueError: shapes, k outside 1..n, or k m < n with all rows carrying mass.
+      ValueError: shapes, k outside 1..n, k m < n; for concrete input a cost that is not finite,
+        gamma <= 0, negative weights, unequal masses, which under jit are BAD_INPUT; `neumann`,
+        `one_step` and `unrolled`, which are no adjoints of its equations.
 
     Reference: Blondel, Seguy and Rolet, "Smooth and sparse optimal transport", 2018; Liu,
     Puigcerver and Blondel, "Sparsity-constrained optimal transport", 2022.
@@ -95,6 +113,7 @@ def sparse_transport(
     """
     chosen = choose("sparse_transport", options, {"solver": "its steps are those of L-BFGS"},
                     stop=tolerance(rtol=1e-3, atol=0.0), max_steps=500)
+    only_implicit("sparse_transport", as_adjoint(chosen.adjoint), sums=False)
     cost = strong(cost)
     if cost.ndim != 2:
         raise ValueError(f"cost must be a matrix [n, m], got shape {cost.shape}.")
@@ -110,6 +129,8 @@ def sparse_transport(
     if a.shape != (n,) or b.shape != (m,):
         raise ValueError(f"shape mismatch: cost is {(n, m)}, a is {a.shape}, b is {b.shape}.")
     gamma = jnp.asarray(gamma, cost.dtype)
+    if is_concrete(cost, a, b, gamma):
+        _check(*map(np.asarray, (cost, a, b, gamma)))
     optimizer = optax.lbfgs()
 
     def step(alpha: jax.Array, state: Any, cost: Any, a: Any, b: Any, gamma: Any) -> tuple:
@@ -128,7 +149,9 @@ def sparse_transport(
 
     problem = Problem(
         step=step, memory=lambda alpha, *args: optimizer.init(alpha), merit=violation,
-        scale=lambda alpha, image, state, cost, a, *rest: jnp.sum(a))
+        scale=lambda alpha, image, state, cost, a, *rest: jnp.sum(a),
+        valid=lambda alpha, cost, a, b, gamma: trees.finite(cost) & (gamma > 0) & (
+            jnp.min(a) >= 0) & (jnp.min(b) >= 0) & mass_agrees(a, b, a.dtype))
     start = jnp.zeros_like(a) if init is None else jnp.asarray(init, a.dtype)
     solve = fixed_point(
         problem, start, *stop_gradient((cost, a, b, gamma)),
