@@ -58,7 +58,7 @@ FRONTS = {
                                 adjoint=ji.frozen()),
                         (COST, jnp.full(5, 0.2), jnp.full(4, 0.25))),
 }
-FAST = ("root", "in_stages")
+FAST = ("fixed_point",)
 SPARSE = partial(sparse_transport, k=3, gamma=0.5)
 
 

@@ -74,6 +74,7 @@ def test_svrg_solves_least_squares_with_a_status():
     assert lazy.status == Status.MAX_STEPS and np.isinf(lazy.merit)
 
 
+@pytest.mark.slow  # the default run has that of SOBA
 def test_conformance_of_svrg():
     check_process(svrg(0.1, 4)._replace(merit=exact_merit), jnp.zeros(3), Batches(DATA, 4), key=KEY)
 

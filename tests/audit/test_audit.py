@@ -24,6 +24,7 @@ from jaxiter.testing.audit import (
     audit_logits,
     audit_near_singular,
     audit_piecewise,
+    audit_process,
     audit_recurrence,
     audit_resume,
     audit_root,
@@ -31,6 +32,8 @@ from jaxiter.testing.audit import (
     audit_sample,
     audit_sinkhorn,
     audit_sixteen,
+    audit_splitting,
+    audit_stages,
     audit_unbalanced,
     audit_unrolled,
 )
@@ -76,6 +79,10 @@ CASES = {
     "samples": [partial(audit_sample, 17, 200, "paratta", 7, "third order")],
     "hypergradient": [partial(audit_hypergradient, 18, 300, None, "cg", kind)
                       for kind in ("odd", "conditioned")],
+    "splittings": [partial(audit_splitting, 22, 200, "douglas_rachford", None, "plain", kind)
+                   for kind in ("odd", "regular")],
+    "processes": [partial(audit_process, 23, 200, 10, kind) for kind in ("odd", "regular")],
+    "stages": [partial(audit_stages, 24, 200, None, "plain", kind) for kind in ("odd", "regular")],
     "unrolled": [partial(audit_unrolled, 19, 200, "reverse")],
     "solve_inner": [partial(audit_inner, 20, 200, kind) for kind in ("odd", "scaled")],
 }

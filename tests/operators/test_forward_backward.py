@@ -135,6 +135,7 @@ def test_bad_steps():
     assert found[2] not in (Status.CONVERGED, Status.PRECISION_FLOOR)
 
 
+@pytest.mark.slow  # the default run has that of Douglas-Rachford
 def test_conformance():
     a, b, lam = card(3, 30, 10)
     check_splitting(LASSO, jnp.zeros(10), *(jnp.asarray(v, jnp.zeros(0).dtype)

@@ -328,6 +328,7 @@ def forward(p, x):
     return p["w3"] @ jnp.tanh(p["w2"] @ h + p["b2"])
 
 
+@pytest.mark.slow  # the default run has the docstring's
 def test_weight_matching_recovers_permutations():
     solve = jax.jit(lambda p, q: match_weights(p, q, SPEC))
     for seed in range(3):

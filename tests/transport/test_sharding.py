@@ -42,7 +42,7 @@ def test_sharded_rows_are_one_device(kind, method):
     assert memory[0] < memory[1] / 4, memory
 
 
-@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("within", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_batch_on_an_explicit_mesh(within):
     """One problem a device, every stage of "auto", with the mesh set and, slopes too, without."""
     mesh = jax.make_mesh((8,), ("problems",))

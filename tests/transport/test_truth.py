@@ -46,7 +46,8 @@ def error_outside(f, g, cost, epsilon):
     return np.abs(plan.sum(1) - 1 / len(f)).sum() + np.abs(plan.sum(0) - 1 / len(g)).sum()
 
 
-@pytest.mark.parametrize("method", ["log", "auto", "many"])
+@pytest.mark.parametrize("method", [
+    "auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("log", "many"))])
 def test_a_constant_changes_no_plan(method):
     """Offsets of 10, 1e3 and 1e5; the potentials of the last two cannot hold the tolerance."""
     offsets = 0.0, 10.0, 1e3, 1e5
@@ -213,7 +214,8 @@ def test_a_large_penalty_is_nearly_a_constraint():
     assert solve(1.0) < solve(10.0) < exact
 
 
-@pytest.mark.parametrize("method", ["auto", "kernel", "newton"])
+@pytest.mark.parametrize("method", [
+    "kernel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("auto", "newton"))])
 def test_histograms_with_tails_of_no_weight(method):
     """Two bells on a line, their tails down to 1e-45: the nearest bins carry next to nothing."""
     places = np.arange(100.0)

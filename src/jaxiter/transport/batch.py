@@ -52,8 +52,9 @@ def sinkhorn_many(
     Returns:
       A batched `TransportResult`: every field has a leading axis.
 
-    >>> import jax.numpy as jnp, jaxiter
-    >>> out = jaxiter.transport.sinkhorn_many(jnp.ones((3, 2, 2)), epsilon=1.0)
+    >>> import jax, jax.numpy as jnp, jaxiter
+    >>> solve = jax.jit(lambda costs: jaxiter.transport.sinkhorn_many(costs, epsilon=1.0))
+    >>> out = solve(jnp.ones((3, 2, 2)))
     >>> out.f.shape, bool(out.solve.converged.all())
     ((3, 2), True)
     """
@@ -111,9 +112,11 @@ def sinkhorn_histograms(
     Raises:
       ValueError: shapes that do not fit the cost, or no batch axis.
 
-    >>> import jax.numpy as jnp, jaxiter
+    >>> import jax, jax.numpy as jnp, jaxiter
     >>> cost, b = jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[0.5, 0.5], [0.9, 0.1]])
-    >>> out = jaxiter.transport.sinkhorn_histograms(cost, jnp.full(2, 0.5), b, epsilon=0.5)
+    >>> solve = jax.jit(lambda cost, b: jaxiter.transport.sinkhorn_histograms(
+    ...     cost, jnp.full(2, 0.5), b, epsilon=0.5))
+    >>> out = solve(cost, b)
     >>> out.g.shape, bool(out.solve.converged.all())
     ((2, 2), True)
     """

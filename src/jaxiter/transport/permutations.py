@@ -86,8 +86,9 @@ def gumbel_sinkhorn(
     Reference: Mena, Belanger, Linderman and Snoek, "Learning latent permutations with
     Gumbel-Sinkhorn networks", 2018.
 
-    >>> import jax, jax.numpy as jnp
-    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2, max_steps=20).shape
+    >>> import jax, jax.numpy as jnp, jaxiter
+    >>> gumbel_sinkhorn(jax.random.key(0), jnp.zeros((3, 3)), samples=2,
+    ...                 adjoint=jaxiter.unrolled(), max_steps=20).shape
     (2, 3, 3)
     """
     _check(scores, tau)

@@ -23,6 +23,7 @@ from jaxiter.solvers import (
 from jaxiter.testing.audit.accuracy import SPECTRA, audit_accuracy
 from jaxiter.testing.audit.bilevel import audit_hypergradient, audit_inner, audit_unrolled
 from jaxiter.testing.audit.gradients import audit_near_singular, audit_rows, audit_sixteen
+from jaxiter.testing.audit.kinds import audit_process, audit_splitting, audit_stages
 from jaxiter.testing.audit.maps import audit_fixed_point
 from jaxiter.testing.audit.piecewise import audit_logits, audit_piecewise
 from jaxiter.testing.audit.resumed import audit_resume
@@ -214,6 +215,19 @@ def bilevel() -> Iterator[Case]:
         yield 1, partial(audit_inner, kind=kind)
 
 
+def kinds() -> Iterator[Case]:
+    """Splittings plain and accelerated, processes, stages."""
+    for kind in ("odd", "regular"):
+        for method in ("forward_backward", "douglas_rachford"):
+            for name, solver in (("plain", None), ("anderson", anderson())):
+                yield 0.8, partial(audit_splitting, method=method, solver=solver, solver_name=name,
+                                   kind=kind)
+        for check_every in (1, 10):
+            yield 0.8, partial(audit_process, check_every=check_every, kind=kind)
+        for name, solver in (("plain", None), ("anderson", anderson())):
+            yield 0.8, partial(audit_stages, solver=solver, solver_name=name, kind=kind)
+
+
 def accuracies(stop: Callable, name: str) -> Iterator[Case]:
     """True distances, for a rule `stop(rtol, atol)` that claims them."""
     rule: dict[str, Any] = {"stop": stop, "stop_name": name}
@@ -231,6 +245,6 @@ def accuracies(stop: Callable, name: str) -> Iterator[Case]:
 
 def all_cases(stop: Callable | None = None, name: str = "accuracy") -> list[Case]:
     """Every case; those of accuracy where there is a rule for it."""
-    rooms = [maps, contractions, equations, gradients, transport, sequences, bilevel]
+    rooms = [maps, contractions, equations, gradients, transport, sequences, bilevel, kinds]
     cases = [case for room in rooms for case in room()]
     return cases if stop is None else cases + list(accuracies(stop, name))
