@@ -155,7 +155,7 @@ def sliding_window(steps: int, seeds: int = 4) -> list[dict]:
             assert bool(out.converged.all())
             rows.append({"T": steps, "window": window, "method": method,
                          "mean_rounds": float(out.rounds.mean()),
-                         "mean_evaluations": float(out.evaluations.mean())})
+                         "mean_evaluations": float(out.solve.calls["model"].mean())})
     show(rows)
     return rows
 

@@ -219,7 +219,7 @@ def parallel_sampling(rows: list[Row], quick: bool) -> dict:
     out, seconds = timed(jax.vmap(
         lambda x, k: ji.diffusion.sample_parallel(sampler, model, x, k)), noise, keys)
     line = row("16 digits, 100 DDPM steps", "parallel rounds", out.solve, seconds)
-    rows.append(line._replace(evaluations=int(np.sum(out.evaluations))))
+    rows.append(line._replace(evaluations=int(np.sum(out.solve.calls["model"]))))
     difference = float(jnp.max(jnp.abs(out.value - loop)))
     print(f"  {float(jnp.mean(out.rounds)):.1f} rounds of batched model calls instead of 100 calls "
           f"one by one, largest difference to the loop {difference:.1e}")

@@ -66,7 +66,7 @@ def test_every_sampler_is_its_loop(name, window, x64):
     assert out.converged and int(out.rounds) <= sampler.rows
     np.testing.assert_allclose(out.trajectory / scale, loop / scale, atol=1e-9)
     np.testing.assert_array_equal(out.value, out.trajectory[-1])
-    assert int(out.evaluations) <= int(out.rounds) * (window or sampler.rows)
+    assert int(out.solve.calls["model"]) <= int(out.rounds) * (window or sampler.rows)
 
 
 @pytest.mark.parametrize("name, method", [
@@ -96,7 +96,7 @@ def test_window_of_one_is_the_loop():
     model, key, x = mixture_denoiser(MIX, schedule, prediction), jax.random.key(3), start(schedule)
     loop = jax.jit(lambda x: sample(sampler, model, x, key))(x)
     out = jax.jit(lambda x: sample_parallel(sampler, model, x, key, window=1))(x)
-    assert int(out.rounds) == sampler.rows == int(out.evaluations)
+    assert int(out.rounds) == sampler.rows == int(out.solve.calls["model"])
     np.testing.assert_allclose(out.value, loop, atol=1e-6)
 
 

@@ -60,7 +60,7 @@ def test_zero_tolerance_is_the_loop(optimizer, window, digits_problem):
                             jax.tree.leaves((exact, state)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)  # adam's count too
     if window == 1:
-        assert int(run.rounds) == STEPS == int(run.evaluations)
+        assert int(run.rounds) == STEPS == int(run.solve.calls["gradients"])
 
 
 def test_few_rounds_with_adam(digits_problem):

@@ -92,13 +92,13 @@ class ParallelSample(NamedTuple):
 
     Attributes:
       value: the sample. trajectory: all states `[R + 1, ...]`, the start first.
-      evaluations: model calls in all. slopes: `[R]`, for warm starts.
-      solve: the Solution of the fixed point; merit is the number of unfinished rows.
+      slopes: `[R]`, for warm starts.
+      solve: the Solution of the fixed point; merit is the number of unfinished rows, and
+        `calls["model"]` that of model calls.
     """
 
     value: jax.Array
     trajectory: jax.Array
-    evaluations: jax.Array
     slopes: jax.Array
     solve: Solution
 
@@ -218,8 +218,8 @@ def sample_parallel(
         partial(_begin, method), count, operands, chosen)
     x = attach_sampling(
         partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope, adjoint)
-    return ParallelSample(x[-1], x, memory.evaluations, memory.slope,
-                          solve._replace(value=x[-1]))
+    return ParallelSample(x[-1], x, memory.slope, solve._replace(
+        value=x[-1], calls={"model": memory.evaluations}))
 
 
 def _begin(

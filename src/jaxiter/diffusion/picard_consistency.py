@@ -118,7 +118,7 @@ def sample_switching(
         `sample_parallel`, which finishes with the base model.
 
     Returns:
-      A `ParallelSample`. Its rounds and evaluations count the solve with the base model; the K
+      A `ParallelSample`. Its rounds and calls count the solve with the base model; the K
       rounds before cost 2 K R model calls more.
     """
     if not stiffness >= 1 and not allow_inexact:

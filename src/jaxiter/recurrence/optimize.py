@@ -33,15 +33,15 @@ class ParallelRun(NamedTuple):
     """Answer of `parallel_optimize`.
 
     Attributes:
-      params, opt_state: after the last accepted step. evaluations: gradients in all.
-      solve: the Solution; steps in rounds, merit the number of optimiser steps left, residual
+      params, opt_state: after the last accepted step.
+      solve: the Solution; steps in rounds, `calls["gradients"]` the number of gradients, merit that
+        of optimiser steps left, residual
         the largest root mean square distance between a step's parameters and those at which its
         gradient was taken; infinite while steps are left.
     """
 
     params: PyTree
     opt_state: PyTree
-    evaluations: jax.Array
     solve: Solution
 
     @property
@@ -148,7 +148,8 @@ def parallel_optimize(
         partial(_round, optimizer, grad_fn, steps, window, rule.rate),
         partial(_begin, steps, window), steps, (params, opt_state, first, most), chosen)
     now = trees.first(run.guesses)
-    return ParallelRun(now, run.opt_state, run.evaluations, solve._replace(value=now))
+    return ParallelRun(now, run.opt_state, solve._replace(
+        value=now, calls={"gradients": run.evaluations}))
 
 
 def _begin(
