@@ -4,6 +4,7 @@ Source: Vogels, Karimireddy and Jaggi, "PowerSGD: practical low-rank gradient co
 distributed optimization", 2019.
 """
 
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -67,24 +68,7 @@ def power_sgd(
     if start_step < 0:
         raise ValueError(f"start_step must not be negative, got {start_step}.")
 
-    def mean(parts: list[jax.Array]) -> list[jax.Array]:
-        """One collective for all, or one for each dtype."""
-        if axis_name is None:
-            return parts
-        out = list(parts)
-        for kind in sorted({part.dtype for part in parts}, key=str):
-            chosen = [i for i, part in enumerate(parts) if part.dtype == kind]
-            flat = jnp.concatenate([parts[i].ravel() for i in chosen])
-            try:
-                flat = lax.pmean(flat, axis_name)
-            except NameError as error:
-                raise ValueError(
-                    f"power_sgd: no axis {axis_name!r} here; call update inside shard_map or pmap "
-                    "with that axis, or pass axis_name=None.") from error
-            ends = list(accumulate(parts[i].size for i in chosen))[:-1]
-            for i, piece in zip(chosen, jnp.split(flat, ends), strict=True):
-                out[i] = piece.reshape(parts[i].shape)
-        return out
+    mean = partial(_mean, axis_name)
 
     def init(params: PyTree) -> PowerSgdState:
         start = jax.random.key(0) if key is None else key
@@ -148,6 +132,26 @@ def power_sgd_specs(state: PyTree, axis_name: str) -> PyTree:
         return spec()
 
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, PowerSgdState))
+
+
+def _mean(axis_name: str | None, parts: list[jax.Array]) -> list[jax.Array]:
+    """Means over the axis, by one collective for all, or one for each dtype."""
+    if axis_name is None:
+        return parts
+    out = list(parts)
+    for kind in sorted({part.dtype for part in parts}, key=str):
+        chosen = [i for i, part in enumerate(parts) if part.dtype == kind]
+        flat = jnp.concatenate([parts[i].ravel() for i in chosen])
+        try:
+            flat = lax.pmean(flat, axis_name)
+        except NameError as error:
+            raise ValueError(
+                f"power_sgd: no axis {axis_name!r} here; call update inside shard_map or pmap "
+                "with that axis, or pass axis_name=None.") from error
+        ends = list(accumulate(parts[i].size for i in chosen))[:-1]
+        for i, piece in zip(chosen, jnp.split(flat, ends), strict=True):
+            out[i] = piece.reshape(parts[i].shape)
+    return out
 
 
 def _matrix(shape: tuple[int, ...], rank: int, min_compression: float) -> tuple[int, int]:
