@@ -5,7 +5,6 @@ from jaxiter.bilevel.bamm import sl_bamm
 from jaxiter.bilevel.bome import bome
 from jaxiter.bilevel.bsvrb import bsvrb_v1, bsvrb_v2
 from jaxiter.bilevel.distillation import distillation_loss, ridge_predictor
-from jaxiter.bilevel.evolution import persistent_es
 from jaxiter.bilevel.f2sa import f2sa, f3sa
 from jaxiter.bilevel.hypergradient import HypergradientResult, hypergradient
 from jaxiter.bilevel.imaml import MamlResult, implicit_maml
@@ -13,7 +12,6 @@ from jaxiter.bilevel.inner import solve_inner
 from jaxiter.bilevel.inverse import neumann_series, nystrom
 from jaxiter.bilevel.lvhba import lv_hba
 from jaxiter.bilevel.proximal_penalty import proximal_penalty, proximal_penalty_single
-from jaxiter.bilevel.proxy_prox import proxy_prox
 from jaxiter.bilevel.pzobo import pzobo
 from jaxiter.bilevel.run import RunResult, run
 from jaxiter.bilevel.saba import saba
@@ -21,14 +19,12 @@ from jaxiter.bilevel.self_tuning import self_tuning
 from jaxiter.bilevel.soba import soba
 from jaxiter.bilevel.srba import srba
 from jaxiter.bilevel.stocbio import ift_neumann, mrbo, stocbio, ttsa
-from jaxiter.bilevel.target_surrogate import target_surrogate
 from jaxiter.bilevel.unrolled import unrolled_hypergradient
 
 __all__ = [
     "HypergradientResult", "MamlResult", "RunResult", "aggregated_descent", "bome", "bsvrb_v1",
-    "bsvrb_v2", "distillation_loss", "f2sa", "f3sa",
-    "hypergradient", "ift_neumann", "implicit_maml", "lv_hba", "mrbo", "neumann_series",
-    "nystrom", "persistent_es", "proximal_penalty", "proximal_penalty_single", "proxy_prox",
-    "pzobo", "ridge_predictor", "run", "saba", "self_tuning", "sl_bamm", "soba",
-    "solve_inner", "srba", "stocbio", "target_surrogate", "ttsa", "unrolled_hypergradient",
+    "bsvrb_v2", "distillation_loss", "f2sa", "f3sa", "hypergradient", "ift_neumann",
+    "implicit_maml", "lv_hba", "mrbo", "neumann_series", "nystrom", "proximal_penalty",
+    "proximal_penalty_single", "pzobo", "ridge_predictor", "run", "saba", "self_tuning", "sl_bamm",
+    "soba", "solve_inner", "srba", "stocbio", "ttsa", "unrolled_hypergradient",
 ]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxiter.bilevel import persistent_es
+from jaxiter.optim import persistent_es
 
 
 def test_persistent_evolution_is_unbiased_where_truncated_is_not():

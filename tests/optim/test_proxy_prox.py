@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxiter import iterate, record
-from jaxiter.bilevel import proxy_prox
+from jaxiter.optim import proxy_prox
 
 
 def test_proxy_saves_dear_gradients():

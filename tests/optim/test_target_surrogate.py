@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from jaxiter import Batches, iterate, record
-from jaxiter.bilevel import target_surrogate
+from jaxiter.optim import target_surrogate
 
 
 def test_target_surrogates_reuse_a_dear_gradient():
