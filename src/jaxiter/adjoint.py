@@ -51,6 +51,13 @@ class Adjoint(eqx.Module):
         return self
 
 
+def refuse_series(adjoint: Adjoint, what: str) -> None:
+    """Raise ValueError for an adjoint that sums a series of T, where `what` solves no T(x) = x."""
+    if adjoint.sums_map:
+        raise ValueError("neumann(k) and one_step(k), also as on_failure, sum a series of "
+                         f"T(x) - x = 0, but {what} has other equations; use implicit().")
+
+
 def attach_with_jvp(
     equations: Callable, x: PyTree, args: tuple, tangent: Callable
 ) -> PyTree:

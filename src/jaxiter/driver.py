@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, split
+from jaxiter.adjoint import Adjoint, refuse_series, split
 from jaxiter.implicit import as_adjoint
 from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, make_method
@@ -172,9 +172,8 @@ def attached(
     restore: Callable,
 ) -> PyTree:
     """The value with the adjoint's derivatives with respect to args, which `restore` makes."""
-    if adjoint.sums_map and method.problem.equations is not None:
-        raise ValueError("neumann(k) and one_step(k), also as on_failure, sum a series of "
-                         "T(x) - x = 0, but this problem has other equations; use implicit().")
+    if method.problem.equations is not None:
+        refuse_series(adjoint, "this problem")
     memory = stop_gradient(memory)
     equations = root_equations(method.problem, method.has_aux)
 

@@ -9,7 +9,7 @@ from jaxiter.monitor import Monitor
 from jaxiter.options import Options, checked
 from jaxiter.problem import Problem, as_problem
 from jaxiter.solvers.mixing import picard
-from jaxiter.stop import Stop, tolerance
+from jaxiter.stop import Stop
 
 
 class Method(NamedTuple):
@@ -39,8 +39,7 @@ def make_method(
     """
     problem, options = as_problem(problem), checked(options)
     solver = picard() if options.solver is None else options.solver
-    stop = tolerance() if options.stop is None else options.stop
     if problem.refresh < 1:
         raise ValueError(f"refresh must be at least 1, got {problem.refresh}.")
-    return Method(problem, solver, stop, options.monitor, options.check_every,
+    return Method(problem, solver, options.rule, options.monitor, options.check_every,
                   options.keep_best, has_aux)

@@ -11,7 +11,7 @@ from jaxiter.adjoint import Adjoint
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import check_count, is_concrete
 from jaxiter.solution import LoopState
-from jaxiter.stop import Stop
+from jaxiter.stop import Stop, tolerance
 
 
 class SolveOptions(TypedDict, total=False):
@@ -45,6 +45,11 @@ class Options(NamedTuple):
     keep_best: bool = False
     monitor: Monitor | None = None
     resume: LoopState | None = None
+
+    @property
+    def rule(self) -> Stop:
+        """The stop rule: `tolerance()` where none was given."""
+        return tolerance() if self.stop is None else self.stop
 
 
 def choose(front: str, options: SolveOptions, refused: dict[str, str], **defaults: Any) -> Options:

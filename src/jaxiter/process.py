@@ -19,7 +19,7 @@ from jaxiter.numerics import anchor, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
-from jaxiter.stop import StepInfo, Stop, never, tolerance, without_claims
+from jaxiter.stop import StepInfo, Stop, never, without_claims
 
 PyTree = Any
 
@@ -179,20 +179,18 @@ def _seeing_all(monitor: Monitor | None, process: Process, stride: int) -> Monit
     return seeing(monitor, whole)
 
 
-def _rule(process: Process, stop: Stop | None) -> Stop:
+def _rule(process: Process, options: Options) -> Stop:
     """The stop rule; one that cannot say CONVERGED where there is nothing to judge by."""
     if process.merit is not None:
-        return tolerance() if stop is None else stop
-    if stop is None:
-        return never()
-    return without_claims(stop)
+        return options.rule
+    return never() if options.stop is None else without_claims(options.stop)
 
 
 def _adapted(options: Options, process: Process) -> Options:
     """The options of the driver, whose evaluations are `check_every` steps each."""
     stride = options.check_every
     return options._replace(
-        stop=_rule(process, options.stop), max_steps=options.max_steps // stride, check_every=1,
+        stop=_rule(process, options), max_steps=options.max_steps // stride, check_every=1,
         monitor=_seeing_all(options.monitor, process, stride))
 
 

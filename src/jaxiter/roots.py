@@ -17,7 +17,7 @@ from jaxiter.problem import Problem, as_point
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.residual import residual_solver
-from jaxiter.stop import Stop, accepts, tolerance
+from jaxiter.stop import Stop, accepts
 
 PyTree = Any
 
@@ -269,7 +269,6 @@ def root(
     """
     x0, default = as_point(x0), in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
     chosen = choose("root", options, {}, solver=default)
-    stop = tolerance() if chosen.stop is None else chosen.stop
 
     def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
         out = function(x, *args)
@@ -291,4 +290,4 @@ def root(
         floor=lambda x, trail, *args: _floor(x, trail), certify=of_value(_runs_away),
         equations=lambda x, trail, *args: evaluate(x, *args)[0])
     solution = fixed_point(problem, x0, *args, has_aux=has_aux, **chosen._asdict())
-    return _confirmed(solution, lambda x, *args: evaluate(x, *args)[0], x0, args, stop)
+    return _confirmed(solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule)

@@ -319,16 +319,6 @@ def first(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def keeping_structure(function: Callable, what: str) -> Callable:
-    """`function` of one tree, checked to return the same structure, shapes and dtypes."""
-    def checked(tree: PyTree) -> PyTree:
-        out = function(tree)
-        check_same_structure(tree, out, what)
-        return out
-
-    return checked
-
-
 def check_same_structure(expected: PyTree, actual: PyTree, what: str) -> None:
     """Raise when two trees differ in structure, shapes or dtypes (never in device types).
 

@@ -4,6 +4,7 @@ The series `v = s (sum_i (I - s H)^i) grad_y outer` needs no warm adjoint: y alo
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,15 @@ class StocbioState(NamedTuple):
     y: PyTree
     optimizers: tuple
     growth: jax.Array
+
+
+def _start(
+    outer_optimizer: optax.GradientTransformation, inner_optimizer: optax.GradientTransformation,
+    start: tuple, *data: Batches,
+) -> StocbioState:
+    x, y = start
+    optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
+    return StocbioState(x, y, optimizers, jnp.float32(0))
 
 
 def stocbio(
@@ -65,11 +75,6 @@ def stocbio(
     """
     check_positive(neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms)
 
-    def init(start: tuple, *data: Batches) -> StocbioState:
-        x, y = start
-        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return StocbioState(x, y, optimizers, jnp.float32(0))
-
     def step(
         state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
     ) -> StocbioState:
@@ -83,7 +88,8 @@ def stocbio(
         x, of_x = move(outer_optimizer, slope, of_x, x)
         return StocbioState(x, y, (of_x, of_y), growth)
 
-    return Process(init, step, calls=oracle_calls(inner_steps, 1, terms))
+    return Process(partial(_start, outer_optimizer, inner_optimizer), step,
+                   calls=oracle_calls(inner_steps, 1, terms))
 
 
 def _series(
@@ -146,11 +152,6 @@ def ttsa(
     def drawn(key: jax.Array) -> jax.Array:
         return jax.random.randint(key, (), 0, terms)
 
-    def init(start: tuple, *data: Batches) -> StocbioState:
-        x, y = start
-        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return StocbioState(x, y, optimizers, jnp.float32(0))
-
     def step(
         state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
     ) -> StocbioState:
@@ -175,7 +176,7 @@ def ttsa(
     def calls(state: StocbioState, key: jax.Array, *data: Batches) -> dict[str, Any]:
         return oracle_calls(1, 1, drawn(jax.random.split(key, 4)[2]) + 1)
 
-    return Process(init, step, calls=calls)
+    return Process(partial(_start, outer_optimizer, inner_optimizer), step, calls=calls)
 
 
 class MrboState(NamedTuple):

@@ -320,7 +320,7 @@ def _proposals(
             w, old, Mixing(along(past.dx), along(past.dr), *map(view.cut, past[2:])), order)
         over = jax.vmap(view.put)
         past = Mixing(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
-                    *map(view.put, past[2:], fresh[2:]))
+                      *map(view.put, past[2:], fresh[2:]))
         return lambda kept: new, slopes, past
     if isinstance(method, Jvp):
         w, slope = mended(w, model)

@@ -13,7 +13,6 @@ from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution
-from jaxiter.stop import tolerance
 from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, only_implicit, reduce, valid
 from jaxiter.transport.geometry import Dense, Reduced
@@ -69,8 +68,7 @@ def sinkhorn_many(
     epsilon = jnp.broadcast_to(jnp.asarray(epsilon, costs.dtype), (count,))
     given = Dense(costs)
     parts, marginals = jax.vmap(reduce)(given, Marginals(a, b, epsilon))
-    stop = tolerance() if chosen.stop is None else chosen.stop
-    adjoint = as_adjoint(chosen.adjoint)
+    stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     only_implicit("sinkhorn_many", adjoint)
     solve = solve_many(
         kernel_problem(valid), jnp.zeros_like(b), *stop_gradient((parts.geometry, marginals)),
@@ -130,8 +128,7 @@ def sinkhorn_histograms(
     count = a.shape[0] if a.ndim == 2 else b.shape[0]
     a, b = jnp.broadcast_to(a, (count, n)), jnp.broadcast_to(b, (count, m))
     epsilon = jnp.asarray(epsilon, geometry.dtype)
-    stop = tolerance() if chosen.stop is None else chosen.stop
-    adjoint = as_adjoint(chosen.adjoint)
+    stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     only_implicit("sinkhorn_histograms", adjoint)
     # What is common to all: the cost is reduced once, for the sum of the histograms.
     parts, common = reduce(geometry, Marginals(jnp.sum(a, 0), jnp.sum(b, 0), epsilon))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.adjoint import Adjoint
+from jaxiter.adjoint import Adjoint, refuse_series
 from jaxiter.numerics import (
     accumulation_dtype,
     if_needed,
@@ -92,6 +92,19 @@ def mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
     return abs(a.sum() - b.sum()) <= slack * abs(a.sum())
 
 
+def check_signs(name: str, host: np.ndarray) -> None:
+    """Raise ValueError for weights that are not at least 0."""
+    if not np.all(host >= 0):
+        raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
+
+
+def check_masses(a: Any, b: Any, remedy: str) -> None:
+    """Raise ValueError for weights that can be read here and have different sums."""
+    if is_concrete(a, b) and not mass_agrees(np.asarray(a), np.asarray(b), a.dtype):
+        raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
+                         f"{remedy}.")
+
+
 def _check(geometry: Geometry, marginals: Marginals) -> None:
     """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
     a, b, epsilon = marginals[:3]
@@ -103,14 +116,11 @@ def _check(geometry: Geometry, marginals: Marginals) -> None:
     for name, weights in (("a", a), ("b", b)):
         if is_concrete(weights):
             host = np.asarray(weights)
-            if not np.all(host >= 0):
-                raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
+            check_signs(name, host)
             if host.sum() == 0:
                 raise ValueError(f"{name} sums to 0; give it some mass.")
-    if marginals.balanced and is_concrete(a, b) and not mass_agrees(
-            np.asarray(a), np.asarray(b), a.dtype):
-        raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
-                         "pass rho_a/rho_b (unbalanced) or normalise.")
+    if marginals.balanced:
+        check_masses(a, b, "pass rho_a/rho_b (unbalanced) or normalise")
     if isinstance(geometry, Dense) and is_concrete(geometry.cost):
         _check_cost(np.asarray(geometry.cost), a, b)
 
@@ -242,9 +252,8 @@ def only_implicit(front: str, adjoint: Adjoint, sums: bool = True) -> None:
     if adjoint.differentiates_loop:
         raise ValueError(f"{front} does not unroll its solves: use implicit(), whose derivatives "
                          "are exact, of any order, or map sinkhorn with unrolled().")
-    if adjoint.sums_map and not sums:
-        raise ValueError(f"neumann(k) and one_step(k) sum a series of T(x) - x = 0, and {front} "
-                         "solves other equations; use implicit().")
+    if not sums:
+        refuse_series(adjoint, front)
 
 
 def warn_below_floor(

@@ -13,7 +13,6 @@ from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
-from jaxiter.stop import tolerance
 from jaxiter.transport.checks import (
     MAX_STEPS,
     NO_RESUME,
@@ -124,8 +123,7 @@ def _self_term(
 ) -> tuple[jax.Array, Solution]:
     """OT(a, a): both potentials are one f, the fixed point of its averaged update."""
     own = marginals._replace(b=marginals.a, rho_b=marginals.rho_a)
-    stop = tolerance() if options.stop is None else options.stop
-    adjoint = as_adjoint(options.adjoint)
+    stop, adjoint = options.rule, as_adjoint(options.adjoint)
     parts, own = reduce(geometry, own)
     half = (parts.shift_rows + parts.shift_columns) / 2  # a cost as symmetric as before
     parts = parts.placed(half, half)

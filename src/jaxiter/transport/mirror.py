@@ -17,7 +17,7 @@ from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import never, without_claims
-from jaxiter.transport.checks import mass_agrees
+from jaxiter.transport.checks import check_masses, mass_agrees
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -126,7 +126,7 @@ def mirror_sinkhorn(
         "keep_best": "its merit does not say how far the minimum is",
         "resume": "the average is one of all steps; run more of them",
     }, stop=never(), adjoint=unrolled())
-    chosen = chosen._replace(stop=without_claims(chosen.stop or never()))
+    chosen = chosen._replace(stop=without_claims(chosen.rule))
     if isinstance(chosen.max_steps, int | np.integer):
         chosen = chosen._replace(max_steps=int(chosen.max_steps))
         check_count(max_steps=chosen.max_steps)
@@ -138,9 +138,7 @@ def mirror_sinkhorn(
             raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
         if is_concrete(weights) and not np.all(np.asarray(weights) > 0):
             raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
-    if is_concrete(a, b) and not mass_agrees(np.asarray(a), np.asarray(b), a.dtype):
-        raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
-                         "normalise them.")
+    check_masses(a, b, "normalise them")
     if not callable(gradient):
         cost = jnp.asarray(gradient)
         gradient = lambda plan: cost  # noqa: E731

@@ -10,7 +10,6 @@ from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
-from jaxiter.stop import tolerance
 from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import (
     MAX_STEPS,
@@ -89,9 +88,7 @@ def sinkhorn(
     """
     chosen = choose("sinkhorn", options, NO_RESUME, max_steps=MAX_STEPS)
     geometry, marginals = prepare(cost, a, b, epsilon, rho_a, rho_b)
-    stop = tolerance() if chosen.stop is None else chosen.stop
-    adjoint = as_adjoint(chosen.adjoint)
-    chosen = chosen._replace(stop=stop, adjoint=adjoint)
+    stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     method = _choose(method, geometry, marginals, chosen.solver, adjoint)
     warn_below_floor(stop, method, geometry, marginals)
     given = None if init is None else _warm(init, marginals)

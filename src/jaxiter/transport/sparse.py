@@ -17,7 +17,7 @@ from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import mass_agrees, only_implicit
+from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, only_implicit
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -66,11 +66,9 @@ def _check(cost: np.ndarray, a: np.ndarray, b: np.ndarray, gamma: np.ndarray) ->
         raise ValueError("cost must be finite; k-sparse plans cannot forbid pairs.")
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")
-    for name, weights in (("a", a), ("b", b)):
-        if not np.all(weights >= 0):
-            raise ValueError(f"{name} has negative or NaN entries: {weights.min()}.")
-    if not mass_agrees(a, b, a.dtype):
-        raise ValueError(f"sum(a)={a.sum():g} differs from sum(b)={b.sum():g}; normalise them.")
+    check_signs("a", a)
+    check_signs("b", b)
+    check_masses(a, b, "normalise them")
 
 
 @on_own_mesh

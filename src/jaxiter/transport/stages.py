@@ -44,7 +44,7 @@ FAR, SCALING, EASIER, MOST_LEVELS = 500.0, 4.0, 2, 12
 
 
 class Choices(NamedTuple):
-    """How to solve: the method, and the options of `fixed_point`, with a stop rule."""
+    """How to solve: the method, and the options of `fixed_point`."""
 
     method: str
     options: Options
@@ -97,7 +97,7 @@ def _sinkhorn(
 
     All but the last are solved roughly; "newton" solves the last one no better.
     """
-    options, stop, most = choices.options, choices.options.stop, choices.options.max_steps
+    options, stop, most = choices.options, choices.options.rule, choices.options.max_steps
     if choices.method == "auto":
         options, most = options._replace(solver=anderson()), AUTO_STEPS
     elif choices.method == "newton":
@@ -159,7 +159,7 @@ def _scaling(
     return levels.astype(jnp.int32), at
 
 
-def _rough_or(stop: Any, rough: jax.Array) -> Stop:
+def _rough_or(stop: Stop, rough: jax.Array) -> Stop:
     """The rule, or, for a stage before the last, a relative error of `ROUGH_ERROR`."""
     def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
         status, state = stop.update(info, state)
