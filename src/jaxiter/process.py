@@ -292,6 +292,7 @@ def iterate_many(
       A batched `Solution`.
 
     >>> import jax, jax.numpy as jnp
+    >>> from jaxiter import tolerance
     >>> walk = Process(lambda x0: x0, lambda x, key: 0.5 * x + 0 * jax.random.normal(key),
     ...                merit=lambda x: abs(x))
     >>> runs = iterate_many(walk, jnp.array([1.0, 8.0]), key=jax.random.key(0),
