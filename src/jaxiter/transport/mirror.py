@@ -12,7 +12,8 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen, unrolled
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import check_count, is_concrete, on_own_mesh
+from jaxiter.known import known
+from jaxiter.numerics import check_count, on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status, reports
@@ -85,6 +86,15 @@ class MirrorResult(NamedTuple):
     solve: Solution
 
 
+def _check_weights(a: Any, b: Any) -> None:
+    """Raise ValueError for weights of no mass, or of different sums."""
+    a, b = np.asarray(a), np.asarray(b)
+    for name, weights in (("a", a), ("b", b)):
+        if not np.all(weights > 0):
+            raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
+    check_masses(a, b, "normalise them")
+
+
 @on_own_mesh
 def mirror_sinkhorn(
     gradient: Callable | jax.Array,
@@ -136,9 +146,7 @@ def mirror_sinkhorn(
     for name, weights in (("a", a), ("b", b)):
         if jnp.ndim(weights) != 1 or jnp.size(weights) == 0:
             raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
-        if is_concrete(weights) and not np.all(np.asarray(weights) > 0):
-            raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
-    check_masses(a, b, "normalise them")
+    known(_check_weights, a, b)
     if not callable(gradient):
         cost = jnp.asarray(gradient)
         gradient = lambda plan: cost  # noqa: E731

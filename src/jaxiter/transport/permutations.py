@@ -9,7 +9,8 @@ import optax
 from jax import lax
 
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import check_count, is_concrete, stop_gradient
+from jaxiter.known import known
+from jaxiter.numerics import check_count, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.solution import Status
 from jaxiter.transport.checks import NO_RESUME
@@ -19,8 +20,12 @@ from jaxiter.transport.sinkhorn import sinkhorn
 def _check(scores: jax.Array, tau: Any) -> None:
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square [..., k, k], got shape {scores.shape}.")
-    if is_concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise ValueError(f"tau must be positive, got {tau}.")
+
+    def positive(tau: Any) -> None:
+        if not np.all(np.asarray(tau) > 0):
+            raise ValueError(f"tau must be positive, got {tau}.")
+
+    known(positive, tau)
 
 
 def sinkhorn_layer(
