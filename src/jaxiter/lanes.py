@@ -24,6 +24,7 @@ from jaxiter.method import Method, make_method
 from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
+from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, Status
 
 PyTree = Any
@@ -83,6 +84,7 @@ def normalise_axes(in_axes: Any, count: int) -> tuple:
     return tuple(axes)
 
 
+@reused
 @on_own_mesh
 def solve_many(
     problem: Problem | Callable,

@@ -18,6 +18,7 @@ from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import anchor, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import StepInfo, Stop, never, without_claims
 
@@ -218,6 +219,7 @@ def _whole(solution: Solution, stride: int) -> Solution:
         value=value, steps=stride * solution.steps, calls=state.memory.calls)
 
 
+@reused
 @on_own_mesh
 def iterate(
     process: Process,
@@ -274,6 +276,7 @@ def iterate(
     return _whole(solution, chosen.check_every)
 
 
+@reused
 @on_own_mesh
 def iterate_many(
     process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int = 128,

@@ -187,4 +187,6 @@ def _answer(program: Program, reader: Reader) -> PyTree:
         constants[i] = reader.tracers[j]
     leaves = {"operand": reader.operands, "constant": constants,
               "computed": program.run(constants, reader.operands)}
-    return program.finish(jnp.asarray(leaves[kind][i]) for kind, i in program.sources)
+    found = (leaves[kind][i] for kind, i in program.sources)
+    # An operand that is handed back may be a plain number.
+    return program.finish(x if isinstance(x, jax.Array) else jnp.asarray(x) for x in found)

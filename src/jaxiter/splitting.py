@@ -12,6 +12,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.numerics import is_concrete, on_own_mesh, real_dtype, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point, as_problem, build_cache, extras
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 
 PyTree = Any
@@ -75,6 +76,7 @@ class Splitting(NamedTuple):
         return SplitResult(value, dual, solution)
 
 
+@reused
 @on_own_mesh
 def solve_splitting(
     splitting: Splitting, x0: PyTree, *args: PyTree, has_aux: bool = False,

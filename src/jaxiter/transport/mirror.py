@@ -16,6 +16,7 @@ from jaxiter.known import known
 from jaxiter.numerics import check_count, on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import never, without_claims
 from jaxiter.transport.checks import check_masses, mass_agrees
@@ -95,6 +96,7 @@ def _check_weights(a: Any, b: Any) -> None:
     check_masses(a, b, "normalise them")
 
 
+@reused
 @on_own_mesh
 def mirror_sinkhorn(
     gradient: Callable | jax.Array,

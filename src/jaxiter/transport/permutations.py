@@ -12,6 +12,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.known import known
 from jaxiter.numerics import check_count, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.reuse import reused
 from jaxiter.solution import Status
 from jaxiter.transport.checks import NO_RESUME
 from jaxiter.transport.sinkhorn import sinkhorn
@@ -28,6 +29,7 @@ def _check(scores: jax.Array, tau: Any) -> None:
     known(positive, tau)
 
 
+@reused
 def sinkhorn_layer(
     scores: jax.Array, tau: Any = 1.0, **options: Unpack[SolveOptions]
 ) -> jax.Array:
@@ -80,6 +82,7 @@ def sinkhorn_layer(
     return solve(scores)
 
 
+@reused
 def gumbel_sinkhorn(
     key: jax.Array, scores: jax.Array, tau: Any = 1.0, *, noise: Any = 1.0, samples: int = 1,
     **options: Unpack[SolveOptions],

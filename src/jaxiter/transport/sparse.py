@@ -16,6 +16,7 @@ from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
 from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, only_implicit
@@ -75,6 +76,7 @@ def _check(cost: Any, a: Any, b: Any, gamma: Any) -> None:
     check_masses(a, b, "normalise them")
 
 
+@reused
 @on_own_mesh
 def sparse_transport(
     cost: jax.Array,
