@@ -285,7 +285,7 @@ def iterate(
 @reused
 @on_own_mesh
 def iterate_many(
-    process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int = 128,
+    process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int | None = None,
     in_axes: Any = 0, refill_every: int = 16, **options: Unpack[SolveOptions],
 ) -> Solution:
     """Many runs of a process of uneven length, in lanes that refill when theirs ends.

@@ -35,7 +35,7 @@ def sinkhorn_many(
     b: jax.Array | None = None,
     *,
     epsilon: Any,
-    lanes: int = 128,
+    lanes: int | None = None,
     **options: Unpack[SolveOptions],
 ) -> TransportResult:
     """A batch of balanced problems of uneven difficulty, solved in refilled lanes.
@@ -47,7 +47,7 @@ def sinkhorn_many(
     Args:
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.
       epsilon: scalar or `[batch]`.
-      lanes: problems side by side.
+      lanes: problems side by side; default as in `solve_many`.
       **options: as in `sinkhorn`; no `unrolled()`.
 
     Returns:
