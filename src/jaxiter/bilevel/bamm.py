@@ -9,27 +9,21 @@ without lower-level strong convexity", 2023.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import directions
+from jaxiter.bilevel.methods import product_pair, three_directions
+from jaxiter.bilevel.single_loop import moving_together
+from jaxiter.estimators import Estimator, Oracle
 from jaxiter.numerics import check_positive
-from jaxiter.process import Batches, Process
+from jaxiter.process import Process
 
 PyTree = Any
-
-
-class BammState(NamedTuple):
-    """x, y, the multipliers v (like y), and k steps made."""
-
-    x: PyTree
-    y: PyTree
-    v: PyTree
-    k: jax.Array
 
 
 def sl_bamm(
@@ -61,27 +55,30 @@ def sl_bamm(
         raise ValueError(f"average must be in (0, 1), got {average}.")
     check_positive(rate=rate, decay=decay)
 
-    def init(start: tuple, *data: Batches) -> BammState:
-        x, y = start
-        return BammState(x, y, trees.zeros_like(y), jnp.int32(0))
+    def age(k: Any) -> jax.Array:
+        return (k + 1).astype(jnp.float32)
 
-    def step(
-        state: BammState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> BammState:
-        x, y, v, k = state
-        inner_key, outer_key = jax.random.split(key)
-        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
-        age = (k + 1).astype(jnp.float32)
-        mu = average * age**-decay
+    def update(oracle: Oracle, point: tuple, k: jax.Array, key: jax.Array) -> tuple:
+        a, b = oracle.draw(key)
+        mu = average * age(k) ** -decay
 
-        def average_of_both(x: PyTree, y: PyTree, batch: tuple) -> jax.Array:
+        def average_of_both(x: PyTree, y: PyTree, _: None) -> jax.Array:
             return trees.axpy(mu, outer(x, y, b), trees.scale(1 - mu, inner(x, y, a)))
 
-        dx, dy, dv = directions(outer, average_of_both, x, y, v, (), b)
-        new_y = trees.axpy(-rate, dy, y)
-        new_v = trees.axpy(-rate * age ** (-tau / 2), dv, v)
-        new_x = trees.axpy(-rate * age ** (-1.5 * tau) * mu**3, dx, x)
-        new_x = new_x if project is None else project(new_x)
-        return BammState(new_x, new_y, new_v, k + 1)
+        x, y, v = point
+        return three_directions(product_pair(average_of_both, x, y, v, None),
+                                jax.grad(outer, (0, 1))(x, y, b)), k + 1
 
-    return Process(init, step, calls=oracle_calls(1, 1, 2))
+    def slow(k: Any) -> jax.Array:
+        return rate * age(k) ** (-1.5 * tau) * (average * age(k) ** -decay) ** 3
+
+    def keep(point: tuple) -> tuple:
+        x, y, v = point
+        return (x if project is None else project(x)), y, v
+
+    optimizers = (optax.sgd(slow), optax.sgd(rate),
+                  optax.sgd(lambda k: rate * age(k) ** (-tau / 2)))
+    averaged = Estimator(lambda oracle, point: jnp.int32(0), update, lambda *_: ())
+    return moving_together(
+        optimizers, averaged, lambda point, *data: Oracle((), data),
+        lambda: oracle_calls(1, 1, 2), keep=keep)

@@ -8,6 +8,7 @@ speedup for multi-block bilevel optimization", 2023.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import product_pair, storm
+from jaxiter.bilevel.methods import product_pair
+from jaxiter.estimators import msvr_value, storm_value
 from jaxiter.numerics import check_positive, check_share
 from jaxiter.process import Batches, Process
 
@@ -71,13 +73,15 @@ def bsvrb_v2(
     """
     linear_rate = inner_rate if linear_rate is None else linear_rate
     check_positive(linear_rate=linear_rate, radius=radius)
-    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+    check_share(smoothing=smoothing)
+    estimate = partial(msvr_value, smoothing, correction)
 
     def follow(v: PyTree, u: PyTree, now: _Block, last: _Block) -> tuple:
-        u = _msvr(now.rest, last.rest, u, options)
+        u = estimate(now.rest, last.rest, u)
         v = trees.axpy(-linear_rate, u, v)
         return trees.into_ball(radius, v), u
 
+    options = _Options(blocks, rate, inner_rate, estimate, momentum)
     return _bsvrb(outer, inner, options, trees.zeros_like, lambda v, pull: v, follow, lazy=True)
 
 
@@ -98,7 +102,8 @@ def bsvrb_v1(
       ValueError: as `bsvrb_v2`.
     """
     check_positive(curvature=curvature)
-    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+    check_share(smoothing=smoothing)
+    estimate = partial(msvr_value, smoothing, correction)
 
     def identity(y: PyTree) -> jax.Array:
         size = sum(leaf[0].size for leaf in jax.tree.leaves(y))
@@ -106,13 +111,14 @@ def bsvrb_v1(
                                 (_count(y), size, size))
 
     def follow(matrix: jax.Array, u: PyTree, now: _Block, last: _Block) -> tuple:
-        return _msvr(now.hessian(), last.hessian(), matrix, options), u
+        return estimate(now.hessian(), last.hessian(), matrix), u
 
     def invert(matrix: jax.Array, pull: PyTree) -> PyTree:
         values, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
         flat, unravel = ravel_pytree(pull)
         return unravel(basis @ ((basis.T @ flat) / jnp.maximum(values, curvature)))
 
+    options = _Options(blocks, rate, inner_rate, estimate, momentum)
     return _bsvrb(outer, inner, options, identity, invert, follow, lazy=False)
 
 
@@ -120,8 +126,7 @@ class _Options(NamedTuple):
     blocks: int
     rate: Any
     inner_rate: Any
-    smoothing: Any
-    correction: Any
+    estimate: Callable
     momentum: Any
 
 
@@ -134,18 +139,12 @@ class _Block(NamedTuple):
     hessian: Callable
 
 
-def _msvr(now: PyTree, last: PyTree, kept: PyTree, options: _Options) -> PyTree:
-    """The smoothed value plus the change along the path."""
-    return trees.axpy(options.smoothing, trees.subtract(now, kept),
-                      trees.axpy(options.correction, trees.subtract(now, last), kept))
-
-
 def _bsvrb(
     outer: Callable, inner: Callable, options: _Options, first: Callable, vector: Callable,
     follow: Callable, lazy: bool,
 ) -> Process:
     check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
-    check_share(smoothing=options.smoothing, momentum=options.momentum)
+    check_share(momentum=options.momentum)
 
     def init(start: tuple, *data: Batches) -> BsvrbState:
         x, y = start
@@ -169,7 +168,7 @@ def _bsvrb(
         """New estimates and adjoint of a sampled block, and its slopes at the two points."""
         now, last = at(point, a, b), at(before, a, b)
         adjoint, u = follow(point[2], u, now, last)
-        return adjoint, _msvr(now.down, last.down, s, options), u, now.slope, last.slope
+        return adjoint, options.estimate(now.down, last.down, s), u, now.slope, last.slope
 
     def step(
         state: BsvrbState, key: jax.Array, inner_data: Batches, outer_data: Batches
@@ -189,7 +188,7 @@ def _bsvrb(
 
         s, u = put(s, new_s), put(u, new_u)
         now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
-        slope = storm(options.momentum, now, last, slope)
+        slope = storm_value(options.momentum, now, last, slope)
         if lazy:
             new_y = put(y, trees.axpy(-options.inner_rate, new_s, y_at))
         else:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import move
+from jaxiter.bilevel.methods import descend, move
 from jaxiter.numerics import check_positive
 from jaxiter.process import Batches, Process
 
@@ -58,6 +57,8 @@ def pzobo(
     check_positive(inner_rate=inner_rate, inner_steps=inner_steps, directions=directions,
                    radius=radius)
 
+    descent = optax.sgd(inner_rate)
+
     def init(start: tuple, *data: Batches) -> PzoboState:
         x, y = start
         return PzoboState(x, y, outer_optimizer.init(x))
@@ -67,14 +68,10 @@ def pzobo(
     ) -> PzoboState:
         x, start, optimizer = state
         inner_key, outer_key, direction_key = jax.random.split(key, 3)
-        keys = jax.random.split(inner_key, inner_steps)
 
         def trajectory(x: PyTree) -> PyTree:
-            def descend(y: PyTree, key: jax.Array) -> tuple[PyTree, None]:
-                return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, inner_data.draw(key)),
-                                  y), None
-
-            return lax.scan(descend, start, keys)[0]
+            return descend(inner, descent, x, start, descent.init(start), inner_data, inner_key,
+                           inner_steps)[0]
 
         y = trajectory(x)
         direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))

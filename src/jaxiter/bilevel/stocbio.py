@@ -14,7 +14,9 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move, product_pair, storm
+from jaxiter.bilevel.methods import descend, move, product_pair
+from jaxiter.bilevel.single_loop import moving_together
+from jaxiter.estimators import Drawn, Oracle, storm
 from jaxiter.numerics import check_positive, safe_divide
 from jaxiter.process import Batches, Process
 
@@ -179,17 +181,6 @@ def ttsa(
     return Process(partial(_start, outer_optimizer, inner_optimizer), step, calls=calls)
 
 
-class MrboState(NamedTuple):
-    """x, y, their optimizers, the point before, the STORM estimates there, and k steps made."""
-
-    x: PyTree
-    y: PyTree
-    optimizers: tuple
-    before: tuple
-    estimates: tuple
-    k: jax.Array
-
-
 def mrbo(
     outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
     outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 11,
@@ -206,29 +197,22 @@ def mrbo(
     """
     check_positive(neumann_rate=neumann_rate, terms=terms, momentum=momentum)
 
-    def init(start: tuple, *data: Batches) -> MrboState:
-        x, y = start
-        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return MrboState(x, y, optimizers, (x, y), (trees.zeros_like(x), trees.zeros_like(y)),
-                         jnp.int32(0))
+    def oracle(point: tuple, inner_data: Batches, outer_data: Batches) -> Oracle:
+        def draw(key: jax.Array) -> tuple:
+            inner_key, linear_key, outer_key = jax.random.split(key, 3)
+            return (inner_data.draw(inner_key), jax.random.split(linear_key, terms),
+                    outer_data.draw(outer_key))
 
-    def step(
-        state: MrboState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> MrboState:
-        x, y, (of_x, of_y), before, (hx, hy), k = state
-        inner_key, linear_key, outer_key = jax.random.split(key, 3)
-        keys = jax.random.split(linear_key, terms)
-        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
-
-        def at(x: PyTree, y: PyTree) -> tuple:
+        def slopes(point: tuple, batch: tuple) -> tuple:
+            (x, y, none), (a, keys, b) = point, batch
             slope, _ = _series(outer, inner, x, y, keys, inner_data, b, neumann_rate)
-            return slope, jax.grad(inner, 1)(x, y, a)
+            return slope, jax.grad(inner, 1)(x, y, a), none
 
-        weight = jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
-        weight = jnp.where(k == 0, 1.0, weight)
-        hx, hy = storm(weight, at(x, y), at(*before), (hx, hy))
-        new_x, of_x = move(outer_optimizer, hx, of_x, x)
-        new_y, of_y = move(inner_optimizer, hy, of_y, y)
-        return MrboState(new_x, new_y, (of_x, of_y), (x, y), (hx, hy), k + 1)
+        return Oracle((slopes,), (Drawn(draw),), (point,))
 
-    return Process(init, step, calls=oracle_calls(2, 2, 2 * terms))
+    def weight(k: jax.Array) -> jax.Array:
+        return jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
+
+    return moving_together(
+        (outer_optimizer, inner_optimizer, optax.identity()), storm(weight), oracle,
+        lambda spent: oracle_calls(spent, spent, spent * terms), adjoint=lambda y: ())
