@@ -20,8 +20,8 @@ from jaxiter.bilevel.unrolled import unrolled_hypergradient
 
 __all__ = [
     "HypergradientResult", "MamlResult", "RunResult", "aggregated_descent", "bome", "bsvrb_v1",
-    "bsvrb_v2", "f2sa", "f3sa", "hypergradient", "ift_neumann",
-    "implicit_maml", "lv_hba", "mrbo", "neumann_series", "nystrom", "proximal_penalty",
-    "proximal_penalty_single", "pzobo", "run", "saba", "self_tuning", "single_loop", "sl_bamm",
-    "soba", "solve_inner", "srba", "stocbio", "ttsa", "unrolled_hypergradient",
+    "bsvrb_v2", "f2sa", "f3sa", "hypergradient", "ift_neumann", "implicit_maml", "lv_hba", "mrbo",
+    "neumann_series", "nystrom", "proximal_penalty", "proximal_penalty_single", "pzobo", "run",
+    "saba", "self_tuning", "single_loop", "sl_bamm", "soba", "solve_inner", "srba", "stocbio",
+    "ttsa", "unrolled_hypergradient",
 ]

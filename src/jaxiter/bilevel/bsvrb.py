@@ -164,37 +164,32 @@ def _bsvrb(
 
         return _Block(down, trees.subtract(image, pull), trees.subtract(direct, cross), hessian)
 
-    def one(point: tuple, before: tuple, s: PyTree, u: PyTree, a: PyTree, b: PyTree) -> tuple:
-        """New estimates and adjoint of a sampled block, and its slopes at the two points."""
-        now, last = at(point, a, b), at(before, a, b)
-        adjoint, u = follow(point[2], u, now, last)
-        return adjoint, options.estimate(now.down, last.down, s), u, now.slope, last.slope
+    def one(x: PyTree, block: tuple, x_was: PyTree, was: tuple, a: PyTree, b: PyTree) -> tuple:
+        """A sampled block with new estimates and adjoint, and its slopes at the two points."""
+        y, adjoint, s, u = block
+        now, last = at((x, y, adjoint), a, b), at((x_was, *was), a, b)
+        s = options.estimate(now.down, last.down, s)
+        adjoint, u = follow(adjoint, u, now, last)
+        y = trees.axpy(-options.inner_rate, s, y) if lazy else y
+        return (y, adjoint, s, u), now.slope, last.slope
 
     def step(
         state: BsvrbState, key: jax.Array, inner_data: Batches, outer_data: Batches
     ) -> BsvrbState:
-        x, y, adjoint, (s, u), before, slope = state
+        x, y, adjoint, estimates, before, slope = state
         block_key, inner_key, outer_key = jax.random.split(key, 3)
         index = jax.random.choice(block_key, _count(y), (options.blocks,), replace=False)
         a, b = _rows(inner_data, index, inner_key), _rows(outer_data, index, outer_key)
-        y_at, adjoint_at, y_was, adjoint_was, s_at, u_at = jax.tree.map(
-            lambda leaf: leaf[index], (y, adjoint, *before[1:], s, u))
-        new_adjoint, new_s, new_u, now, last = jax.vmap(
-            one, in_axes=((None, 0, 0), (None, 0, 0), 0, 0, 0, 0))(
-                (x, y_at, adjoint_at), (before[0], y_was, adjoint_was), s_at, u_at, a, b)
-
-        def put(kept: PyTree, rows: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf, row: leaf.at[index].set(row), kept, rows)
-
-        s, u = put(s, new_s), put(u, new_u)
+        block, was = jax.tree.map(lambda leaf: leaf[index], ((y, adjoint, *estimates), before[1:]))
+        block, now, last = jax.vmap(one, in_axes=(None, 0, None, 0, 0, 0))(
+            x, block, before[0], was, a, b)
+        new_y, new_adjoint, s, u = jax.tree.map(
+            lambda leaf, rows: leaf.at[index].set(rows), (y, adjoint, *estimates), block)
         now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
         slope = storm_value(options.momentum, now, last, slope)
-        if lazy:
-            new_y = put(y, trees.axpy(-options.inner_rate, new_s, y_at))
-        else:
-            new_y = trees.axpy(-options.inner_rate, s, y)
-        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, put(adjoint, new_adjoint),
-                          (s, u), (x, y, adjoint), slope)
+        new_y = new_y if lazy else trees.axpy(-options.inner_rate, s, y)
+        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, new_adjoint, (s, u),
+                          (x, y, adjoint), slope)
 
     spent = 2 * options.blocks
     return Process(init, step, calls=oracle_calls(spent, spent, spent))

@@ -38,7 +38,7 @@ def move(
 
 def descend(
     inner: Callable, optimizer: optax.GradientTransformation, x: PyTree, y: PyTree, state: PyTree,
-    data: Batches, key: jax.Array, steps: int,
+    data: Batches | Drawn, key: jax.Array, steps: int,
 ) -> tuple[PyTree, PyTree]:
     """y and its optimizer's state after `steps` steps on inner, a new batch for each."""
     def once(carry: tuple, key: jax.Array) -> tuple[tuple, None]:

@@ -8,7 +8,7 @@ first-order stochastic approximation", 2024. Step sizes are ours.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,8 @@ def proximal_penalty(
     1.0
     """
     check_positive(inner_steps=inner_steps, samples=samples)
-    parts = _parts(outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
+    slopes, slope, follow, mix, descend = _parts(
+        outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
 
     def init(start: tuple, *data: Batches) -> PenaltyState:
         x, y = start
@@ -68,15 +69,14 @@ def proximal_penalty(
         pairs, centres = both(*data), tuple(centres)
         inner_key, outer_key = jax.random.split(key)
 
-        def follow(near: tuple, key: jax.Array) -> tuple[tuple, None]:
-            return parts.follow(near, centres, parts.slopes((x, *near), pairs.draw(key))), None
+        def once(near: tuple, key: jax.Array) -> tuple[tuple, None]:
+            return follow(near, centres, slopes((x, *near), pairs.draw(key))), None
 
-        near, _ = lax.scan(follow, centres, jax.random.split(inner_key, inner_steps))
-        slopes = jax.vmap(lambda key: parts.slope((x, *near), pairs.draw(key)))(
+        near, _ = lax.scan(once, centres, jax.random.split(inner_key, inner_steps))
+        drawn = jax.vmap(lambda key: slope((x, *near), pairs.draw(key)))(
             jax.random.split(outer_key, samples))
-        mean = jax.tree.map(lambda leaf: leaf.mean(0), slopes)
-        y, z = parts.mix(near, centres)
-        return PenaltyState(parts.descend(x, mean), y, z, k + 1)
+        y, z = mix(near, centres)
+        return PenaltyState(descend(x, jax.tree.map(lambda leaf: leaf.mean(0), drawn)), y, z, k + 1)
 
     spent = inner_steps + samples
     return Process(init, step, calls=oracle_calls(2 * spent, spent))
@@ -97,12 +97,13 @@ def proximal_penalty_single(
       ValueError: numbers that are not positive, mixing or momentum above 1.
     """
     check_share(momentum=momentum)
-    parts = _parts(outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
+    slopes, slope, follow, mix, descend = _parts(
+        outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
     estimator = storm(momentum)
 
     def oracles(x: PyTree, y: PyTree, *data: Batches) -> tuple[Oracle, Oracle]:
         pairs = (both(*data),)
-        return Oracle((parts.slopes,), pairs, ((y, y),)), Oracle((parts.slope,), pairs, (x,))
+        return Oracle((slopes,), pairs, ((y, y),)), Oracle((slope,), pairs, (x,))
 
     def init(start: tuple, *data: Batches) -> PenaltyState:
         x, y = start
@@ -112,32 +113,24 @@ def proximal_penalty_single(
     def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
         x, y, z, k, (near, of_near, of_x) = state
         nearby, beyond = oracles(x, y, *data)
-        slopes, of_near = estimator.update(nearby, (x, *near), of_near, key)
-        near = parts.follow(near, (y, z), slopes)
-        slope, of_x = estimator.update(beyond, (x, *near), of_x, key)
-        y, z = parts.mix(near, (y, z))
-        return PenaltyState(parts.descend(x, slope), y, z, k + 1, (near, of_near, of_x))
+        estimates, of_near = estimator.update(nearby, (x, *near), of_near, key)
+        near = follow(near, (y, z), estimates)
+        estimate, of_x = estimator.update(beyond, (x, *near), of_x, key)
+        y, z = mix(near, (y, z))
+        return PenaltyState(descend(x, estimate), y, z, k + 1, (near, of_near, of_x))
 
     return Process(init, step, calls=oracle_calls(8, 4))
-
-
-class _Parts(NamedTuple):
-    """What both loops do to x and to near, a pair of points near the centres (y, z).
-
-    slopes, slope: of the pair and of x, at `(x, *near)` on a pair of batches.
-    """
-
-    slopes: Callable
-    slope: Callable
-    follow: Callable
-    mix: Callable
-    descend: Callable
 
 
 def _parts(
     outer: Callable, inner: Callable, sigma: float, rate: float, inner_rate: float, prox: float,
     mixing: float, project_x: Callable, project_y: Callable,
-) -> _Parts:
+) -> tuple:
+    """What both loops do to x and to near, a pair of points near the centres (y, z).
+
+    Slopes of the pair and of x, at `(x, *near)` on a pair of batches; then the steps of near, of
+    the centres and of x.
+    """
     check_positive(sigma=sigma, rate=rate, inner_rate=inner_rate, prox=prox)
     check_share(mixing=mixing)
 
@@ -159,4 +152,4 @@ def _parts(
     def descend(x: PyTree, slope: PyTree) -> PyTree:
         return project_x(trees.axpy(-rate, slope, x))
 
-    return _Parts(slopes, slope, follow, mix, descend)
+    return slopes, slope, follow, mix, descend
