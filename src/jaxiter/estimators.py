@@ -19,11 +19,18 @@ from jaxiter.values import as_value
 
 PyTree = Any
 
+__all__ = ["Drawn", "Estimator", "Oracle", "msvr", "page", "plain", "saga", "sarah", "storm"]
+
 
 class Drawn(NamedTuple):
     """Data of which only a batch can be had, by `draw(key)`."""
 
     draw: Callable
+
+
+def alone(value: PyTree) -> PyTree:
+    """What a single part says is what the oracle says."""
+    return value
 
 
 class Oracle(NamedTuple):
@@ -38,7 +45,7 @@ class Oracle(NamedTuple):
     parts: tuple[Callable, ...]
     data: tuple[Any, ...]
     like: tuple[PyTree, ...] = ()
-    combine: Callable = lambda value: value
+    combine: Callable = alone
 
     def keys(self, key: jax.Array) -> tuple:
         """One for each part; a single part draws from the key itself."""

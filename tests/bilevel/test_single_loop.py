@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxiter.bilevel import run, saba, single_loop, soba, srba
+from jaxiter.bilevel import run, saba, single_loop, sl_bamm, soba, srba
 from jaxiter.estimators import msvr, page, storm
 from jaxiter.testing.bilevel import Cleaning, Selection, hyper_cleaning
 from tests.bilevel.problems import (
@@ -89,6 +89,21 @@ def test_variance_reduction_converges_where_soba_keeps_its_noise():
 @pytest.mark.parametrize("make, calls", [(saba, (1, 1, 1)), (srba, None)])
 def test_closed_form(make, calls):
     closed_form(make(OUTER, INNER, **RATES), 3000, 1e-3, calls, SAME)
+
+
+def test_sl_bamm_without_strong_convexity():
+    """B5, a hundred copies: relative error below 0.1 and 0.01 after 893 and 1,977 steps."""
+    method = sl_bamm(lambda x, y, _: jnp.sum((x - y[1]) ** 2) / 2 + jnp.sum((y[0] - 1) ** 2) / 2,
+                     lambda x, y, _: jnp.sum(y[0] ** 2) / 2 - x @ y[0])
+    error = jax.jit(lambda key: run(
+        method, jnp.full(100, 0.01), jnp.full((2, 100), 0.01), key=key, max_steps=2500,
+        trace=lambda s: jnp.sqrt(jnp.mean((jnp.concatenate([s.x[None], s.y]) - 1) ** 2))))(
+            jax.random.key(0)).trace
+    reached = [1 + int(np.argmax(np.asarray(error) < level)) for level in (0.1, 0.01)]
+    assert abs(reached[0] / 893 - 1) < 0.15 and abs(reached[1] / 1977 - 1) < 0.15, reached
+    for keywords in ({"average": 1.0}, {"rate": 0.0}):
+        with pytest.raises(ValueError, match="must be"):
+            sl_bamm(B1.outer, B1.inner, **keywords)
 
 
 def falling(rate):

@@ -1,7 +1,5 @@
 """Bilevel optimisation: hypergradients of nested problems, counted in oracle calls."""
 
-from jaxiter.bilevel.aggregation import aggregated_descent
-from jaxiter.bilevel.bamm import sl_bamm
 from jaxiter.bilevel.bome import bome
 from jaxiter.bilevel.bsvrb import bsvrb_v1, bsvrb_v2
 from jaxiter.bilevel.f2sa import f2sa, f3sa
@@ -14,9 +12,9 @@ from jaxiter.bilevel.proximal_penalty import proximal_penalty, proximal_penalty_
 from jaxiter.bilevel.pzobo import pzobo
 from jaxiter.bilevel.run import RunResult, run
 from jaxiter.bilevel.self_tuning import self_tuning
-from jaxiter.bilevel.single_loop import saba, single_loop, soba, srba
+from jaxiter.bilevel.single_loop import saba, single_loop, sl_bamm, soba, srba
 from jaxiter.bilevel.stocbio import ift_neumann, mrbo, stocbio, ttsa
-from jaxiter.bilevel.unrolled import unrolled_hypergradient
+from jaxiter.bilevel.unrolled import aggregated_descent, unrolled_hypergradient
 
 __all__ = [
     "HypergradientResult", "MamlResult", "RunResult", "aggregated_descent", "bome", "bsvrb_v1",

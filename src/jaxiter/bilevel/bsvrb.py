@@ -202,8 +202,5 @@ def _count(stacked: PyTree) -> int:
 def _rows(batches: Batches, index: jax.Array, key: jax.Array) -> PyTree:
     """The sampled blocks, and `size` random rows of each."""
     chosen = jax.tree.map(lambda leaf: leaf[index], batches.data)
-    if batches.size is None or not jax.tree.leaves(chosen):
-        return chosen
-    count = jax.tree.leaves(chosen)[0].shape[1]
-    rows = jax.random.randint(key, (index.shape[0], batches.size), 0, count)
-    return jax.tree.map(lambda leaf: jax.vmap(lambda block, at: block[at])(leaf, rows), chosen)
+    return jax.vmap(lambda rows, key: Batches(rows, batches.size).draw(key))(
+        chosen, jax.random.split(key, index.shape[0]))

@@ -14,6 +14,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.estimators import Drawn
 from jaxiter.process import Batches
+from jaxiter.solvers.residual import of_optax
 
 PyTree = Any
 
@@ -32,7 +33,7 @@ def move(
     optimizer: optax.GradientTransformation, direction: PyTree, state: PyTree, point: PyTree
 ) -> tuple[PyTree, PyTree]:
     """One step of an optax transformation along a descent direction."""
-    updates, state = optimizer.update(direction, state, point)
+    updates, state = of_optax(optimizer).update(direction, state, point)
     return optax.apply_updates(point, updates), state
 
 

@@ -89,19 +89,17 @@ def run(
                 raise ValueError(f"batch_size={batch_size} is larger than {name}, which has "
                                  f"{leaf.shape[0]} rows.")
     data = Batches(inner_data, batch_size), Batches(outer_data, batch_size)
-    monitor, resume = chosen.monitor, chosen.resume
-    if trace is not None:
-        count = _rows(chosen.max_steps, chosen.check_every)
-        monitor = _recording(monitor, trace, count, chosen.check_every)
-        resume = None if resume is None else _with_rows(resume, count)
-    solution = iterate(method, (x0, y0), *data, key=key, **chosen._replace(
-        monitor=monitor, resume=resume)._asdict())
-    state = latest(solution)
     if trace is None:
-        return RunResult(state, None, None, solution)
+        solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())
+        return RunResult(latest(solution), None, None, solution)
+    count = _rows(chosen.max_steps, chosen.check_every)
+    solution = iterate(method, (x0, y0), *data, key=key, **chosen._replace(
+        monitor=_recording(chosen.monitor, trace, count, chosen.check_every),
+        resume=_with_rows(chosen.resume, count))._asdict())
+    state = latest(solution)
     rows, calls = jax.tree.map(lambda leaf: leaf[:count], solution.trace.record["value"])
-    rows = _after(rows, trace(state), solution, chosen.check_every)
-    return RunResult(state, rows, calls, solution)
+    return RunResult(state, _after(rows, trace(state), solution, chosen.check_every), calls,
+                     solution)
 
 
 def _rows(max_steps: Any, every: int) -> int:
@@ -137,8 +135,10 @@ def _longer(leaf: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate([leaf, blank])[:count]
 
 
-def _with_rows(resume: LoopState, count: int) -> LoopState:
+def _with_rows(resume: LoopState | None, count: int) -> LoopState | None:
     """The state of an earlier part of the run, with room for the rows of this one."""
+    if resume is None:
+        return None
     held = getattr(resume, "monitor", None)
     if not isinstance(held, Traced):
         raise TypeError("resume (a state of a run without trace?) has no rows to go on with.")

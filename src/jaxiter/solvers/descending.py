@@ -37,7 +37,7 @@ def descending(
     >>> slope = jax.grad(lambda x: jnp.sum((x - 3.0) ** 2))
     >>> solver = descending(optax.sgd(0.1, momentum=0.5))
     >>> solution = jaxiter.root(slope, jnp.zeros(2), solver=solver)
-    >>> solution.value.round(3).tolist(), bool(solution.converged)
+    >>> [round(float(x), 3) for x in solution.value], bool(solution.converged)
     ([3.0, 3.0], True)
     """
     if not isinstance(optimizer, optax.GradientTransformation):
