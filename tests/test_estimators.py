@@ -22,6 +22,7 @@ from jaxiter.estimators import (
     storm,
 )
 from jaxiter.process import latest
+from jaxiter.testing import check_process
 from tests.bilevel.problems import B1
 
 rng = np.random.default_rng(0)
@@ -201,3 +202,14 @@ def test_a_newcomers_svrg_has_status_resume_and_lanes():
             jnp.stack([key, *jax.random.split(key)]))
     np.testing.assert_allclose(lanes[0], whole.state.x, rtol=1e-5)
     np.testing.assert_allclose(lanes, np.stack([B1.optimum] * 3), atol=1e-3)
+
+
+@pytest.mark.slow  # the default run has that of SOBA, in test_process.py
+@pytest.mark.parametrize("estimator", [saga(), sarah(), page(0.3)], ids=["saga", "sarah", "page"])
+def test_conformance(estimator):
+    method = single_loop(
+        lambda x, y, b: B1.outer(x, y) + y @ b.mean(0), lambda x, y, b: B1.inner(x, y),
+        estimator=estimator, inner_optimizer=optax.sgd(0.3), outer_optimizer=optax.sgd(0.05))
+    data = Batches(jnp.asarray(rng.normal(size=(7, 10)), jnp.float32), 3)
+    check_process(method, (jnp.asarray(B1.x, jnp.float32), jnp.zeros(10)), data, data,
+                  key=jax.random.key(0))

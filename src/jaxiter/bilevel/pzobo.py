@@ -29,7 +29,7 @@ class PzoboState(NamedTuple):
 
 def pzobo(
     outer: Callable, inner: Callable, *, inner_rate: Any, outer_optimizer: Any,
-    inner_steps: int = 10, directions: int = 10, radius: float | None = None,
+    inner_steps: int = 10, directions: int = 10, radius: float = 1e-2,
 ) -> Process:
     """`grad_x outer + mean_u u <y_T(x + mu u) - y_T(x), grad_y outer> / mu` over Gaussian u.
 
@@ -39,7 +39,7 @@ def pzobo(
     Args:
       outer, inner: `(x, y, batch) -> scalar`.
       inner_rate: at most 1 / L. outer_optimizer: of x. directions: Gaussian directions per step.
-      radius: mu; default 1e-2, where float32 rounding and curvature both cost about 1e-3.
+      radius: mu; at 1e-2 float32 rounding and curvature both cost about 1e-3.
 
     Raises:
       ValueError: rates, steps, directions or radius not positive.
@@ -53,7 +53,6 @@ def pzobo(
     >>> round(float(state.x), 2)
     1.0
     """
-    radius = 1e-2 if radius is None else radius
     check_positive(inner_rate=inner_rate, inner_steps=inner_steps, directions=directions,
                    radius=radius)
 

@@ -54,7 +54,8 @@ def moving_together(
     """
     def init(start: tuple, *data: Batches) -> SingleLoopState:
         x, y = start
-        point = x, y, v = x, y, adjoint(y)
+        v = adjoint(y)
+        point = (x, y, v)
         first = tuple(one.init(part) for one, part in zip(optimizers, point, strict=True))
         return SingleLoopState(x, y, v, first, estimator.init(oracle(point, *data), point))
 
