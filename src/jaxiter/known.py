@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxiter.numerics import is_concrete
 from jaxiter.values import Made
@@ -118,3 +120,33 @@ def again(checks: list[Check], operands: list) -> None:
         if readable(*now):
             check(*now)
 
+
+def check_count(**numbers: Any) -> None:
+    """Raise ValueError for what is no integer of at least 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+
+
+def check_positive(**numbers: Any) -> None:
+    """Refuse numbers that are known and not positive; traced ones pass."""
+    for name, number in numbers.items():
+        known(partial(_within, name, "positive", lambda n: n > 0), number)
+
+
+def check_fraction(**numbers: Any) -> None:
+    """Refuse numbers that are known and outside [0, 1)."""
+    for name, number in numbers.items():
+        known(partial(_within, name, "in [0, 1)", lambda n: (n >= 0) & (n < 1)), number)
+
+
+def check_share(**numbers: Any) -> None:
+    """Refuse numbers that are known and outside (0, 1]."""
+    for name, number in numbers.items():
+        known(partial(_within, name, "in (0, 1]", lambda n: (n > 0) & (n <= 1)), number)
+
+
+def _within(name: str, where: str, holds: Callable, number: Any) -> None:
+    if isinstance(number, int | float | np.ndarray | np.generic | jax.Array) and not np.all(
+            holds(np.asarray(number))):
+        raise ValueError(f"{name} must be {where}, got {number}.")

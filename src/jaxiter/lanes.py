@@ -20,9 +20,10 @@ from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split
 from jaxiter.driver import conclude
 from jaxiter.implicit import as_adjoint
+from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, make_method
-from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.reuse import reused

@@ -8,9 +8,8 @@ import numpy as np
 import optax
 
 from jaxiter.adjoint import Adjoint
-from jaxiter.known import known
+from jaxiter.known import check_count, known
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import check_count
 from jaxiter.solution import LoopState
 from jaxiter.stop import Stop, tolerance
 

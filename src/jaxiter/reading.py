@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 from jaxiter.values import Made

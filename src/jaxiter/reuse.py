@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
+import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +79,7 @@ def reused(front: Front) -> Front:
 
     @wraps(front)
     def call(*args: Any, **keywords: Any) -> Any:
-        if jax.config.jax_disable_jit or recording_trace():
+        if getattr(jax.config, "jax_disable_jit") or recording_trace():
             return front(*args, **keywords)
         for kinds in (NUMBERS, FEWEST):
             given = Given(args[:named], args[named:], keywords).with_steps(kinds)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.numerics import check_count, is_concrete, machine_epsilon, safe_divide
+from jaxiter.known import check_count
+from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide
 from jaxiter.recurrence.linearize import (
     Rows,
     apply,

@@ -11,7 +11,8 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction, is_concrete
+from jaxiter.known import check_fraction
+from jaxiter.numerics import is_concrete
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import (
     Final,

@@ -12,8 +12,8 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen, unrolled
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import known
-from jaxiter.numerics import check_count, on_own_mesh
+from jaxiter.known import check_count, known
+from jaxiter.numerics import on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused

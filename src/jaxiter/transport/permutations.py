@@ -9,8 +9,8 @@ import optax
 from jax import lax
 
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import known
-from jaxiter.numerics import check_count, stop_gradient
+from jaxiter.known import check_count, known
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.reuse import reused
 from jaxiter.solution import Status
