@@ -10,15 +10,8 @@ import numpy as np
 from jaxiter import trees
 from jaxiter.numerics import is_concrete, stop_gradient, strong
 from jaxiter.options import SolveOptions
-from jaxiter.recurrence.rounds import (
-    View,
-    accept,
-    choose_rounds,
-    nothing_final,
-    refuse_derivatives,
-    solve_rounds,
-)
-from jaxiter.recurrence.solve import Chain, comparison
+from jaxiter.recurrence.rounds import Layout, View, solve_rounds, without_derivatives
+from jaxiter.recurrence.solve import comparison
 from jaxiter.solution import Solution
 
 PyTree = Any
@@ -63,22 +56,14 @@ def solve_causal(
     if check and is_concrete(init):
         check_causal(function, init)
     count = jax.tree.leaves(init)[0].shape[0]
-    chosen = choose_rounds("solve_causal", options, count)
-    refuse_derivatives("solve_causal", chosen)
-    compare = comparison(init, rtol, atol)
+    chosen = without_derivatives("solve_causal", options, count)
 
-    def sweep(memory: Chain, guess: PyTree) -> Chain:
-        del guess
-        shown = function(memory.rows)
-        rows, final = accept(
-            View(jnp.int32(0), count), memory.final, memory.rows, shown, lambda kept: shown,
-            compare)
-        return Chain(rows, final, None)
+    def look(view: View, pending: jax.Array, rows: PyTree, own: None) -> tuple:
+        shown = function(rows)
+        return shown, lambda kept: shown, own
 
-    solve, memory = solve_rounds(
-        sweep, lambda guess: Chain(guess, nothing_final(count), None), count,
-        (stop_gradient(init),), chosen)
-    return solve._replace(value=memory.rows)
+    return solve_rounds(look, stop_gradient(init), None, (), chosen, layout=Layout(count),
+                        compare=comparison(init, rtol, atol))[0]
 
 
 def check_causal(function: Callable, rows: PyTree) -> None:
