@@ -222,9 +222,9 @@ def solve_rounds(
                 gap = View(ledger.final - 1, 1).put(gap, jax.tree.map(lambda g: jnp.zeros_like(g[:1]), gap))
             if block > 1:  # inside, rows are what steps made of each other, but for the first guess
                 inside = jnp.arange(width, dtype=jnp.int32) % block != 0
-                filled = jnp.where(ledger.final > 0, 0, jnp.inf)
-                off = jax.tree.map(
-                    lambda o: jnp.where(spread(inside, o), filled.astype(o.dtype), o), off)
+                known = jnp.where(ledger.final > 0, 0, jnp.inf)
+                off = jax.tree.map(  # what is not finite stays so
+                    lambda o: jnp.where(spread(inside, o), o * known.astype(o.dtype), o), off)
             gap = view.put(gap, off)
         rows = view.put(rows, new)
         if after is not None:
@@ -234,7 +234,7 @@ def solve_rounds(
     if options.resume is not None:
         options = options._replace(resume=_measured_again(options.resume, floating))
     spent = None if calls is None else lambda point, ledger, *rest: {
-        calls: jnp.minimum(width, count - ledger.final)}
+        calls: jnp.minimum(width, count - ledger.final * int(held))}
     solve, ledger, newest = run_rounds(one, rows, start, operands, options, spent)
     done = (ledger.final >= count) & jnp.isfinite(solve.merit)
     final = jnp.where(done, count, jnp.maximum(ledger.final - block, 0))
