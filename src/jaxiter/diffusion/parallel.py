@@ -197,6 +197,7 @@ def sample_parallel(
         partial(_look, sampler, denoiser, method, mesh), start[1:], seen, tuple(operands), chosen,
         compare=_change, layout=Layout(width), calls="model",
         after=partial(_guess_ahead, sampler) if width < count else None)
+    newest = jnp.where(solve.aux == count, solve.value, newest)
     x = jnp.concatenate([operands[0][None], newest])
     x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
     return ParallelSample(x[-1], x, seen.slope, solve)

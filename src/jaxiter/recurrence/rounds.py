@@ -22,6 +22,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
+from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, first_case
 
 PyTree = Any
@@ -42,14 +43,15 @@ class Point(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """What rounds remember: rows that are final, how many; the largest change among them; how far
-    every row was off its own step, infinite where nobody measured it, None for integers.
-    own: the memory of the chain at hand.
+    """What rounds remember: how many rows are final, and the largest change among them.
+
+    off: where a window slides, how far every row was off its own step, infinite where nobody
+    measured it; else None. own: the memory of the chain at hand.
     """
 
     final: jax.Array
     worst: jax.Array
-    gap: PyTree
+    off: PyTree
     own: PyTree
 
 
@@ -163,12 +165,15 @@ def _of_rows(solver: optax.GradientTransformation) -> optax.GradientTransformati
     """The solver on the rows of a point; the change takes care of itself, and NaN stays NaN."""
     inner = optax.with_extra_args_support(solver)
 
-    def update(residual: Point, state: PyTree, params: Any = None, **extra: Any) -> tuple:
-        rows, state = inner.update(
-            residual.rows, state, None if params is None else params.rows, **extra)
-        return Point(rows, 0 * residual.change), state
+    def update(residual: Any, state: Any, params: Any = None, **extra: Any) -> tuple:
+        rows = None if params is None else params.rows
+        increment, state = inner.update(residual.rows, state, rows, **extra)
+        return Point(increment, 0 * residual.change), state
 
-    return optax.GradientTransformationExtraArgs(lambda point: inner.init(point.rows), update)
+    def init(point: Any) -> Any:
+        return inner.init(point.rows)
+
+    return residual_solver("rows", init, update)
 
 
 def solve_rounds(
@@ -187,8 +192,9 @@ def solve_rounds(
       calls: what an evaluation of a row is called in `Solution.calls`.
 
     Returns:
-      The solution, its value the rows that were measured last, the residual and the displacement
-      theirs, aux how many of them are final; the newest rows; the last memory.
+      The solution, its value the rows that were measured last, displacement and residual what a
+      round makes of them (at the end, and where a window slides, their own steps), aux how many of
+      them are final; the newest rows; the last memory.
 
     Raises:
       ValueError: a solver or a state to resume, where they make no sense.
@@ -202,34 +208,29 @@ def solve_rounds(
         raise ValueError("a window that slides takes no resume: rows that left it would not be "
                          "measured again, whatever they were final for; start anew from them.")
     # A guess need not be finite, but a point must.
-    rows = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0).astype(leaf.dtype), rows)
-    gap = trees.full_like(rows, jnp.inf) if floating else None
-    start = Ledger(jnp.int32(0), jnp.float32(0), gap, own)
+    rows = jax.tree.map(
+        lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), rows)
+    follows = floating and width < count
+    start = Ledger(jnp.int32(0), jnp.float32(0),
+                   trees.full_like(rows, jnp.inf) if follows else None, own)
 
     def one(rows: PyTree, ledger: Ledger, *operands: PyTree) -> tuple:
         if not held:
-            ledger = ledger._replace(final=jnp.zeros_like(ledger.final))
+            ledger = ledger._replace(final=0 * ledger.final)
         view = View(jnp.minimum(ledger.final, count - width), width)
-        pending = view.index() >= ledger.final
-        shown, propose, own = look(view, pending, rows, ledger.own, *operands)
-        old, gap = view.cut(rows), ledger.gap
-        new, final, change, worst = accept(
+        old, off = view.cut(rows), ledger.off
+        shown, propose, own = look(
+            view, view.index() >= ledger.final, rows, ledger.own, *operands)
+        new, change, final, worst = accept(
             view, ledger, old, shown, propose,
             lambda new, old: compare(view, new, old, *operands), count, block)
-        if floating:
-            off = trees.subtract(shown, old)
-            if width < count:  # the row before was taken as its step makes it
-                gap = View(ledger.final - 1, 1).put(gap, jax.tree.map(lambda g: jnp.zeros_like(g[:1]), gap))
-            if block > 1:  # inside, rows are what steps made of each other, but for the first guess
-                inside = jnp.arange(width, dtype=jnp.int32) % block != 0
-                known = jnp.where(ledger.final > 0, 0, jnp.inf)
-                off = jax.tree.map(  # what is not finite stays so
-                    lambda o: jnp.where(spread(inside, o), o * known.astype(o.dtype), o), off)
-            gap = view.put(gap, off)
+        if follows:  # the row before the first was taken as its step makes it
+            off = View(ledger.final - 1, 1).put(off, jax.tree.map(lambda o: 0 * o[:1], rows))
+            off = view.put(off, trees.subtract(shown, old))
         rows = view.put(rows, new)
         if after is not None:
             rows = after(view, rows, own, *operands)
-        return rows, change, Ledger(final, worst, gap, own)
+        return rows, change, Ledger(final, worst, off, own)
 
     if options.resume is not None:
         options = options._replace(resume=_measured_again(options.resume, floating))
@@ -237,17 +238,20 @@ def solve_rounds(
         calls: jnp.minimum(width, count - ledger.final * int(held))}
     solve, ledger, newest = run_rounds(one, rows, start, operands, options, spent)
     done = (ledger.final >= count) & jnp.isfinite(solve.merit)
-    final = jnp.where(done, count, jnp.maximum(ledger.final - block, 0))
     value, displacement, residual = newest, None, jnp.where(done, 0, jnp.inf)
     if floating:
-        value = trees.where(done, newest, solve.state.x.rows)
-        last = jnp.arange(count) >= count - block
-        displacement = jax.tree.map(
-            lambda g: jnp.where(spread(last, g) & done, 0, g), ledger.gap)
+        # The last row is as its step makes it: its inputs were measured.
+        taken = done & (jnp.arange(count) >= count - block)
+        pick = lambda a, b: jnp.where(spread(taken, a), a, b)  # noqa: E731
+        value = jax.tree.map(pick, newest, solve.state.x.rows)
+        displacement = trees.subtract(newest, value)
+        if follows:
+            displacement = jax.tree.map(pick, trees.zeros_like(value), ledger.off)
         residual = trees.norm(displacement)
-        residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
-    return solve._replace(value=value, residual=residual, displacement=displacement,
-                          aux=final), newest, ledger.own
+        residual = jnp.where(jnp.isfinite(residual) & jnp.isfinite(solve.merit), residual, jnp.inf)
+    return solve._replace(
+        value=value, residual=residual, displacement=displacement,
+        aux=jnp.where(done, count, jnp.maximum(ledger.final - block, 0))), newest, ledger.own
 
 
 def _measured_again(state: Any, floating: bool) -> Any:
@@ -255,7 +259,7 @@ def _measured_again(state: Any, floating: bool) -> Any:
     ledger = state.memory if floating else state.memory[0]
     if not isinstance(ledger, Ledger):
         raise TypeError("resume must be the state of such a solve, with the same choices.")
-    ledger = ledger._replace(final=jnp.zeros_like(ledger.final))
+    ledger = ledger._replace(final=0 * ledger.final)
     return state._replace(memory=ledger if floating else (ledger, *state.memory[1:]))
 
 
@@ -274,7 +278,7 @@ def accept(
     view: View, ledger: Ledger, old: PyTree, shown: PyTree, propose: Callable, compare: Callable,
     count: int, block: int,
 ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-    """The window's new rows, how many of all are final, the largest change, that of final rows.
+    """The window's new rows, the largest change of all, how many are final, their largest change.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
     proposal; the last of all needs not be. Where all rows are calm, all are final. Else those are
@@ -283,7 +287,8 @@ def accept(
     infinite or NaN of calm rows ends it all.
 
     Rows that are final stay as they were; the first that moves is as its step makes it, for its
-    inputs are final; the others are as proposed. Nothing that is not finite is taken over.
+    inputs are final; the others are as proposed. Nothing that is not finite is taken over. Where
+    all rows were measured and are final, a round is the chain's own map.
     """
     at, index, final = jnp.arange(view.width, dtype=jnp.int32), view.index(), ledger.final
     pending, last, slides = index >= final, index >= count - block, view.width < count
@@ -297,25 +302,25 @@ def accept(
     ends = (calm | last | ~sound)[moving]
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
+    lost = ~sound & (at >= begin) & (at < end)
+    sane = ~jnp.any(lost)
+    done = sane & (view.start + end >= count)
     if slides:  # calm rows that leave were to move: the others must not count on it
         proposed = propose(at < begin)
     plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
-    free = (at >= end) & finite_rows(proposed)
-    new = jax.tree.map(lambda n, s: jnp.where(spread(free, n), n, s), proposed, plain)
-    moves = pending & (at >= begin)
-    new = jax.tree.map(lambda n, o: jnp.where(spread(moves, n), n, o), new, old)
-
-    def largest(rows: jax.Array) -> jax.Array:
-        counted = jnp.where(jnp.isnan(size), jnp.inf, size)
-        return jnp.maximum(ledger.worst, jnp.max(jnp.where(rows, counted, 0)))
-
-    change = largest(pending & ~last)
+    free, moves = (at >= end) & finite_rows(proposed), pending & (at >= begin)
+    if not slides:
+        moves |= pending & done
+    new = jax.tree.map(
+        lambda n, s, o: jnp.where(spread(moves, n), jnp.where(spread(free, n), n, s), o),
+        proposed, plain, old)
+    kept, counted = pending & (at < begin), jnp.where(jnp.isnan(size), jnp.inf, size)
+    change, worst = (jnp.maximum(ledger.worst, jnp.max(jnp.where(rows, counted, 0)))
+                     for rows in (pending & ~last, kept))
     if slides:
         change = jnp.where(view.start + view.width < count, jnp.inf, change)
-    lost = ~sound & (at >= begin) & (at < end)
-    sane = ~jnp.any(lost)
     final = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
-    return new, final, jnp.where(sane, change, jnp.nan), largest(pending & (at < begin))
+    return new, jnp.where(sane, change, jnp.nan), final, worst
 
 
 def finite_rows(tree: PyTree) -> jax.Array:
