@@ -77,10 +77,12 @@ class ParallelSample(NamedTuple):
     """Answer of a parallel solve.
 
     Attributes:
-      value: the sample. trajectory: all states `[R + 1, ...]`, the start first.
+      value: the sample. trajectory: all states `[R + 1, ...]`, the start first: once CONVERGED as
+        they were measured, before as the last round moved them.
       slopes: `[R]`, for warm starts.
-      solve: the Solution of the fixed point; merit is the number of unfinished rows, and
-        `calls["model"]` that of model calls.
+      solve: the Solution of the fixed point, as that of `solve_recurrence`: value the states after
+        the start that were measured last, aux how many of them are final, `calls["model"]` the
+        number of model calls.
     """
 
     value: jax.Array
@@ -149,14 +151,14 @@ def sample_parallel(
         or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
       mesh: devices that share every round: the rows of the window are split over the mesh's
         axis "time", with one all_gather of model values a round.
-      **options: stop, max_steps (rounds, default R, which always suffice) and monitor as
-        in `solve_recurrence`; no solver, check_every, keep_best, resume. adjoint: `parallel()` of
+      **options: stop, max_steps (rounds, default R, which always suffice), monitor, solver and
+        resume as in `solve_recurrence`; no check_every, keep_best. adjoint: `parallel()` of
         `jaxiter.recurrence`, rounds of batched VJPs, or `sequential()`, R VJPs in a loop: the
         loop's derivatives at the trajectory found, in memory O(R), noise a constant;
         `jaxiter.frozen()`: none.
 
     Returns:
-      A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
+      A `ParallelSample`. MAX_STEPS: the first `solve.aux` rows are final. NONFINITE: the
       model is not finite on the loop's own trajectory; that row and those after it are the last
       finite guess. `.message()` says where.
 

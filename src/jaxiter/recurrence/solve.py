@@ -36,8 +36,8 @@ def solve_recurrence(
 ) -> Solution:
     """All states of `s_{t+1} = step(s_t, x_t)`, t = 0..T-1, in a few rounds of batched steps.
 
-    A round evaluates `step` on a window of rows at once; after k rounds the first k rows
-    are those of the loop whatever the method, so T rounds always suffice. How many are
+    A round evaluates `step` on a window of rows at once; round k knows the first k rows of the
+    loop whatever the method, so T rounds always suffice. How many are
     needed depends on how fast the chain forgets: a counter needs T, and no method
     makes a chaotic chain parallel.
 
@@ -57,23 +57,29 @@ def solve_recurrence(
       rtol, atol: a row is final once the rows before it are, it moves by no more than
         `atol + rtol max|row|`, and it is as near to what its step makes of them; default
         1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
-      **options: as in `fixed_point`, with these meanings. stop and monitor see the number of
-        unfinished rows as merit; by default none may be left, a rule of yours may call some
-        CONVERGED. max_steps: most rounds, default T. adjoint: `parallel()` of
-        `jaxiter.recurrence`, the default, differentiates by two linear recurrences in O(log T)
-        depth with d x d Jacobians for d up to 64, `sequential()` by two loops of T steps; exact
-        either way, of any order; `jaxiter.frozen()`: none. No solver, check_every,
-        keep_best; no `resume`: `init` starts from earlier rows.
+      **options: as in `fixed_point`, with these meanings. stop and monitor see as merit the largest
+        change of a row, in units of its tolerance; by default it may be 1. solver: moves all
+        rows by what a round says, for floating-point rows without window and gauss_seidel; no row
+        is held then, and T rounds need not suffice. max_steps: most rounds, default T. adjoint:
+        `parallel()` of `jaxiter.recurrence`, the default, differentiates by two linear
+        recurrences in O(log T) depth with d x d Jacobians for d up to 64, `sequential()` by two
+        loops of T steps; exact either way, of any order; `jaxiter.frozen()`: none. resume: goes
+        on from a state, all whose rows are measured again; not with a window. No
+        check_every, keep_best.
 
     Returns:
-      A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
-      residual the largest entry of `step(s_t, x_t) - s_{t+1}` over all rows of value; infinite
-      while rows are unfinished, which nobody measured; displacement is None. MAX_STEPS: the first
-      `T - merit` rows are final. NONFINITE: the chain itself left the float range, at the last of
-      those; that row and those after it are the last guess that was finite.
+      A `Solution`: value `[T, ...]`, the rows measured last, steps in rounds, merit the largest
+      change of a row in units of its tolerance, infinite while rows were not measured; displacement
+      and residual `T(value) - value` and its norm, where T is a round: once CONVERGED, for jacobi,
+      and where a window slides, the chain's own step. aux: how many rows of value are final; one
+      more is right in `value + displacement`. NONFINITE: the chain itself left the float
+      range after those; the rest is the last guess that was finite. Rows of integers are equal or
+      infinitely far: merit and residual are 0 or infinite, displacement is None, and value is
+      the newest guess.
 
     Raises:
-      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
+      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ, a solver or
+        a resume where they make no sense.
       TypeError: a method, an adjoint or an option of another kind.
 
     Source: Song et al., "Accelerating feedforward computation via parallel nonlinear equation
