@@ -10,7 +10,6 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
-from jaxiter.diffusion.linearize import dot
 from jaxiter.diffusion.table import (
     SamplerTable,
     combine_all,
@@ -21,9 +20,10 @@ from jaxiter.diffusion.table import (
     widen,
 )
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import anchor, hoist, machine_epsilon, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.recurrence.adjoint import ChainAdjoint, attach_rows
+from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.rounds import spread
 from jaxiter.stop import tolerance
 
@@ -123,10 +123,8 @@ def _rounds(
         slope, old_h, old_v, seen = memory
         h = sums(weight, g)
         v = jax.vmap(partial(_pull, model))(x, rows, h)
-        dh = h - old_h
-        square = dot(dh, dh)
-        fresh = seen & (square > 100 * machine_epsilon(b) ** 2 * dot(h, h))
-        slope = jnp.where(fresh, safe_divide(dot(dh, v - old_v), square), slope)
+        tiny = 100 * machine_epsilon(b) ** 2 * dot(h, h)
+        slope = secant_slopes(h - old_h, v - old_v, slope, seen, tiny)
         plain = rest + sums(state, g) + v
         lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
         return plain + lift, (slope, h, v, anchor(jnp.bool_(True), seen))

@@ -29,8 +29,8 @@ from jaxiter.diffusion.linearize import (
     linear,
     longer,
     mended,
+    model_slopes,
     no_past,
-    secant_slopes,
 )
 from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
@@ -270,7 +270,7 @@ def _look(
     shown, values = image(view.put(seen.value, raw)), view.put(seen.value, value)
     plain, slope, past = image(values), before.slope, seen.past
     if isinstance(method, Secant | Jvp):
-        slope = secant_slopes(sampler, rows, slope, x - before.at, value - before.value,
+        slope = model_slopes(sampler, rows, slope, x - before.at, value - before.value,
                               before.seen, x)
     slopes = view.put(seen.slope, slope)
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
