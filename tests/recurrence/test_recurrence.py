@@ -454,7 +454,7 @@ def test_options_of_rounds():
         np.testing.assert_allclose(other.value, loop(w, 2 * xs, s0), atol=1e-4)
     with pytest.raises(ValueError, match="slides takes no resume"):
         solve(COUNT, first.state, window=12)
-    with pytest.raises(TypeError, match="state of such a solve"):
+    with pytest.raises(TypeError, match="resume"):
         solve(COUNT, ji.fixed_point(jnp.cos, 1.0).state)
     change = np.asarray(whole.trace["merit"])[:int(whole.steps)]
     assert change[-1] <= 1 and np.all(change[:-1] > 1) and change[2] == first.merit

@@ -142,10 +142,12 @@ def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.A
     row hears of a later one. `past` and `old`, the states now, are cut to the window.
     """
     r = longer(w, order)
-    both = spread(past.seen & w.pending, r)
+    # Rows before the first that is off do not move, and say nothing about those that do.
+    live = w.pending & (jnp.cumsum(dot(r, r)) > 0)
+    both = spread(past.seen & live, r)
     dx = jnp.concatenate([jnp.where(both, old - past.x, 0)[None], past.dx[:-1]])
     dr = jnp.concatenate([jnp.where(both, r - past.r, 0)[None], past.dr[:-1]])
-    flat = jnp.where(spread(w.pending, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
+    flat = jnp.where(spread(live, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
     gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, precision=HIGHEST), axis=0)
     right = jnp.cumsum(
         jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)

@@ -215,14 +215,13 @@ def solve_rounds(
                    trees.full_like(rows, jnp.inf) if follows else None, own)
 
     def one(rows: PyTree, ledger: Ledger, *operands: PyTree) -> tuple:
-        if not held:
-            ledger = ledger._replace(final=0 * ledger.final)
-        view = View(jnp.minimum(ledger.final, count - width), width)
+        # A full window measures all its rows, so that none is taken on trust by a state resumed.
+        final = ledger.final if width < count else 0 * ledger.final
+        view = View(jnp.minimum(final, count - width), width)
         old, off = view.cut(rows), ledger.off
-        shown, propose, own = look(
-            view, view.index() >= ledger.final, rows, ledger.own, *operands)
+        shown, propose, own = look(view, view.index() >= final, rows, ledger.own, *operands)
         new, change, final, worst = accept(
-            view, ledger, old, shown, propose,
+            view, final, ledger, old, shown, propose,
             lambda new, old: compare(view, new, old, *operands), count, block)
         if follows:  # the row before the first was taken as its step makes it
             off = View(ledger.final - 1, 1).put(off, jax.tree.map(lambda o: 0 * o[:1], rows))
@@ -232,8 +231,6 @@ def solve_rounds(
             rows = after(view, rows, own, *operands)
         return rows, change, Ledger(final, worst, off, own)
 
-    if options.resume is not None:
-        options = options._replace(resume=_measured_again(options.resume, floating))
     spent = None if calls is None else lambda point, ledger, *rest: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
     solve, ledger, newest = run_rounds(one, rows, start, operands, options, spent)
@@ -254,15 +251,6 @@ def solve_rounds(
         aux=jnp.where(done, count, jnp.maximum(ledger.final - block, 0))), newest, ledger.own
 
 
-def _measured_again(state: Any, floating: bool) -> Any:
-    """A state to resume all whose rows are in work again, whatever they were final for."""
-    ledger = state.memory if floating else state.memory[0]
-    if not isinstance(ledger, Ledger):
-        raise TypeError("resume must be the state of such a solve, with the same choices.")
-    ledger = ledger._replace(final=0 * ledger.final)
-    return state._replace(memory=ledger if floating else (ledger, *state.memory[1:]))
-
-
 def _floating(rows: PyTree) -> bool:
     return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(rows))
 
@@ -275,8 +263,8 @@ def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
 
 
 def accept(
-    view: View, ledger: Ledger, old: PyTree, shown: PyTree, propose: Callable, compare: Callable,
-    count: int, block: int,
+    view: View, final: jax.Array, ledger: Ledger, old: PyTree, shown: PyTree, propose: Callable,
+    compare: Callable, count: int, block: int,
 ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
     """The window's new rows, the largest change of all, how many are final, their largest change.
 
@@ -290,12 +278,12 @@ def accept(
     inputs are final; the others are as proposed. Nothing that is not finite is taken over. Where
     all rows were measured and are final, a round is the chain's own map.
     """
-    at, index, final = jnp.arange(view.width, dtype=jnp.int32), view.index(), ledger.final
+    at, index = jnp.arange(view.width, dtype=jnp.int32), view.index()
     pending, last, slides = index >= final, index >= count - block, view.width < count
     proposed = propose(at < 0)
     size = jnp.maximum(compare(shown, old), compare(proposed, old)).astype(jnp.float32)
     if block > 1:  # the first guess was not made by any step
-        size = jnp.where(final > 0, size, jnp.inf)
+        size = jnp.where(ledger.final > 0, size, jnp.inf)
     sound, calm = finite_rows(shown), size <= 1
     moving = first_moving(calm | last, pending)
     settled = calm & ((index < count - view.width) | (size == 0))
@@ -315,7 +303,8 @@ def accept(
         lambda n, s, o: jnp.where(spread(moves, n), jnp.where(spread(free, n), n, s), o),
         proposed, plain, old)
     kept, counted = pending & (at < begin), jnp.where(jnp.isnan(size), jnp.inf, size)
-    change, worst = (jnp.maximum(ledger.worst, jnp.max(jnp.where(rows, counted, 0)))
+    before = ledger.worst if slides else 0 * ledger.worst
+    change, worst = (jnp.maximum(before, jnp.max(jnp.where(rows, counted, 0)))
                      for rows in (pending & ~last, kept))
     if slides:
         change = jnp.where(view.start + view.width < count, jnp.inf, change)
