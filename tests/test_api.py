@@ -8,7 +8,7 @@ from pathlib import Path
 SNAPSHOT = Path(__file__).parent / "api.txt"
 MODULES = ("jaxiter", "jaxiter.linear", "jaxiter.operators", "jaxiter.transport",
            "jaxiter.recurrence", "jaxiter.diffusion", "jaxiter.bilevel", "jaxiter.optim",
-           "jaxiter.testing")
+           "jaxiter.estimators", "jaxiter.testing")
 
 
 def public_signatures() -> list[str]:

@@ -1,6 +1,7 @@
 """The public conformance suite on every solver and adjoint of the library."""
 
 import jax
+import optax
 import pytest
 
 import jaxiter as ji
@@ -13,6 +14,7 @@ SOLVERS = {
     "picard": ji.picard(),
     "damped": ji.damped(0.8),
     "inertial": ji.inertial(0.05),
+    "descending": ji.descending(optax.sgd(0.8, momentum=0.1)),
     "overrelaxed": ji.overrelaxed(),
     "anderson": ji.anderson(4),
     "anderson-1": ji.anderson(4, kind=1),

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
@@ -23,6 +24,7 @@ SOLVERS = {
     "picard": ji.picard(),
     "damped": ji.damped(0.7),
     "inertial": ji.inertial(0.2),
+    "descending": ji.descending(optax.sgd(0.7)),
     "anderson": ji.anderson(3),
     "anderson-1": ji.anderson(3, kind=1),
     "halpern": ji.halpern("adaptive"),

@@ -14,6 +14,7 @@ SOLVERS = {
     "damped": lambda: ji.damped(0.5),
     "inertial": lambda: ji.inertial(0.5),
     "overrelaxed": ji.overrelaxed,
+    "descending": lambda: ji.descending(optax.sgd(0.8, momentum=0.1)),
     "anderson": ji.anderson,
     "anderson bare, type I": lambda: ji.anderson(3, safeguard=None, kind=1),
     "halpern": ji.halpern,

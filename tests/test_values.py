@@ -20,7 +20,8 @@ def largest(x):
 
 FACTORIES = {
     "picard": ji.picard, "damped": lambda: ji.damped(0.5), "inertial": lambda: ji.inertial(0.3),
-    "overrelaxed": ji.overrelaxed, "anderson": lambda: ji.anderson(5),
+    "overrelaxed": ji.overrelaxed, "descending": lambda: ji.descending(ji.damped(0.5)),
+    "anderson": lambda: ji.anderson(5),
     "bare anderson": lambda: ji.anderson(5, safeguard=None),
     "halpern": lambda: ji.halpern("adaptive"),
     "guard": lambda: ji.guard(ji.inertial(0.3), 3.0),

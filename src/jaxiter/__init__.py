@@ -1,6 +1,6 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import bilevel, diffusion, linear, operators, optim, recurrence, transport
+from jaxiter import bilevel, diffusion, estimators, linear, operators, optim, recurrence, transport
 from jaxiter.accuracy import accuracy
 from jaxiter.adjoint import frozen, neumann, one_step, unrolled
 from jaxiter.citation import cite
@@ -17,6 +17,7 @@ from jaxiter.solution import Solution, Status
 from jaxiter.solvers import (
     anderson,
     damped,
+    descending,
     guard,
     halpern,
     inertial,
@@ -35,10 +36,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
     "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel", "callback",
-    "cite", "damped", "diagnose", "diffusion", "divergence", "fixed_point", "frozen", "guard",
-    "halpern", "implicit", "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty",
-    "linear", "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh",
-    "overrelaxed", "picard", "printer", "progress", "record", "recurrence", "restarted", "root",
-    "solve_many", "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation",
-    "tolerance", "transport", "unrolled",
+    "cite", "damped", "descending", "diagnose", "diffusion", "divergence", "estimators",
+    "fixed_point", "frozen", "guard", "halpern", "implicit", "in_stages", "inertial", "iterate",
+    "iterate_many", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
+    "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
+    "recurrence", "restarted", "root", "solve_many", "solve_splitting", "spectral_norm",
+    "spectral_rescale", "stagnation", "tolerance", "transport", "unrolled",
 ]

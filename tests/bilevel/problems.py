@@ -25,9 +25,10 @@ def error(ours, exact):
     return float(np.linalg.norm(np.asarray(ours) - exact) / np.linalg.norm(exact))
 
 
-def closed_form(method, steps, accuracy, calls=None):
+def closed_form(method, steps, accuracy, calls=None, rows=None):
     """B1 without noise: x nears the optimum of the closed form, by as many calls as published."""
-    out = jax.jit(lambda key: run(method, *START, key=key, max_steps=steps))(jax.random.key(0))
+    out = jax.jit(lambda key: run(method, *START, rows, rows, key=key, max_steps=steps))(
+        jax.random.key(0))
     far = np.linalg.norm(out.state.x - B1.optimum)
     assert far < accuracy, far
     if calls is not None:

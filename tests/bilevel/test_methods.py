@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxiter import Batches
 from jaxiter.bilevel.methods import (
-    directions,
-    joint_optimizer,
+    both,
+    descend,
     move,
-    penalty_slope,
+    penalised_slope,
     product_pair,
-    storm,
+    three_directions,
 )
 
 rng = np.random.default_rng(0)
@@ -38,20 +39,26 @@ def test_directions_are_those_of_linear_algebra():
     np.testing.assert_allclose(slope, HESSIAN @ Y + 2 * MIXED @ X, rtol=1e-4)
     np.testing.assert_allclose(cross, 2 * MIXED.T @ V, rtol=1e-4)
     np.testing.assert_allclose(image, HESSIAN @ V, rtol=1e-4)
-    of_x, of_y, of_v = jax.jit(lambda: directions(outer, inner, x, y, v, 2.0, 3.0))()
+    of_x, of_y, of_v = jax.jit(lambda: three_directions(
+        product_pair(inner, x, y, v, 2.0), jax.grad(outer, (0, 1))(x, y, 3.0)))()
     np.testing.assert_allclose(of_x, 3 * Y.sum() - 2 * MIXED.T @ V, rtol=1e-4)
     np.testing.assert_allclose(of_y, slope, rtol=1e-6)
     np.testing.assert_allclose(of_v, HESSIAN @ V - 3 * X.sum(), rtol=1e-4)
-    np.testing.assert_allclose(jax.jit(lambda: penalty_slope(inner, x, y, z, 2.0))(),
-                               2 * MIXED.T @ (Y - Z), rtol=1e-4)
+    slope = jax.jit(lambda: penalised_slope(outer, inner, 5.0, x, y, z, 2.0, 3.0))()
+    np.testing.assert_allclose(slope, 3 * Y.sum() + 5 * 2 * MIXED.T @ (Y - Z), rtol=1e-4)
 
 
-def test_storm_and_a_joint_optimizer():
-    now, before, last = arrays(*rng.normal(size=(3, 5)))
-    np.testing.assert_allclose(storm(0.3, now, before, last), now + 0.7 * (last - before),
-                               rtol=1e-5)
-    optimizer = joint_optimizer(optax.sgd(1.0), optax.sgd(0.5), None)
-    point, slopes = tuple(arrays(X, Y, V)), tuple(arrays(X, Y, Y))
-    moved, _ = move(optimizer, slopes, optimizer.init(point), point)
-    for got, wanted in zip(moved, (X - X, Y - Y / 2, V - Y / 2), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
+def test_steps_of_an_optimizer_and_pairs_of_batches():
+    x, y, v = arrays(X, Y, V)
+    optimizer = optax.sgd(0.5)
+    moved, _ = move(optimizer, v, optimizer.init(y), y)
+    np.testing.assert_allclose(moved, Y - V / 2, rtol=1e-5)
+    ended, _ = jax.jit(lambda: descend(inner, optax.sgd(0.01), x, y, optimizer.init(y),
+                                       Batches(jnp.float32(2)), jax.random.key(0), 3))()
+    expected = Y
+    for _ in range(3):
+        expected = expected - 0.01 * (HESSIAN @ expected + 2 * MIXED @ X)
+    np.testing.assert_allclose(ended, expected, rtol=1e-4)
+    rows = jnp.arange(10.0)
+    a, b = both(Batches(rows, 3), Batches(-rows, 5)).draw(jax.random.key(0))
+    assert a.shape == (3,) and b.shape == (5,) and not np.array_equal(a, -b[:3])

@@ -9,6 +9,7 @@ import pytest
 import jaxiter as ji
 from jaxiter import Batches, Status, bilevel, iterate_many
 from jaxiter.bilevel import run, soba
+from jaxiter.estimators import msvr, page, storm
 from jaxiter.process import latest
 from tests.bilevel.problems import INNER, OUTER, RATES, START
 
@@ -35,6 +36,9 @@ METHODS = {
     "soba": bilevel.soba(outer, inner, **BOTH),
     "saba": bilevel.saba(outer, inner, **BOTH),
     "srba": bilevel.srba(outer, inner, **BOTH),
+    "storm": bilevel.single_loop(outer, inner, estimator=storm(0.3), **BOTH),
+    "msvr": bilevel.single_loop(outer, inner, estimator=msvr(), **BOTH),
+    "page": bilevel.single_loop(outer, inner, estimator=page(0.3), **BOTH),
     "stocbio": bilevel.stocbio(outer, inner, neumann_rate=0.3, inner_steps=2, terms=3, **BOTH),
     "ift_neumann": bilevel.ift_neumann(outer, inner, neumann_rate=0.3, terms=3, **BOTH),
     "ttsa": bilevel.ttsa(outer, inner, neumann_rate=0.3, terms=4, **BOTH),

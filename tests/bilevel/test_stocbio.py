@@ -37,8 +37,8 @@ def test_calls_of_a_random_number_of_products():
 
     @jax.jit
     def both():
-        keys = [jax.random.split(jax.random.fold_in(key, k), 4)[2] for k in range(5)]
-        drawn = [jax.random.randint(key, (), 0, 30) + 1 for key in keys]
+        keys = [jax.random.split(jax.random.fold_in(key, k), 3)[1] for k in range(5)]
+        drawn = [jax.random.randint(jax.random.fold_in(key, 30), (), 0, 30) + 1 for key in keys]
         return run(method, *START, key=key, max_steps=5).solve.calls["products"], drawn
 
     products, drawn = both()

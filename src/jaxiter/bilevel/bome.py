@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import optax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import both, descend
 from jaxiter.numerics import check_positive, safe_divide
 from jaxiter.process import Batches, Process
 
@@ -58,16 +59,12 @@ def bome(
         x, y = start
         return BomeState(x, y, jnp.float32(0))
 
-    def step(
-        state: BomeState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> BomeState:
+    descent = optax.sgd(inner_rate)
+
+    def step(state: BomeState, key: jax.Array, *data: Batches) -> BomeState:
         x, y, _ = state
-        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
-
-        def descend(y: PyTree, _: None) -> tuple[PyTree, None]:
-            return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, a), y), None
-
-        best, _ = lax.scan(descend, y, None, length=inner_steps)
+        a, b = both(*data).draw(key)
+        best, _ = descend(inner, descent, x, y, descent.init(y), Batches(a), key, inner_steps)
         down_x, down_y = jax.grad(inner, (0, 1))(x, y, a)
         q = (trees.subtract(down_x, jax.grad(inner, 0)(x, best, a)), down_y)
         up = jax.grad(outer, (0, 1))(x, y, b)

@@ -8,6 +8,7 @@ speedup for multi-block bilevel optimization", 2023.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import product_pair, storm
+from jaxiter.bilevel.methods import product_pair
+from jaxiter.estimators import msvr_value, storm_value
 from jaxiter.numerics import check_positive, check_share
 from jaxiter.process import Batches, Process
 
@@ -71,13 +73,15 @@ def bsvrb_v2(
     """
     linear_rate = inner_rate if linear_rate is None else linear_rate
     check_positive(linear_rate=linear_rate, radius=radius)
-    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+    check_share(smoothing=smoothing)
+    estimate = partial(msvr_value, smoothing, correction)
 
     def follow(v: PyTree, u: PyTree, now: _Block, last: _Block) -> tuple:
-        u = _msvr(now.rest, last.rest, u, options)
+        u = estimate(now.rest, last.rest, u)
         v = trees.axpy(-linear_rate, u, v)
         return trees.into_ball(radius, v), u
 
+    options = _Options(blocks, rate, inner_rate, estimate, momentum)
     return _bsvrb(outer, inner, options, trees.zeros_like, lambda v, pull: v, follow, lazy=True)
 
 
@@ -98,7 +102,8 @@ def bsvrb_v1(
       ValueError: as `bsvrb_v2`.
     """
     check_positive(curvature=curvature)
-    options = _Options(blocks, rate, inner_rate, smoothing, correction, momentum)
+    check_share(smoothing=smoothing)
+    estimate = partial(msvr_value, smoothing, correction)
 
     def identity(y: PyTree) -> jax.Array:
         size = sum(leaf[0].size for leaf in jax.tree.leaves(y))
@@ -106,13 +111,14 @@ def bsvrb_v1(
                                 (_count(y), size, size))
 
     def follow(matrix: jax.Array, u: PyTree, now: _Block, last: _Block) -> tuple:
-        return _msvr(now.hessian(), last.hessian(), matrix, options), u
+        return estimate(now.hessian(), last.hessian(), matrix), u
 
     def invert(matrix: jax.Array, pull: PyTree) -> PyTree:
         values, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
         flat, unravel = ravel_pytree(pull)
         return unravel(basis @ ((basis.T @ flat) / jnp.maximum(values, curvature)))
 
+    options = _Options(blocks, rate, inner_rate, estimate, momentum)
     return _bsvrb(outer, inner, options, identity, invert, follow, lazy=False)
 
 
@@ -120,8 +126,7 @@ class _Options(NamedTuple):
     blocks: int
     rate: Any
     inner_rate: Any
-    smoothing: Any
-    correction: Any
+    estimate: Callable
     momentum: Any
 
 
@@ -134,18 +139,12 @@ class _Block(NamedTuple):
     hessian: Callable
 
 
-def _msvr(now: PyTree, last: PyTree, kept: PyTree, options: _Options) -> PyTree:
-    """The smoothed value plus the change along the path."""
-    return trees.axpy(options.smoothing, trees.subtract(now, kept),
-                      trees.axpy(options.correction, trees.subtract(now, last), kept))
-
-
 def _bsvrb(
     outer: Callable, inner: Callable, options: _Options, first: Callable, vector: Callable,
     follow: Callable, lazy: bool,
 ) -> Process:
     check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
-    check_share(smoothing=options.smoothing, momentum=options.momentum)
+    check_share(momentum=options.momentum)
 
     def init(start: tuple, *data: Batches) -> BsvrbState:
         x, y = start
@@ -165,37 +164,32 @@ def _bsvrb(
 
         return _Block(down, trees.subtract(image, pull), trees.subtract(direct, cross), hessian)
 
-    def one(point: tuple, before: tuple, s: PyTree, u: PyTree, a: PyTree, b: PyTree) -> tuple:
-        """New estimates and adjoint of a sampled block, and its slopes at the two points."""
-        now, last = at(point, a, b), at(before, a, b)
-        adjoint, u = follow(point[2], u, now, last)
-        return adjoint, _msvr(now.down, last.down, s, options), u, now.slope, last.slope
+    def one(x: PyTree, block: tuple, x_was: PyTree, was: tuple, a: PyTree, b: PyTree) -> tuple:
+        """A sampled block with new estimates and adjoint, and its slopes at the two points."""
+        y, adjoint, s, u = block
+        now, last = at((x, y, adjoint), a, b), at((x_was, *was), a, b)
+        s = options.estimate(now.down, last.down, s)
+        adjoint, u = follow(adjoint, u, now, last)
+        y = trees.axpy(-options.inner_rate, s, y) if lazy else y
+        return (y, adjoint, s, u), now.slope, last.slope
 
     def step(
         state: BsvrbState, key: jax.Array, inner_data: Batches, outer_data: Batches
     ) -> BsvrbState:
-        x, y, adjoint, (s, u), before, slope = state
+        x, y, adjoint, estimates, before, slope = state
         block_key, inner_key, outer_key = jax.random.split(key, 3)
         index = jax.random.choice(block_key, _count(y), (options.blocks,), replace=False)
         a, b = _rows(inner_data, index, inner_key), _rows(outer_data, index, outer_key)
-        y_at, adjoint_at, y_was, adjoint_was, s_at, u_at = jax.tree.map(
-            lambda leaf: leaf[index], (y, adjoint, *before[1:], s, u))
-        new_adjoint, new_s, new_u, now, last = jax.vmap(
-            one, in_axes=((None, 0, 0), (None, 0, 0), 0, 0, 0, 0))(
-                (x, y_at, adjoint_at), (before[0], y_was, adjoint_was), s_at, u_at, a, b)
-
-        def put(kept: PyTree, rows: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf, row: leaf.at[index].set(row), kept, rows)
-
-        s, u = put(s, new_s), put(u, new_u)
+        block, was = jax.tree.map(lambda leaf: leaf[index], ((y, adjoint, *estimates), before[1:]))
+        block, now, last = jax.vmap(one, in_axes=(None, 0, None, 0, 0, 0))(
+            x, block, before[0], was, a, b)
+        new_y, new_adjoint, s, u = jax.tree.map(
+            lambda leaf, rows: leaf.at[index].set(rows), (y, adjoint, *estimates), block)
         now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
-        slope = storm(options.momentum, now, last, slope)
-        if lazy:
-            new_y = put(y, trees.axpy(-options.inner_rate, new_s, y_at))
-        else:
-            new_y = trees.axpy(-options.inner_rate, s, y)
-        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, put(adjoint, new_adjoint),
-                          (s, u), (x, y, adjoint), slope)
+        slope = storm_value(options.momentum, now, last, slope)
+        new_y = new_y if lazy else trees.axpy(-options.inner_rate, s, y)
+        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, new_adjoint, (s, u),
+                          (x, y, adjoint), slope)
 
     spent = 2 * options.blocks
     return Process(init, step, calls=oracle_calls(spent, spent, spent))
@@ -208,8 +202,5 @@ def _count(stacked: PyTree) -> int:
 def _rows(batches: Batches, index: jax.Array, key: jax.Array) -> PyTree:
     """The sampled blocks, and `size` random rows of each."""
     chosen = jax.tree.map(lambda leaf: leaf[index], batches.data)
-    if batches.size is None or not jax.tree.leaves(chosen):
-        return chosen
-    count = jax.tree.leaves(chosen)[0].shape[1]
-    rows = jax.random.randint(key, (index.shape[0], batches.size), 0, count)
-    return jax.tree.map(lambda leaf: jax.vmap(lambda block, at: block[at])(leaf, rows), chosen)
+    return jax.vmap(lambda rows, key: Batches(rows, batches.size).draw(key))(
+        chosen, jax.random.split(key, index.shape[0]))

@@ -1,7 +1,7 @@
 """F2SA and F3SA: bilevel optimisation by gradients alone."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,12 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import penalty_slope, storm
+from jaxiter.bilevel.methods import PenaltyState, both, penalised_slope
+from jaxiter.estimators import Oracle, storm
 from jaxiter.numerics import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any
-
-
-class F2saState(NamedTuple):
-    """x; y near argmin outer + lam inner; z near argmin inner; k steps made."""
-
-    x: PyTree
-    y: PyTree
-    z: PyTree
-    k: jax.Array
 
 
 def _rates(
@@ -81,14 +73,14 @@ def f2sa(
     """
     rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, offset, largest_penalty)
 
-    def init(start: tuple, *data: Batches) -> F2saState:
+    def init(start: tuple, *data: Batches) -> PenaltyState:
         x, y = start
-        return F2saState(x, y, y, jnp.int32(0))
+        return PenaltyState(x, y, y, jnp.int32(0))
 
     def step(
-        state: F2saState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> F2saState:
-        x, y, z, k = state
+        state: PenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
+    ) -> PenaltyState:
+        x, y, z, k, _ = state
         alpha, gamma, lam = rates(k)
 
         def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
@@ -102,23 +94,11 @@ def f2sa(
         keys = jax.random.split(key, inner_steps + 1)
         (y, z), _ = lax.scan(follow, (y, z), keys[1:])
         inner_key, outer_key = jax.random.split(keys[0])
-        gap = penalty_slope(inner, x, y, z, inner_data.draw(inner_key))
-        direct = jax.grad(outer, 0)(x, y, outer_data.draw(outer_key))
-        x = trees.axpy(-outer_factor * alpha, trees.axpy(lam, gap, direct), x)
-        return F2saState(x, y, z, k + 1)
+        slope = penalised_slope(outer, inner, lam, x, y, z, inner_data.draw(inner_key),
+                                outer_data.draw(outer_key))
+        return PenaltyState(trees.axpy(-outer_factor * alpha, slope, x), y, z, k + 1)
 
     return Process(init, step, calls=oracle_calls(2 * inner_steps + 2, inner_steps + 1))
-
-
-class F3saState(NamedTuple):
-    """x, y, z as in F2SA, the point before, the six STORM estimates, and k steps made."""
-
-    x: PyTree
-    y: PyTree
-    z: PyTree
-    before: tuple
-    estimates: tuple
-    k: jax.Array
 
 
 def f3sa(
@@ -151,31 +131,39 @@ def f3sa(
     """
     rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, offset, largest_penalty)
 
-    def init(start: tuple, *data: Batches) -> F3saState:
-        x, y = start
-        zero, flat = trees.zeros_like(y), trees.zeros_like(x)
-        return F3saState(x, y, y, (x, y, y), (zero, zero, zero, flat, flat, flat), jnp.int32(0))
+    def weight(k: jax.Array) -> jax.Array:
+        return jnp.minimum((rates(k)[1] / inner_rate) ** 2, 1.0)
 
-    def step(
-        state: F3saState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> F3saState:
-        x, y, z, (x_old, y_old, z_old), (hz, hf, hg, px, pg, pz), k = state
+    def of_y(point: tuple, batch: tuple) -> tuple:
+        (x, y, z), (a, b) = point, batch
+        down = jax.grad(inner, 1)
+        return down(x, z, a), jax.grad(outer, 1)(x, y, b), down(x, y, a)
+
+    def of_x(point: tuple, batch: tuple) -> tuple:
+        (x, y, z), (a, b) = point, batch
+        return jax.grad(outer, 0)(x, y, b), trees.subtract(
+            jax.grad(inner, 0)(x, y, a), jax.grad(inner, 0)(x, z, a))
+
+    estimator = storm(weight)
+
+    def oracles(x: PyTree, y: PyTree, *data: Batches) -> tuple[Oracle, Oracle]:
+        pairs = (both(*data),)
+        return Oracle((of_y,), pairs, ((y, y, y),)), Oracle((of_x,), pairs, ((x, x),))
+
+    def init(start: tuple, *data: Batches) -> PenaltyState:
+        x, y = start
+        memories = tuple(estimator.init(one, (x, y, y)) for one in oracles(x, y, *data))
+        return PenaltyState(x, y, y, jnp.int32(0), memories)
+
+    def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
+        x, y, z, k, (near, far) = state
         alpha, gamma, lam = rates(k)
-        # The first estimates are plain gradients: there is nothing before them.
-        momentum = jnp.where(k == 0, 1.0, jnp.minimum((gamma / inner_rate) ** 2, 1.0))
-        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
-        at_inner = jax.grad(inner, (0, 1))
-        at_outer = jax.grad(outer, (0, 1))
-        hz = storm(momentum, at_inner(x, z, a)[1], at_inner(x_old, z_old, a)[1], hz)
-        hf = storm(momentum, at_outer(x, y, b)[1], at_outer(x_old, y_old, b)[1], hf)
-        hg = storm(momentum, at_inner(x, y, a)[1], at_inner(x_old, y_old, a)[1], hg)
-        new_z = trees.axpy(-gamma, hz, z)
-        new_y = trees.axpy(-alpha, trees.axpy(lam, hg, hf), y)
-        px = storm(momentum, at_outer(x, new_y, b)[0], at_outer(x_old, y, b)[0], px)
-        pg = storm(momentum, at_inner(x, new_y, a)[0], at_inner(x_old, y, a)[0], pg)
-        pz = storm(momentum, at_inner(x, new_z, a)[0], at_inner(x_old, z, a)[0], pz)
-        slope = trees.axpy(lam, trees.subtract(pg, pz), px)
-        new_x = trees.axpy(-outer_factor * alpha, slope, x)
-        return F3saState(new_x, new_y, new_z, (x, y, z), (hz, hf, hg, px, pg, pz), k + 1)
+        nearby, beyond = oracles(x, y, *data)
+        (follow, up, down), near = estimator.update(nearby, (x, y, z), near, key)
+        z = trees.axpy(-gamma, follow, z)
+        y = trees.axpy(-alpha, trees.axpy(lam, down, up), y)
+        (direct, gap), far = estimator.update(beyond, (x, y, z), far, key)
+        x = trees.axpy(-outer_factor * alpha, trees.axpy(lam, gap, direct), x)
+        return PenaltyState(x, y, z, k + 1, (near, far))
 
     return Process(init, step, calls=oracle_calls(8, 4))

@@ -107,27 +107,18 @@ def hypergradient(
     calls = oracle_calls(jnp.int32(1), jnp.int32(1), products + 1)
     estimate = None
     if estimate_error:
-        estimate, more = _estimate(outer, inner, x, y, v, grad, slope, rest, matvec, product,
-                                   solver)
-        calls = trees.add(calls, more)
+        # With d a Newton step of y and w what the solve left: |grad(y) - grad(y - d)| + |cross(w)|.
+        newton, left = solver(matvec, slope), solver(matvec, rest)
+        better = hypergradient(outer, inner, x, trees.subtract(y, newton.value), solve=solver,
+                               v_init=v)
+        estimate = trees.norm(trees.subtract(grad, better.grad)) + trees.norm(
+            product(left.value)[0])
+        solved = oracle_calls(jnp.int32(0), jnp.int32(0), newton.steps + left.steps + 1)
+        calls = trees.add(calls, trees.add(solved, better.calls))
     if corrected_value:
         value = value - trees.dot(v, slope)
     return HypergradientResult(value, grad, v, trees.norm(slope), residual, estimate, calls,
                                status.astype(jnp.int32))
-
-
-def _estimate(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, v: PyTree, grad: PyTree,
-    slope: PyTree, rest: PyTree, matvec: Callable, product: Callable, solver: LinearSolver,
-) -> tuple[jax.Array, dict]:
-    """`|grad(y) - grad(y - d)| + |cross(w)|` with d a Newton step and w what the solve left out."""
-    newton = solver(matvec, slope)
-    left = solver(matvec, rest)
-    better = hypergradient(outer, inner, x, trees.subtract(y, newton.value), solve=solver,
-                           v_init=v)
-    total = trees.norm(trees.subtract(grad, better.grad)) + trees.norm(product(left.value)[0])
-    solved = oracle_calls(jnp.int32(0), jnp.int32(0), newton.steps + left.steps + 1)
-    return total, trees.add(solved, better.calls)
 
 
 def _default(y: PyTree) -> LinearSolver:

@@ -48,26 +48,23 @@ def solve_inner(
     """
     chosen = choose("solve_inner", options, {}, solver=anderson(), adjoint=implicit(cg()))
 
-    def slope(y: PyTree, x: PyTree) -> Any:
-        return jax.grad(inner, 1, has_aux=has_aux)(x, y)
-
-    def gradient(y: PyTree, x: PyTree) -> PyTree:
-        return slope(y, x)[0] if has_aux else slope(y, x)
+    def slope(y: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        out = jax.grad(inner, 1, has_aux=has_aux)(x, y)
+        return out if has_aux else (out, None)
 
     y0 = jax.tree.map(jnp.asarray, y0)
     if step_size is None:
         at, fixed = stop_gradient((y0, x))
-        at = typed_by(lambda y: gradient(y, fixed), (at,), at)
-        _, product = jax.linearize(lambda y: gradient(y, fixed), at)
+        at = typed_by(lambda y: slope(y, fixed)[0], (at,), at)
+        _, product = jax.linearize(lambda y: slope(y, fixed)[0], at)
         # So few power iterations fall a little short of the largest eigenvalue.
         step_size = 0.9 / jnp.abs(largest_eigenvalue(product, at, max_steps=POWER_STEPS).value)
 
     def step(y: PyTree, x: PyTree, size: jax.Array) -> Any:
-        out = slope(y, x)
-        down, aux = out if has_aux else (out, None)
+        down, aux = slope(y, x)
         new = trees.axpy(-size, down, y)
         return (new, aux) if has_aux else new
 
-    problem = Problem(step=step, equations=lambda y, x, size: gradient(y, x))
+    problem = Problem(step=step, equations=lambda y, x, size: slope(y, x)[0])
     return fixed_point(problem, y0, x, stop_gradient(jnp.asarray(step_size)), has_aux=has_aux,
                        **chosen._asdict())

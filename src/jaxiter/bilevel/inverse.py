@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.numerics import check_count, check_positive, machine_epsilon, safe_divide
 from jaxiter.solution import Status
 from jaxiter.spectral import largest_eigenvalue
 from jaxiter.values import as_value
@@ -47,8 +47,7 @@ def neumann_series(
     >>> neumann_series(2, 0.5)(lambda v: v, jnp.array([1.0])).value.tolist()
     [0.75]
     """
-    if terms < 1:
-        raise ValueError(f"terms must be at least 1, got {terms}.")
+    check_count(terms=terms)
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         size, products = step_size, terms - 1
@@ -87,10 +86,8 @@ def nystrom(rank: int, damping: float, key: jax.Array, rtol: Any = None) -> Line
     >>> nystrom(2, 1e-3, jax.random.key(0))(lambda v: d * v, jnp.ones(2)).value.round(2).tolist()
     [1.0, 0.5]
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}.")
-    if not damping > 0:
-        raise ValueError(f"damping must be positive, got {damping}.")
+    check_count(rank=rank)
+    check_positive(damping=damping)
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         del x0  # a direct solve has no use for a start

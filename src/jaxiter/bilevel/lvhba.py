@@ -62,8 +62,7 @@ def lv_hba(
     low = -largest if equality else 0.0
 
     def init(start: tuple, *data: Batches) -> LvHbaState:
-        x, y = start
-        x, y = project(x, y)
+        x, y = project(*start)
         zero = jnp.zeros_like(constraint(x, y))
         return LvHbaState(x, y, y, zero, zero, jnp.int32(0))
 

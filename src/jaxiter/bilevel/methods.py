@@ -5,29 +5,41 @@ Objectives are `inner(x, y, batch)` and `outer(x, y, batch)`, means over a batch
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax import lax
 
 from jaxiter import trees
+from jaxiter.estimators import Drawn
 from jaxiter.process import Batches
+from jaxiter.solvers.residual import of_optax
 
 PyTree = Any
+
+
+class PenaltyState(NamedTuple):
+    """x; y near argmin outer + penalty inner; z near argmin inner; k steps made; memories."""
+
+    x: PyTree
+    y: PyTree
+    z: PyTree
+    k: jax.Array
+    memory: PyTree = ()
 
 
 def move(
     optimizer: optax.GradientTransformation, direction: PyTree, state: PyTree, point: PyTree
 ) -> tuple[PyTree, PyTree]:
     """One step of an optax transformation along a descent direction."""
-    updates, state = optimizer.update(direction, state, point)
+    updates, state = of_optax(optimizer).update(direction, state, point)
     return optax.apply_updates(point, updates), state
 
 
 def descend(
     inner: Callable, optimizer: optax.GradientTransformation, x: PyTree, y: PyTree, state: PyTree,
-    data: Batches, key: jax.Array, steps: int,
+    data: Batches | Drawn, key: jax.Array, steps: int,
 ) -> tuple[PyTree, PyTree]:
     """y and its optimizer's state after `steps` steps on inner, a new batch for each."""
     def once(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
@@ -37,29 +49,16 @@ def descend(
     return lax.scan(once, (y, state), jax.random.split(key, steps))[0]
 
 
-def joint_optimizer(
-    outer_optimizer: optax.GradientTransformation, inner_optimizer: optax.GradientTransformation,
-    linear_optimizer: optax.GradientTransformation | None,
-) -> optax.GradientTransformation:
-    """One optimizer of (x, y, v) from one for each; that of v is that of y where none is given."""
-    each = (outer_optimizer, inner_optimizer, linear_optimizer or inner_optimizer)
-
-    def init(point: tuple) -> tuple:
-        return tuple(one.init(part) for one, part in zip(each, point, strict=True))
-
-    def update(slopes: tuple, state: tuple, point: tuple) -> tuple[tuple, tuple]:
-        moved = [one.update(*parts) for one, *parts in zip(each, slopes, state, point, strict=True)]
-        updates, states = zip(*moved, strict=True)
-        return updates, states
-
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
-
-
-def penalty_slope(
-    inner: Callable, x: PyTree, y: PyTree, z: PyTree, batch: PyTree
+def penalised_slope(
+    outer: Callable, inner: Callable, strength: Any, x: PyTree, y: PyTree, z: PyTree, a: PyTree,
+    b: PyTree,
 ) -> PyTree:
-    """grad_x of `inner(x, y) - inner(x, z)`: on one batch the noise of the difference cancels."""
-    return jax.grad(lambda x: inner(x, y, batch) - inner(x, z, batch))(x)
+    """grad_x of `outer(x, y) + strength (inner(x, y) - inner(x, z))`.
+
+    On one batch a the noise of the difference cancels.
+    """
+    gap = jax.grad(lambda x: inner(x, y, a) - inner(x, z, a))(x)
+    return trees.axpy(strength, gap, jax.grad(outer, 0)(x, y, b))
 
 
 def product_pair(inner: Callable, x: PyTree, y: PyTree, v: PyTree, batch: PyTree) -> tuple:
@@ -69,18 +68,15 @@ def product_pair(inner: Callable, x: PyTree, y: PyTree, v: PyTree, batch: PyTree
     return slope, cross, image
 
 
-def directions(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, v: PyTree, a: PyTree, b: PyTree
-) -> tuple:
-    """Descent directions of x, y and v on one batch a of inner and b of outer, all at one point."""
-    slope, cross, image = product_pair(inner, x, y, v, a)
-    direct, pull = jax.grad(outer, (0, 1))(x, y, b)
+def three_directions(of_inner: tuple, of_outer: tuple) -> tuple:
+    """Descent directions of x, y and v, from `product_pair` and the two gradients of outer."""
+    (slope, cross, image), (direct, pull) = of_inner, of_outer
     return trees.subtract(direct, cross), slope, trees.subtract(image, pull)
 
 
-def storm(momentum: Any, now: PyTree, before: PyTree, last: PyTree) -> PyTree:
-    """STORM: `now + (1 - momentum) (last - before)`, both gradients on one batch.
+def both(inner_data: Batches, outer_data: Batches) -> Drawn:
+    """Pairs of an inner and an outer batch."""
+    def draw(key: jax.Array) -> tuple[PyTree, PyTree]:
+        return inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
 
-    `now` is at the new point, `before` at the old one, `last` the estimate there.
-    """
-    return trees.axpy(1 - momentum, trees.subtract(last, before), now)
+    return Drawn(draw)

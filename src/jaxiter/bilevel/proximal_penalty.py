@@ -8,7 +8,7 @@ first-order stochastic approximation", 2024. Step sizes are ours.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,12 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import penalty_slope, storm
+from jaxiter.bilevel.methods import PenaltyState, both, penalised_slope
+from jaxiter.estimators import Oracle, storm
 from jaxiter.numerics import check_positive, check_share
 from jaxiter.process import Batches, Process
 
 PyTree = Any
-
-
-class PenaltyState(NamedTuple):
-    """x; y near argmin sigma outer + inner and z near argmin inner: the proximal centres."""
-
-    x: PyTree
-    y: PyTree
-    z: PyTree
 
 
 def _unchanged(point: PyTree) -> PyTree:
@@ -63,57 +56,30 @@ def proximal_penalty(
     >>> round(float(state.x), 3)
     1.0
     """
-    _check(sigma, rate, inner_rate, prox, mixing)
     check_positive(inner_steps=inner_steps, samples=samples)
+    slopes, slope, follow, mix, descend = _parts(
+        outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
 
     def init(start: tuple, *data: Batches) -> PenaltyState:
         x, y = start
-        return PenaltyState(x, y, y)
+        return PenaltyState(x, y, y, jnp.int32(0))
 
-    def step(
-        state: PenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> PenaltyState:
-        x, y, z = state
+    def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
+        x, *centres, k, _ = state
+        pairs, centres = both(*data), tuple(centres)
         inner_key, outer_key = jax.random.split(key)
 
-        def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-            near_y, near_z = carry
-            a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
-            dy = trees.axpy(sigma, jax.grad(outer, 1)(x, near_y, b), jax.grad(inner, 1)(
-                x, near_y, a))
-            dz = jax.grad(inner, 1)(x, near_z, a)
-            dy = trees.axpy(1 / prox, trees.subtract(near_y, y), dy)
-            dz = trees.axpy(1 / prox, trees.subtract(near_z, z), dz)
-            return (project_y(trees.axpy(-inner_rate, dy, near_y)),
-                    project_y(trees.axpy(-inner_rate, dz, near_z))), None
+        def once(near: tuple, key: jax.Array) -> tuple[tuple, None]:
+            return follow(near, centres, slopes((x, *near), pairs.draw(key))), None
 
-        (near_y, near_z), _ = lax.scan(follow, (y, z), jax.random.split(inner_key, inner_steps))
-
-        def slope(key: jax.Array) -> PyTree:
-            a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
-            gap = penalty_slope(inner, x, near_y, near_z, a)
-            return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
-
-        slopes = jax.vmap(slope)(jax.random.split(outer_key, samples))
-        mean = jax.tree.map(lambda leaf: leaf.mean(0), slopes)
-        y = trees.axpy(mixing, trees.subtract(near_y, y), y)
-        z = trees.axpy(mixing, trees.subtract(near_z, z), z)
-        return PenaltyState(project_x(trees.axpy(-rate, mean, x)), y, z)
+        near, _ = lax.scan(once, centres, jax.random.split(inner_key, inner_steps))
+        drawn = jax.vmap(lambda key: slope((x, *near), pairs.draw(key)))(
+            jax.random.split(outer_key, samples))
+        y, z = mix(near, centres)
+        return PenaltyState(descend(x, jax.tree.map(lambda leaf: leaf.mean(0), drawn)), y, z, k + 1)
 
     spent = inner_steps + samples
     return Process(init, step, calls=oracle_calls(2 * spent, spent))
-
-
-class SinglePenaltyState(NamedTuple):
-    """x, the centres y and z, the inner iterates near them, and the STORM estimates."""
-
-    x: PyTree
-    y: PyTree
-    z: PyTree
-    near: tuple
-    before: tuple
-    estimates: tuple
-    k: jax.Array
 
 
 def proximal_penalty_single(
@@ -130,45 +96,60 @@ def proximal_penalty_single(
     Raises:
       ValueError: numbers that are not positive, mixing or momentum above 1.
     """
-    _check(sigma, rate, inner_rate, prox, mixing)
     check_share(momentum=momentum)
+    slopes, slope, follow, mix, descend = _parts(
+        outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
+    estimator = storm(momentum)
 
-    def init(start: tuple, *data: Batches) -> SinglePenaltyState:
+    def oracles(x: PyTree, y: PyTree, *data: Batches) -> tuple[Oracle, Oracle]:
+        pairs = (both(*data),)
+        return Oracle((slopes,), pairs, ((y, y),)), Oracle((slope,), pairs, (x,))
+
+    def init(start: tuple, *data: Batches) -> PenaltyState:
         x, y = start
-        zero, flat = trees.zeros_like(y), trees.zeros_like(x)
-        return SinglePenaltyState(x, y, y, (y, y), (x, y, y), (zero, zero, flat), jnp.int32(0))
+        memories = [estimator.init(one, (x, y, y)) for one in oracles(x, y, *data)]
+        return PenaltyState(x, y, y, jnp.int32(0), ((y, y), *memories))
 
-    def step(
-        state: SinglePenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> SinglePenaltyState:
-        x, y, z, (near_y, near_z), before, (hy, hz, hx), k = state
-        a, b = inner_data.draw(key), outer_data.draw(jax.random.fold_in(key, 1))
-        weight = jnp.where(k == 0, 1.0, momentum)
-
-        def slopes(x: PyTree, near_y: PyTree, near_z: PyTree) -> tuple:
-            dy = trees.axpy(sigma, jax.grad(outer, 1)(x, near_y, b),
-                            jax.grad(inner, 1)(x, near_y, a))
-            return dy, jax.grad(inner, 1)(x, near_z, a)
-
-        def slope(x: PyTree, near_y: PyTree, near_z: PyTree) -> PyTree:
-            gap = penalty_slope(inner, x, near_y, near_z, a)
-            return trees.axpy(1 / sigma, gap, jax.grad(outer, 0)(x, near_y, b))
-
-        hy, hz = storm(weight, slopes(x, near_y, near_z), slopes(*before), (hy, hz))
-        dy = trees.axpy(1 / prox, trees.subtract(near_y, y), hy)
-        dz = trees.axpy(1 / prox, trees.subtract(near_z, z), hz)
-        new_y = project_y(trees.axpy(-inner_rate, dy, near_y))
-        new_z = project_y(trees.axpy(-inner_rate, dz, near_z))
-        hx = storm(weight, slope(x, new_y, new_z), slope(before[0], near_y, near_z), hx)
-        y = trees.axpy(mixing, trees.subtract(new_y, y), y)
-        z = trees.axpy(mixing, trees.subtract(new_z, z), z)
-        return SinglePenaltyState(
-            project_x(trees.axpy(-rate, hx, x)), y, z, (new_y, new_z), (x, near_y, near_z),
-            (hy, hz, hx), k + 1)
+    def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
+        x, y, z, k, (near, of_near, of_x) = state
+        nearby, beyond = oracles(x, y, *data)
+        estimates, of_near = estimator.update(nearby, (x, *near), of_near, key)
+        near = follow(near, (y, z), estimates)
+        estimate, of_x = estimator.update(beyond, (x, *near), of_x, key)
+        y, z = mix(near, (y, z))
+        return PenaltyState(descend(x, estimate), y, z, k + 1, (near, of_near, of_x))
 
     return Process(init, step, calls=oracle_calls(8, 4))
 
 
-def _check(sigma: float, rate: float, inner_rate: float, prox: float, mixing: float) -> None:
+def _parts(
+    outer: Callable, inner: Callable, sigma: float, rate: float, inner_rate: float, prox: float,
+    mixing: float, project_x: Callable, project_y: Callable,
+) -> tuple:
+    """What both loops do to x and to near, a pair of points near the centres (y, z).
+
+    Slopes of the pair and of x, at `(x, *near)` on a pair of batches; then the steps of near, of
+    the centres and of x.
+    """
     check_positive(sigma=sigma, rate=rate, inner_rate=inner_rate, prox=prox)
     check_share(mixing=mixing)
+
+    def slopes(point: tuple, batch: tuple) -> tuple:
+        (x, y, z), (a, b) = point, batch
+        up, down = jax.grad(outer, 1)(x, y, b), jax.grad(inner, 1)
+        return trees.axpy(sigma, up, down(x, y, a)), down(x, z, a)
+
+    def slope(point: tuple, batch: tuple) -> PyTree:
+        return penalised_slope(outer, inner, 1 / sigma, *point, *batch)
+
+    def follow(near: tuple, centres: tuple, slopes: tuple) -> tuple:
+        slopes = trees.axpy(1 / prox, trees.subtract(near, centres), slopes)
+        return tuple(map(project_y, trees.axpy(-inner_rate, slopes, near)))
+
+    def mix(near: tuple, centres: tuple) -> tuple:
+        return trees.axpy(mixing, trees.subtract(near, centres), centres)
+
+    def descend(x: PyTree, slope: PyTree) -> PyTree:
+        return project_x(trees.axpy(-rate, slope, x))
+
+    return slopes, slope, follow, mix, descend

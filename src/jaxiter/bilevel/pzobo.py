@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import move
+from jaxiter.bilevel.methods import descend, move
 from jaxiter.numerics import check_positive
 from jaxiter.process import Batches, Process
 
@@ -30,7 +29,7 @@ class PzoboState(NamedTuple):
 
 def pzobo(
     outer: Callable, inner: Callable, *, inner_rate: Any, outer_optimizer: Any,
-    inner_steps: int = 10, directions: int = 10, radius: float | None = None,
+    inner_steps: int = 10, directions: int = 10, radius: float = 1e-2,
 ) -> Process:
     """`grad_x outer + mean_u u <y_T(x + mu u) - y_T(x), grad_y outer> / mu` over Gaussian u.
 
@@ -40,7 +39,7 @@ def pzobo(
     Args:
       outer, inner: `(x, y, batch) -> scalar`.
       inner_rate: at most 1 / L. outer_optimizer: of x. directions: Gaussian directions per step.
-      radius: mu; default 1e-2, where float32 rounding and curvature both cost about 1e-3.
+      radius: mu; at 1e-2 float32 rounding and curvature both cost about 1e-3.
 
     Raises:
       ValueError: rates, steps, directions or radius not positive.
@@ -54,9 +53,10 @@ def pzobo(
     >>> round(float(state.x), 2)
     1.0
     """
-    radius = 1e-2 if radius is None else radius
     check_positive(inner_rate=inner_rate, inner_steps=inner_steps, directions=directions,
                    radius=radius)
+
+    descent = optax.sgd(inner_rate)
 
     def init(start: tuple, *data: Batches) -> PzoboState:
         x, y = start
@@ -67,14 +67,10 @@ def pzobo(
     ) -> PzoboState:
         x, start, optimizer = state
         inner_key, outer_key, direction_key = jax.random.split(key, 3)
-        keys = jax.random.split(inner_key, inner_steps)
 
         def trajectory(x: PyTree) -> PyTree:
-            def descend(y: PyTree, key: jax.Array) -> tuple[PyTree, None]:
-                return trees.axpy(-inner_rate, jax.grad(inner, 1)(x, y, inner_data.draw(key)),
-                                  y), None
-
-            return lax.scan(descend, start, keys)[0]
+            return descend(inner, descent, x, start, descent.init(start), inner_data, inner_key,
+                           inner_steps)[0]
 
         y = trajectory(x)
         direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.monitor import Monitor
+from jaxiter.monitor import Monitor, record, seeing
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
 from jaxiter.solution import LoopState, Solution, Status, reports
@@ -35,14 +35,14 @@ class RunResult(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """The trace of a run with `trace`: what its monitor recorded, the rows, and calls until each.
+    """The trace of a run with `trace`: what its monitor recorded, and a record of its own.
 
-    Its rows lack the one after the last step, which `RunResult.trace` has.
+    The record's value are rows of `trace`, the first of the start, and of the calls until the
+    next.
     """
 
     monitor: PyTree
-    rows: PyTree
-    calls: PyTree
+    record: PyTree
 
 
 def run(
@@ -89,20 +89,17 @@ def run(
                 raise ValueError(f"batch_size={batch_size} is larger than {name}, which has "
                                  f"{leaf.shape[0]} rows.")
     data = Batches(inner_data, batch_size), Batches(outer_data, batch_size)
-    monitor, resume = chosen.monitor, chosen.resume
-    if trace is not None:
-        count = _rows(chosen.max_steps, chosen.check_every)
-        monitor = _recording(monitor, trace, count, chosen.check_every)
-        resume = None if resume is None else _with_rows(resume, count)
-    solution = iterate(
-        method, (x0, y0), *data, key=key, stop=chosen.stop, adjoint=chosen.adjoint,
-        max_steps=chosen.max_steps, check_every=chosen.check_every, keep_best=chosen.keep_best,
-        monitor=monitor, resume=resume)
-    state = latest(solution)
     if trace is None:
-        return RunResult(state, None, None, solution)
-    rows = _with_last(trace, state, solution, chosen.check_every)
-    return RunResult(state, rows, solution.trace.calls, solution)
+        solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())
+        return RunResult(latest(solution), None, None, solution)
+    count = _rows(chosen.max_steps, chosen.check_every)
+    solution = iterate(method, (x0, y0), *data, key=key, **chosen._replace(
+        monitor=_recording(chosen.monitor, trace, count, chosen.check_every),
+        resume=_with_rows(chosen.resume, count))._asdict())
+    state = latest(solution)
+    rows, calls = jax.tree.map(lambda leaf: leaf[:count], solution.trace.record["value"])
+    return RunResult(state, _after(rows, trace(state), solution, chosen.check_every), calls,
+                     solution)
 
 
 def _rows(max_steps: Any, every: int) -> int:
@@ -112,58 +109,50 @@ def _rows(max_steps: Any, every: int) -> int:
     return max(int(max_steps), 0) // max(every, 1)  # what is no count is refused by `iterate`
 
 
-def _blank(leaf: Any, count: int) -> jax.Array:
-    nothing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
-    return jnp.full((count, *leaf.shape), nothing, leaf.dtype)
-
-
 def _recording(monitor: Monitor | None, trace: Callable, count: int, every: int) -> Monitor:
-    """The monitor, and beside it the rows of `trace`.
+    """The monitor, and beside it the rows of `trace`."""
+    def view(info: StepInfo) -> StepInfo:
+        nothing = jnp.float32(0)  # no merit is recorded, so none is computed for it
+        seen = jax.tree.map(jnp.asarray, trace(info.x)), info.memory.calls
+        return info._replace(x=seen, merit=nothing, scale=nothing)
 
-    A monitor sees a state when a step begins from it, so `_with_last` adds the last row.
-    """
-    def seen(state: PyTree) -> PyTree:
-        return jax.tree.map(jnp.asarray, trace(state))
+    both = (monitor, seeing(record(max(count, 1), every, value=True), view))
 
     def init(info: StepInfo) -> Traced:
-        rows, calls = (jax.tree.map(lambda leaf: _blank(leaf, count), shape)
-                       for shape in (jax.eval_shape(seen, info.x), info.memory.calls))
-        return Traced(None if monitor is None else monitor.init(info), rows, calls)
+        return Traced(*(None if one is None else one.init(info) for one in both))
 
     def update(info: StepInfo, state: Traced, active: jax.Array) -> Traced:
-        watched, made = state.monitor, (info.step - 1) // every  # looks before this one
-        if monitor is not None:
-            watched = monitor.update(info, watched, active)
-        before = jnp.where(active & (made > 0), made - 1, count)
-        return Traced(watched, _put(state.rows, before, seen(info.x)),
-                      _put(state.calls, jnp.where(active, made, count), info.memory.calls))
+        return Traced(*(None if one is None else one.update(info, part, active)
+                        for one, part in zip(both, state, strict=True)))
 
     return Monitor(init, update)
 
 
-def _put(rows: PyTree, row: jax.Array, new: PyTree) -> PyTree:
-    """The rows with a new one; one out of range is dropped."""
-    return jax.tree.map(lambda rows, leaf: rows.at[row].set(leaf, mode="drop"), rows, new)
+def _longer(leaf: jax.Array, count: int) -> jax.Array:
+    """`count` rows: those of the leaf, then none."""
+    nothing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    blank = jnp.full((count, *leaf.shape[1:]), nothing, leaf.dtype)
+    return jnp.concatenate([leaf, blank])[:count]
 
 
-def _with_rows(resume: LoopState, count: int) -> LoopState:
+def _with_rows(resume: LoopState | None, count: int) -> LoopState | None:
     """The state of an earlier part of the run, with room for the rows of this one."""
+    if resume is None:
+        return None
     held = getattr(resume, "monitor", None)
     if not isinstance(held, Traced):
         raise TypeError("resume (a state of a run without trace?) has no rows to go on with.")
-
-    def longer(leaf: jax.Array) -> jax.Array:
-        blank = _blank(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), count)
-        return jnp.concatenate([leaf, blank])[:count]
-
-    rows, calls = jax.tree.map(longer, (held.rows, held.calls))
-    return resume._replace(monitor=held._replace(rows=rows, calls=calls))
+    longer = jax.tree.map(lambda leaf: _longer(leaf, count), held.record)
+    return resume._replace(monitor=held._replace(record=longer))
 
 
-def _with_last(trace: Callable, state: PyTree, solution: Solution, every: int) -> PyTree:
-    """All rows: those that the monitor saw, and the one after the last step."""
-    rows, steps = solution.trace.rows, solution.steps
-    count = jax.tree.leaves(rows)[0].shape[0]
-    due = (steps > 0) & (solution.status != Status.NONFINITE)
-    return _put(rows, jnp.where(due, steps // every - 1, count),
-                jax.tree.map(jnp.asarray, trace(state)))
+def _after(rows: PyTree, last: PyTree, solution: Solution, every: int) -> PyTree:
+    """Rows of the states that steps led to, from those of the states that they began from."""
+    due = (solution.steps > 0) & (solution.status != Status.NONFINITE)
+
+    def put(leaf: jax.Array, new: Any) -> jax.Array:
+        count = leaf.shape[0]
+        row = jnp.where(due, solution.steps // every - 1, count)
+        return _longer(leaf[1:], count).at[row].set(new, mode="drop")
+
+    return jax.tree.map(put, rows, last)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import move
+from jaxiter.bilevel.methods import descend, move
+from jaxiter.estimators import Drawn
 from jaxiter.numerics import check_positive
 from jaxiter.process import Batches, Process
 
@@ -80,15 +79,15 @@ def self_tuning(
         x, _, phi, log_width, (of_x, of_phi) = state
         inner_key, outer_key = jax.random.split(key)
 
-        def descend(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-            phi, of_phi = carry
-            near = perturbed(x, log_width, key)
-            batch = inner_data.draw(jax.random.fold_in(key, 1))
-            slope = jax.grad(lambda phi: inner(near, response(phi, near), batch))(phi)
-            return move(inner_optimizer, slope, of_phi, phi), None
+        def at_noise(_: None, phi: PyTree, noisy: tuple) -> jax.Array:
+            near, batch = noisy
+            return inner(near, response(phi, near), batch)
 
-        keys = jax.random.split(inner_key, inner_steps)
-        (phi, of_phi), _ = lax.scan(descend, (phi, of_phi), keys)
+        def draw(key: jax.Array) -> tuple:
+            return perturbed(x, log_width, key), inner_data.draw(jax.random.fold_in(key, 1))
+
+        phi, of_phi = descend(at_noise, inner_optimizer, None, phi, of_phi, Drawn(draw), inner_key,
+                              inner_steps)
         batch = outer_data.draw(outer_key)
 
         def objective(at: tuple) -> jax.Array:
@@ -99,9 +98,7 @@ def self_tuning(
             spread = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(log_width))
             return outer(near, response(phi, near), batch) - entropy * spread
 
-        slope = jax.grad(objective)((x, log_width))
-        if entropy is None:
-            slope = (slope[0], trees.zeros_like(log_width))
+        slope = jax.grad(objective)((x, log_width))  # zero by a width that it does not see
         (x, log_width), of_x = move(outer_optimizer, slope, of_x, (x, log_width))
         return SelfTuningState(x, response(phi, x), phi, log_width, (of_x, of_phi))
 

@@ -4,7 +4,6 @@ The series `v = s (sum_i (I - s H)^i) grad_y outer` needs no warm adjoint: y alo
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,9 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move, product_pair, storm
+from jaxiter.bilevel.methods import descend, move, product_pair
+from jaxiter.bilevel.single_loop import moving_together
+from jaxiter.estimators import Drawn, Oracle, storm
 from jaxiter.numerics import check_positive, safe_divide
 from jaxiter.process import Batches, Process
 
@@ -31,15 +32,6 @@ class StocbioState(NamedTuple):
     y: PyTree
     optimizers: tuple
     growth: jax.Array
-
-
-def _start(
-    outer_optimizer: optax.GradientTransformation, inner_optimizer: optax.GradientTransformation,
-    start: tuple, *data: Batches,
-) -> StocbioState:
-    x, y = start
-    optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
-    return StocbioState(x, y, optimizers, jnp.float32(0))
 
 
 def stocbio(
@@ -75,21 +67,36 @@ def stocbio(
     """
     check_positive(neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms)
 
+    def slope(x: PyTree, y: PyTree, key: jax.Array, inner_data: Batches, batch: PyTree) -> tuple:
+        keys = jax.random.split(key, terms)
+        keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
+        return _series(outer, inner, x, y, keys, inner_data, batch, neumann_rate)
+
+    return _nested(inner, inner_optimizer, outer_optimizer, inner_steps, slope,
+                   oracle_calls(inner_steps, 1, terms))
+
+
+def _nested(
+    inner: Callable, inner_optimizer: optax.GradientTransformation,
+    outer_optimizer: optax.GradientTransformation, inner_steps: int, slope: Callable, calls: Any,
+) -> Process:
+    """Steps of y, then one of x along `slope(x, y, key, inner_data, batch) -> (slope, growth)`."""
+    def init(start: tuple, *data: Batches) -> StocbioState:
+        x, y = start
+        optimizers = outer_optimizer.init(x), inner_optimizer.init(y)
+        return StocbioState(x, y, optimizers, jnp.float32(0))
+
     def step(
         state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
     ) -> StocbioState:
         x, y, (of_x, of_y), _ = state
         inner_key, linear_key, outer_key = jax.random.split(key, 3)
         y, of_y = descend(inner, inner_optimizer, x, y, of_y, inner_data, inner_key, inner_steps)
-        keys = jax.random.split(linear_key, terms)
-        keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
-        slope, growth = _series(
-            outer, inner, x, y, keys, inner_data, outer_data.draw(outer_key), neumann_rate)
-        x, of_x = move(outer_optimizer, slope, of_x, x)
+        along, growth = slope(x, y, linear_key, inner_data, outer_data.draw(outer_key))
+        x, of_x = move(outer_optimizer, along, of_x, x)
         return StocbioState(x, y, (of_x, of_y), growth)
 
-    return Process(partial(_start, outer_optimizer, inner_optimizer), step,
-                   calls=oracle_calls(inner_steps, 1, terms))
+    return Process(init, step, calls=calls)
 
 
 def _series(
@@ -107,8 +114,11 @@ def _series(
 
     (term, total), _ = lax.scan(more, (pull, pull), keys[1:])
     cross = product_pair(inner, x, y, trees.scale(rate, total), inner_data.draw(keys[0]))[1]
-    growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
-    return trees.subtract(direct, cross), growth
+    return trees.subtract(direct, cross), _growth(term, pull)
+
+
+def _growth(term: PyTree, pull: PyTree) -> jax.Array:
+    return safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
 
 
 def ift_neumann(
@@ -150,44 +160,25 @@ def ttsa(
     check_positive(neumann_rate=neumann_rate, terms=terms)
 
     def drawn(key: jax.Array) -> jax.Array:
-        return jax.random.randint(key, (), 0, terms)
+        return jax.random.randint(jax.random.fold_in(key, terms), (), 0, terms)
 
-    def step(
-        state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> StocbioState:
-        x, y, (of_x, of_y), _ = state
-        inner_key, outer_key, number_key, linear_key = jax.random.split(key, 4)
-        down = jax.grad(inner, 1)(x, y, inner_data.draw(inner_key))
-        y, of_y = move(inner_optimizer, down, of_y, y)
-        direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))
-        number = drawn(number_key)
+    def slope(x: PyTree, y: PyTree, key: jax.Array, inner_data: Batches, batch: PyTree) -> tuple:
+        direct, pull = jax.grad(outer, (0, 1))(x, y, batch)
+
+        def product(i: jax.Array, v: PyTree) -> tuple:
+            return product_pair(inner, x, y, v, inner_data.draw(jax.random.fold_in(key, i)))
 
         def shrink(i: jax.Array, term: PyTree) -> PyTree:
-            batch = inner_data.draw(jax.random.fold_in(linear_key, i + 1))
-            return trees.axpy(-neumann_rate, product_pair(inner, x, y, term, batch)[2], term)
+            return trees.axpy(-neumann_rate, product(i + 1, term)[2], term)
 
-        term = lax.fori_loop(0, number, shrink, pull)
-        v = trees.scale(terms * neumann_rate, term)
-        cross = product_pair(inner, x, y, v, inner_data.draw(jax.random.fold_in(linear_key, 0)))[1]
-        x, of_x = move(outer_optimizer, trees.subtract(direct, cross), of_x, x)
-        growth = safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
-        return StocbioState(x, y, (of_x, of_y), growth)
+        term = lax.fori_loop(0, drawn(key), shrink, pull)
+        cross = product(jnp.int32(0), trees.scale(terms * neumann_rate, term))[1]
+        return trees.subtract(direct, cross), _growth(term, pull)
 
     def calls(state: StocbioState, key: jax.Array, *data: Batches) -> dict[str, Any]:
-        return oracle_calls(1, 1, drawn(jax.random.split(key, 4)[2]) + 1)
+        return oracle_calls(1, 1, drawn(jax.random.split(key, 3)[1]) + 1)
 
-    return Process(partial(_start, outer_optimizer, inner_optimizer), step, calls=calls)
-
-
-class MrboState(NamedTuple):
-    """x, y, their optimizers, the point before, the STORM estimates there, and k steps made."""
-
-    x: PyTree
-    y: PyTree
-    optimizers: tuple
-    before: tuple
-    estimates: tuple
-    k: jax.Array
+    return _nested(inner, inner_optimizer, outer_optimizer, 1, slope, calls)
 
 
 def mrbo(
@@ -206,29 +197,22 @@ def mrbo(
     """
     check_positive(neumann_rate=neumann_rate, terms=terms, momentum=momentum)
 
-    def init(start: tuple, *data: Batches) -> MrboState:
-        x, y = start
-        optimizers = (outer_optimizer.init(x), inner_optimizer.init(y))
-        return MrboState(x, y, optimizers, (x, y), (trees.zeros_like(x), trees.zeros_like(y)),
-                         jnp.int32(0))
+    def oracle(point: tuple, inner_data: Batches, outer_data: Batches) -> Oracle:
+        def draw(key: jax.Array) -> tuple:
+            inner_key, linear_key, outer_key = jax.random.split(key, 3)
+            return (inner_data.draw(inner_key), jax.random.split(linear_key, terms),
+                    outer_data.draw(outer_key))
 
-    def step(
-        state: MrboState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> MrboState:
-        x, y, (of_x, of_y), before, (hx, hy), k = state
-        inner_key, linear_key, outer_key = jax.random.split(key, 3)
-        keys = jax.random.split(linear_key, terms)
-        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
-
-        def at(x: PyTree, y: PyTree) -> tuple:
+        def slopes(point: tuple, batch: tuple) -> tuple:
+            (x, y, none), (a, keys, b) = point, batch
             slope, _ = _series(outer, inner, x, y, keys, inner_data, b, neumann_rate)
-            return slope, jax.grad(inner, 1)(x, y, a)
+            return slope, jax.grad(inner, 1)(x, y, a), none
 
-        weight = jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
-        weight = jnp.where(k == 0, 1.0, weight)
-        hx, hy = storm(weight, at(x, y), at(*before), (hx, hy))
-        new_x, of_x = move(outer_optimizer, hx, of_x, x)
-        new_y, of_y = move(inner_optimizer, hy, of_y, y)
-        return MrboState(new_x, new_y, (of_x, of_y), (x, y), (hx, hy), k + 1)
+        return Oracle((slopes,), (Drawn(draw),), (point,))
 
-    return Process(init, step, calls=oracle_calls(2, 2, 2 * terms))
+    def weight(k: jax.Array) -> jax.Array:
+        return jnp.minimum(momentum * (k + 1).astype(jnp.float32) ** (-2 / 3), 1.0)
+
+    return moving_together(
+        (outer_optimizer, inner_optimizer, optax.identity()), storm(weight), oracle,
+        lambda spent: oracle_calls(spent, spent, spent * terms), adjoint=lambda y: ())

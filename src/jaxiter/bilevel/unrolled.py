@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import HypergradientResult, oracle_calls
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import check_positive, stop_gradient
 from jaxiter.solution import Status
 from jaxiter.stop import default_tolerances
 
@@ -94,3 +94,47 @@ def _ended(y: PyTree, following: PyTree, answer: PyTree) -> tuple[jax.Array, jax
     status = jnp.where(still, Status.CONVERGED, Status.MAX_STEPS)
     good = trees.finite((answer, y)) & jnp.isfinite(move)
     return move, jnp.where(good, status, Status.NONFINITE).astype(jnp.int32)
+
+
+def aggregated_descent(
+    outer: Callable, inner: Callable, *, inner_rate: Any, outer_rate: Any, weight: float = 1.0,
+    project: Callable | None = None,
+) -> Callable:
+    """BDA, for inner problems with many solutions: descent that listens to both objectives.
+
+    Differentiating descent on the inner objective alone picks the inner solution nearest to the
+    start, and its hypergradient leads to a wrong x. A vanishing share of the outer objective
+    in every inner step picks the inner solution that is best for it: an inner map
+    `step(x, (y, t)) -> (y', t + 1)` for `unrolled_hypergradient`.
+
+    `y' = P(y - a_t outer_rate grad_y outer - (1 - a_t) inner_rate grad_y inner)` with
+    `a_t = min(weight / (t + 1), 0.99)`, which vanishes and has an infinite sum, as the theory asks.
+
+    Args:
+      outer, inner: scalars of (x, y), convex in y. inner_rate: at most 1 / L of inner; half of it
+        is safe. outer_rate: about 1 / L of outer. weight: positive; small ones need many steps.
+      project: onto the domain of y; default none.
+
+    Start with `(y0, 0)` and read y with `readout=lambda state: state[0]`.
+
+    Source: Liu, Mu, Yuan, Zeng and Zhang, "A generic first-order algorithmic framework for
+    bi-level programming beyond lower-level singleton", 2020.
+
+    >>> import jax.numpy as jnp
+    >>> step = aggregated_descent(lambda x, y: (y - x) ** 2, lambda x, y: 0 * y,
+    ...                           inner_rate=0.5, outer_rate=0.5)
+    >>> round(float(step(jnp.float32(3.0), (jnp.float32(0.0), jnp.int32(0)))[0]), 2)
+    2.97
+    """
+    check_positive(weight=weight)
+
+    def step(x: PyTree, state: tuple) -> tuple:
+        y, t = state
+        up, down = jax.grad(outer, 1)(x, y), jax.grad(inner, 1)(x, y)
+        kind = jax.tree.leaves(y)[0].dtype
+        share = jnp.minimum(weight / (t + 1).astype(kind), 0.99)
+        y = trees.axpy(-share * outer_rate, up, y)
+        y = trees.axpy(-(1 - share) * inner_rate, down, y)
+        return (y if project is None else project(y)), t + 1
+
+    return step

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter.numerics import check_fraction, check_positive
-from jaxiter.optim.transform import of_optax, transformation
+from jaxiter.optim.transform import transformation
+from jaxiter.solvers.residual import of_optax
 
 PyTree = Any
 

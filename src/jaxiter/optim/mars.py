@@ -12,7 +12,8 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import check_positive
-from jaxiter.optim.transform import next_count, of_optax, scalars, transformation
+from jaxiter.optim.transform import next_count, scalars, transformation
+from jaxiter.solvers.residual import of_optax
 
 PyTree = Any
 

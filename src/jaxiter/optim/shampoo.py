@@ -19,13 +19,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import check_fraction, check_positive, safe_divide
-from jaxiter.optim.transform import (
-    check_sizes,
-    moving_average,
-    next_count,
-    of_optax,
-    transformation,
-)
+from jaxiter.optim.transform import check_sizes, moving_average, next_count, transformation
+from jaxiter.solvers.residual import of_optax
 
 PyTree = Any
 

@@ -86,21 +86,6 @@ def _merged(updates: PyTree, new: PyTree) -> PyTree:
     return jax.tree.map(leaf, updates, new, is_leaf=lambda leaf: leaf is None)
 
 
-def of_optax(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same under strict promotion of dtypes too, with a state that keeps its own."""
-    inner = optax.with_extra_args_support(inner)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):
-            updates, new = inner.update(updates, state, params, **extra)
-        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype) if _is_float(new)
-                                     else new, new, state)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
 def _is_float(leaf: Any) -> bool:
     """Whether a leaf is a real or complex number (None, integers and jax's float0 are not)."""
     if leaf is None:

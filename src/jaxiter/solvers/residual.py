@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,6 +50,23 @@ def residual_solver(
         return update(updates, state, params, merit=merit, **extra)
 
     return optax.GradientTransformationExtraArgs(start, step)
+
+
+def of_optax(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same under strict promotion of dtypes too, with a state that keeps its own."""
+    inner = optax.with_extra_args_support(inner)
+
+    def kept(new: Any, old: Any) -> Any:
+        return new.astype(old.dtype) if eqx.is_inexact_array(new) else new
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new = inner.update(updates, state, params, **extra)
+        return updates, jax.tree.map(kept, new, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def require_params(name: str, params: PyTree) -> PyTree:

@@ -114,11 +114,6 @@ def _metric(x: jax.Array) -> jax.Array:
     return jnp.matmul(jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 1.5]]), x)
 
 
-def _distilled(theta: jax.Array) -> jax.Array:
-    labels = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
-    return bilevel.distillation_loss(POINTS[:2] * theta[:2], labels[:2] + theta[2], POINTS, labels)
-
-
 def _maml(theta: jax.Array) -> jax.Array:
     tasks = jnp.array([[0.1, 0.2, 0.3], [0.5, 0.1, 0.2]])
     out = bilevel.implicit_maml(
@@ -163,7 +158,6 @@ CASES: dict[str, Callable] = {
         t, lambda *args: diffusion.sample_parallel(*args).value),
     "invert_flow": _flow,
     "solve_inner": _inner,
-    "distillation_loss": _distilled,
     "implicit_maml": _maml,
 }
 
