@@ -28,6 +28,8 @@ Front = TypeVar("Front", bound=Callable)
 KEPT = 64
 #: Traces that evaluate what they are given, rather than record it.
 EVALUATING = frozenset({"EvalTrace", "JVPTrace", "LinearizeTrace"})
+#: The setting with which nothing is compiled.
+OFF = "jax_disable_jit"
 #: Settings that a trace depends on.
 FLAGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion",
          "jax_numpy_rank_promotion", "jax_debug_nans", "jax_default_prng_impl",
@@ -79,7 +81,7 @@ def reused(front: Front) -> Front:
 
     @wraps(front)
     def call(*args: Any, **keywords: Any) -> Any:
-        if getattr(jax.config, "jax_disable_jit") or recording_trace():
+        if getattr(jax.config, OFF) or recording_trace():
             return front(*args, **keywords)
         for kinds in (NUMBERS, FEWEST):
             given = Given(args[:named], args[named:], keywords).with_steps(kinds)

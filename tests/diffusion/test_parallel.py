@@ -85,7 +85,7 @@ def test_every_method_is_exact(name, method):
     np.testing.assert_allclose(out.trajectory, loop, atol=2e-5 * float(np.max(np.abs(loop))))
     for rounds in (1, 4):  # after k rounds k rows are the loop's
         early = solve(x, rounds)
-        final = 30 - int(early.solve.merit)
+        final = min(int(early.solve.aux) + 1, 30)  # the next one is as its step makes it
         assert (early.status == Status.MAX_STEPS or early.converged) and final >= rounds
         np.testing.assert_allclose(early.trajectory[:final + 1], loop[:final + 1],
                                    atol=2e-5 * float(np.max(np.abs(loop))))
@@ -200,13 +200,14 @@ def test_statuses_are_true():
     assert out.status == Status.NONFINITE and not out.converged
     first = int(np.argmax(schedule.time < 500))
     assert f"row {first} of 30" in out.message()
-    assert np.isinf(out.residual) and np.all(np.isfinite(out.trajectory))
+    assert np.isinf(out.solve.residual) and np.all(np.isfinite(out.trajectory))
     for bad in (np.nan, np.inf):
         lost = jax.jit(lambda x: sample_parallel(sampler, broken, x, key, window=7))(bad * x)
         assert lost.status == Status.NONFINITE
     short = jax.jit(lambda x: sample_parallel(
         sampler, mixture_denoiser(MIX, schedule), x, key, max_steps=3, tolerance=1e-6))(x)
-    final = 30 - int(short.solve.merit)
+    final = int(short.solve.aux)
+    assert final >= 2
     assert short.message() == f"MAX_STEPS after 3 rounds: {final} of 30 rows are final."
     half = Denoiser(lambda x, t: (0.5 * x).astype(jnp.bfloat16))
     assert jax.jit(lambda x: sample_parallel(sampler, half, x, key))(x).value.dtype == x.dtype
@@ -227,7 +228,8 @@ def test_bad_input():
         ({"method": "newton"}, "method must be one of"),
         ({"tolerance": absolute(-1.0)}, "must be positive"), ({"init": "zeros"}, "init must be"),
         ({"init": jnp.ones((3, 2))}, "one state per row"), ({"slopes": x}, "slopes must have"),
-        ({"keep_best": True}, "takes no keep_best"), ({"solver": ji.anderson()}, "no solver"),
+        ({"keep_best": True}, "takes no keep_best"),
+        ({"solver": ji.anderson(), "window": 5}, "a solver needs.* no window"),
         ({"check_every": 2}, "takes no check_every"),
     ]:
         with pytest.raises(ValueError, match=text):
@@ -324,21 +326,62 @@ def test_the_residual_is_that_of_the_trajectory_returned(method, scale, x64):
             sampler, Denoiser(lambda x, t: jnp.tanh(w @ x), "eps"), x, window=7,
             method=method, tolerance=tolerance if scale == "noise" else absolute(tolerance),
             max_steps=rounds)
-        return out.trajectory, out.status, out.residual, out.solve.merit
+        return out.trajectory, out.status, out.solve.residual, out.solve.aux, out.solve.merit
 
     unit = sampler.scale if scale == "noise" else np.ones(24)
     run = jax.jit(jax.vmap(solve, (0, 0, None, None)))
     for tolerance, rounds in ((1e-6, 24), (1e-2, 24), (1e-2, 6)):
         found = zip(w, *map(np.asarray, run(w, x, tolerance, rounds)), strict=True)
-        for weights, rows, status, residual, left in found:
+        for weights, rows, status, residual, final, merit in found:
             gaps = own_gaps(sampler, lambda s, w=weights: np.tanh(w @ s), rows, unit)
             if status == Status.CONVERGED:
-                assert left == 0 and residual <= tolerance * (1 + 1e-6)
-                np.testing.assert_allclose(residual, gaps.max(), rtol=1e-5, atol=1e-10)
+                assert final == 24 and merit <= 1 and gaps.max() <= tolerance * (1 + 1e-6)
+                np.testing.assert_allclose(
+                    residual, np.linalg.norm(gaps * unit) * 3**0.5, rtol=1e-5, atol=1e-10)
             else:  # rows that are left were never measured
                 assert rounds == 6 and status == Status.MAX_STEPS
-                assert left > 0 and np.isinf(residual)
-                assert np.all(gaps[:24 - int(left)] <= tolerance * (1 + 1e-6))
+                assert final < 24 and merit > 1 and np.isinf(residual) == np.isinf(merit)
+                assert np.all(gaps[:int(final)] <= tolerance * (1 + 1e-6))
+
+
+def test_the_residual_of_an_unfinished_solve_is_measured(x64):
+    """A full window: norm(T(value) - value) == residual also after a few rounds."""
+    w = jnp.asarray(np.random.default_rng(7).normal(size=(3, 3)) * 2)
+    sampler = exponential_multistep(log_snr_schedule(24), 3, currency="eps")
+    model = Denoiser(lambda x, t: jnp.tanh(w @ x), "eps")
+    x = jnp.asarray(np.random.default_rng(8).normal(size=3))
+    solve = jax.jit(lambda x, k: sample_parallel(
+        sampler, model, x, method="jacobi", tolerance=1e-9, max_steps=k))
+    for rounds in (1, 3, 24):  # 24: all are the loop's own
+        out = solve(x, rounds)
+        states = np.concatenate([np.asarray(x)[None], out.solve.value])
+        gaps = own_gaps(sampler, lambda s: np.tanh(np.asarray(w) @ s), states, np.ones(24))
+        np.testing.assert_allclose(
+            out.solve.residual, np.linalg.norm(gaps) * 3**0.5, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            out.solve.residual, np.linalg.norm(out.solve.displacement), rtol=1e-9, atol=1e-14)
+    np.testing.assert_array_equal(out.solve.value, out.trajectory[1:])
+
+
+@pytest.mark.parametrize("method", [paratta(30, memory=0), pytest.param(
+    "secant", marks=pytest.mark.slow)])
+def test_a_solver_of_the_library_moves_the_trajectory(method):
+    """Anderson on the rounds of all rows ends at the loop's sample, with its own residual."""
+    sampler, schedule, prediction = CASES["ddim"]
+    model, x = mixture_denoiser(MIX, schedule, prediction), start(schedule)
+    out = jax.jit(lambda x: sample_parallel(
+        sampler, model, x, method=method, solver=ji.anderson(5), tolerance=1e-4, max_steps=60))(x)
+    assert out.converged and int(out.solve.calls["model"]) == 30 * int(out.rounds)
+    loop = jax.jit(lambda x: sample(sampler, model, x))(x)
+    np.testing.assert_allclose(out.value, loop, atol=2e-3)
+    states = np.concatenate([np.asarray(x)[None], out.solve.value])
+    levels = iter(np.stack(schedule, axis=1)[:-1].tolist())  # of the rows, one after the other
+
+    def eps(s):
+        return np.asarray(model.convert(jnp.asarray(s, jnp.float32), *next(levels))[0], np.float64)
+
+    gaps = own_gaps(sampler, eps, states, np.ones(30))
+    assert np.all(gaps <= 1e-4 * sampler.scale * (1 + 1e-3) + 1e-6)
 
 
 # --- The dialect -----------------------------------------------------------------------------
@@ -356,24 +399,35 @@ def test_methods_are_values_and_names_their_presets():
 
 
 def test_options_of_rounds():
-    """Goes on from a trajectory, watched by a monitor; frozen: no derivatives, the same values."""
+    """Goes on from a state or a trajectory, watched by a monitor; frozen: no derivatives, the same
+    values."""
     sampler, schedule, prediction = CASES["2m"]
     model, x = mixture_denoiser(MIX, schedule, prediction), start(schedule)
 
-    def solve(x, k, init="auto", adjoint=None):
-        return sample_parallel(sampler, model, x, window=7, max_steps=k, init=init,
-                               monitor=ji.record(30), adjoint=adjoint)
+    def solve(x, k, init="auto", adjoint=None, window=None, resume=None):
+        return sample_parallel(sampler, model, x, window=window, max_steps=k, init=init,
+                               monitor=ji.record(40), adjoint=adjoint, resume=resume)
 
     whole, first = (jax.jit(lambda x, k: solve(x, k))(x, k) for k in (30, 3))
     second = jax.jit(lambda x, init: solve(x, 30, init))(x, first.trajectory)
     assert first.status == Status.MAX_STEPS and whole.converged and second.converged
     np.testing.assert_allclose(second.value, whole.value, atol=1e-2)
-    with pytest.raises(ValueError, match="takes no resume"):
-        sample_parallel(sampler, model, x, resume=first.solve.state)
+    again = jax.jit(lambda x, state: solve(x, 40, resume=state))
+    rest = again(x, first.solve.state)
+    assert rest.converged and int(rest.rounds) == int(whole.rounds)
+    np.testing.assert_array_equal(rest.trajectory, whole.trajectory)
+    # For another start all rows are measured again, those that were final too.
+    late = jax.jit(lambda x, k: solve(x, k))(x, int(whole.rounds) - 1)
+    other = again(x + 1, late.solve.state)
+    assert other.converged
+    np.testing.assert_allclose(
+        other.value, jax.jit(lambda x: sample(sampler, model, x))(x + 1), atol=1e-2)
+    with pytest.raises(ValueError, match="slides takes no resume"):
+        solve(x, 30, window=7, resume=first.solve.state)
     with pytest.raises(TypeError, match="a number, or absolute"):
         sample_parallel(sampler, model, x, tolerance=ji.tolerance(1e-3))
-    left = np.asarray(whole.solve.trace["merit"])[:int(whole.rounds)]
-    assert left[-1] == 0 and np.all(np.diff(left) < 0)
+    change = np.asarray(whole.solve.trace["merit"])[:int(whole.rounds)]
+    assert change[-1] <= 1 and np.all(change[:-1] > 1)
     value, slope = jax.jit(jax.value_and_grad(
         lambda x: jnp.sum(solve(x, 30, adjoint=ji.frozen()).value)))(x)
     assert value == jnp.sum(whole.value) and not np.any(slope)

@@ -20,6 +20,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, combine, evaluate, tabulate
 from jaxiter.known import check_positive
+from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
 PyTree = Any
@@ -39,6 +40,7 @@ class LangevinState(NamedTuple):
     status: jax.Array
 
 
+@reused
 def implicit_diffusion(
     energy: Callable, reward: Callable, *, step_size: float, optimizer: Any,
     reference: jax.Array | None = None, weight: float = 0.0,
