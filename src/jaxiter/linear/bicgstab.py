@@ -9,7 +9,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.linear.residuals import conjugate_residuals
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
-from jaxiter.numerics import anchor, while_loop
+from jaxiter.numerics import anchor, safe_divide, while_loop
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -71,7 +71,7 @@ def _cycle(
     matvec: Matvec, x: PyTree, r: PyTree, norm: jax.Array, tol: jax.Array, budget: Any
 ) -> tuple:
     shadow, square, small = r, lax.square(norm), lax.square(tol)
-    kind = jnp.result_type(*jax.tree.leaves(r), norm)
+    kind = jax.eval_shape(trees.dot, r, r).dtype
     start = _State(x, r, r, square.astype(kind), square, jnp.int32(0), no_gains(square), square,
                    jnp.int32(0))
     wait = max(WAIT, sum(leaf.size for leaf in jax.tree.leaves(r)))
@@ -89,7 +89,7 @@ def _cycle(
         half = trees.axpy(-alpha, v, s.r)
         t = matvec(half)
         overlap, length = trees.dot(t, half), trees.squared_norm(t)
-        omega = overlap / lax.max(length, lax.full_like(length, jnp.finfo(length.dtype).tiny))
+        omega = safe_divide(overlap, length.astype(overlap.dtype))
         x = trees.axpy(omega, half, trees.axpy(alpha, s.p, s.x))
         r = trees.axpy(-omega, t, half)
         rho, square = trees.dot(shadow, r), trees.squared_norm(r)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.linear.system import Gains, Matvec, no_gains
-from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.linear.system import ROUNDINGS, Gains, Matvec, no_gains
+from jaxiter.numerics import anchor, machine_epsilon, safe_divide, while_loop
 
 PyTree = Any
 
@@ -53,7 +53,7 @@ def conjugate_residuals(
     size = sum(leaf.size for leaf in jax.tree.leaves(r))
     window = max(2, min(WINDOW, size, NUMBERS // max(size, 1)))
     empty = jax.tree.map(lambda leaf: lax.broadcast(jnp.zeros_like(leaf), (window,)), r)
-    kind = jnp.result_type(*jax.tree.leaves(r), norm)
+    kind = jax.eval_shape(trees.dot, r, r).dtype
     start = _State(x, r, r, empty, empty, jnp.zeros(window, norm.dtype), lax.square(norm),
                    jnp.bool_(True), jnp.int32(0), no_gains(norm))
 
@@ -67,8 +67,8 @@ def conjugate_residuals(
         # Once leaves too little of the orthogonality.
         again = _products(s.images, q) * weights
         q, p = _without(q, again, s.images), _without(s.w, part + again, s.directions)
-        beside = trees.dot(q, s.r)
-        squares = [trees.squared_norm(vector) for vector in (q, p, s.r)]
+        beside, *squares = _side_by_side((q, s.r), (q, q), (p, p), (s.r, s.r))
+        squares = [lax.real(one) if jnp.iscomplexobj(one) else one for one in squares]
         weight = safe_divide(jnp.ones((), norm.dtype), squares[0])
         alpha = beside * weight.astype(kind)
         square = squares[2] - lax.square(lax.abs(beside)) * weight
@@ -76,7 +76,9 @@ def conjugate_residuals(
         # Both of the residual's length, or what is orthogonalised would be of any.
         unit = lax.sqrt(squares[2] * weight)
         w = trees.where(square <= FELL**2 * squares[2], r, trees.scale(unit, q))
-        gain = lax.sqrt(squares[0] / squares[1])
+        # What is left of an image that was in the window's span is rounding, and no image of p.
+        noise = lax.square(ROUNDINGS * machine_epsilon(r) * s.gains.largest) * squares[2]
+        gain = lax.select(squares[0] > noise, lax.sqrt(squares[0] / squares[1]), 0 * square)
         weights = _pushed(s.weights, weight)
         return _State(x, r, w, _pushed(s.directions, p),
                       _pushed(s.images, q), weights, square,
@@ -90,6 +92,13 @@ def conjugate_residuals(
 def _products(history: PyTree, vector: PyTree) -> jax.Array:
     """Inner products `[m]` of the stored vectors with one."""
     return jax.vmap(trees.dot, (0, None))(history, vector)
+
+
+def _side_by_side(*pairs: tuple[PyTree, PyTree]) -> jax.Array:
+    """The inner products of pairs, by one sum."""
+    left, right = ([jnp.stack(leaves) for leaves in zip(*map(jax.tree.leaves, side), strict=True)]
+                   for side in zip(*pairs, strict=True))
+    return jax.vmap(trees.dot)(left, right)
 
 
 def _without(vector: PyTree, weights: jax.Array, history: PyTree) -> PyTree:

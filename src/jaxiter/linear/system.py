@@ -56,7 +56,8 @@ class Gains(NamedTuple):
 
     def seeing(self, gain: jax.Array, most: jax.Array | None = None) -> "Gains":
         """With one more gain, or one from `gain` to `most`; what is not positive and finite was no
-        vector."""
+        vector.
+        """
         most = gain if most is None else most
         good = (most > 0) & (most < jnp.inf)
         return Gains(jnp.where(good, jnp.maximum(self.largest, gain), self.largest),
@@ -182,6 +183,7 @@ def restarted(
 
         def body(s: _Outer) -> _Outer:
             left, to = max_steps - s.steps, limit(s.gains)
+            tried = jnp.bool_(True) if rescue is None else s.failed
             if rescue is None:
                 x, products, gains = cycle(matvec, s.x, s.r, s.norm, to, left)
             else:  # each a loop of no round where it is the other's turn
@@ -200,7 +202,7 @@ def restarted(
                 lax.select(better, norm, s.norm),
                 s.gains.joined(gains),
                 s.steps + products + 1,
-                lax.select(halved, jnp.int32(0), s.stuck + (1 if rescue is None else s.failed)),
+                lax.select(halved, jnp.int32(0), s.stuck + tried.astype(jnp.int32)),
                 s.failed | ~halved,
             )
 
