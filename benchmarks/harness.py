@@ -1,11 +1,13 @@
 """Honest timings: compile apart, warm runs interleaved over all contenders, medians of ratios."""
 
+import contextlib
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict:
-    """Hardware and versions, for every JSON file."""
-    packages = ("jax", "jaxlib", "optax", "equinox", "jaxopt", "optimistix", "lineax")
+    """Hardware and versions of what is installed, for every JSON file."""
+    versions = {}
+    for name in ("jax", "jaxlib", "optax", "equinox", "jaxopt", "optimistix", "lineax", "ott-jax"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
-        "device": str(jax.devices()[0].device_kind), "cpus": __import__("os").cpu_count(),
+        "device": str(jax.devices()[0].device_kind), "cpus": os.cpu_count(),
         "machine": platform.machine(), "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions,
     }
 
 

@@ -7,6 +7,7 @@ docs/scaling.md.
 from pathlib import Path
 
 from harness import load
+from pages_gpu import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -337,7 +338,7 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 def main() -> None:
     blocks = [fixed_points(), gradients(), training(), lanes(), transport(), diffusion(),
               few_steps(), bilevel(), optim(), compiling(), audit()]
-    pictures = "\n".join(f"![{name}](../benchmarks/results/{name}.png)" for name in PLOTS)
+    pictures = "\n".join(f"![{n}](../benchmarks/results/{n}.png)" for n in PLOTS)
     (ROOT / "docs" / "benchmarks.md").write_text(
         "# Benchmarks\n\nWritten by `benchmarks/pages.py` from `benchmarks/results/`. Two CPU "
         "cores, float32, every peer in the\nsame run, as ratios where they are comparable; "
@@ -345,6 +346,7 @@ def main() -> None:
     replace(ROOT / "README.md", "measured", headlines())
     for name, block in zip(("throughput", "model", "larger"), scaling(), strict=True):
         replace(ROOT / "docs" / "scaling.md", name, block)
+    replace(ROOT / "docs" / "scaling.md", "gpu", gpu(table))
 
 
 if __name__ == "__main__":

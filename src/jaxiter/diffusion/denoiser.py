@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.diffusion.schedules import NoiseSchedule
+from jaxiter.diffusion.schedules import NoiseSchedule, between
 
 PREDICTIONS = ("eps", "x0", "v", "score", "velocity", "edm")
 
@@ -70,9 +70,7 @@ class Denoiser(NamedTuple):
         grid = np.arctan2(own.sigma, own.alpha)[::-1]
         size = np.hypot(own.sigma, own.alpha)[::-1]
         angle = jnp.arctan2(sigma, alpha)
-        scale, time = (jnp.interp(angle, *(jnp.asarray(column, angle.dtype)
-                                           for column in (grid, table)))
-                       for table in (size, own.time[::-1]))
+        scale, time = between(angle, grid, size, own.time[::-1])
         return scale / jnp.hypot(alpha, sigma), time
 
     @staticmethod

@@ -7,6 +7,8 @@ computed from them in float64 and cast at the very end.
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -46,6 +48,23 @@ class NoiseSchedule(NamedTuple):
         size = np.exp(np.interp(lam, grid, np.log(size[known])))
         alpha = size / norm(1.0, ratio)
         return alpha, alpha * ratio, time
+
+
+def between(x: jax.Array, grid: np.ndarray, *tables: np.ndarray) -> tuple[jax.Array, ...]:
+    """Each table `[n]` at x, linear between the points of an ascending grid `[n]`, held beyond.
+
+    All points are compared at once. A search is a loop: on an accelerator a launch a step, inside
+    every call of the model, and some compilers fail on it in the body of another loop.
+
+    >>> [float(y) for y in between(jnp.float32(0.5), np.array([0.0, 1, 3]), np.array([0, 4.0, 0]))]
+    [2.0]
+    """
+    points = jnp.asarray(grid, x.dtype)
+    right = jnp.sum(points[1:-1] <= x[..., None], axis=-1, dtype=jnp.int32) + 1
+    near, far = points[right - 1], points[right]
+    share = jnp.clip((x - near) / jnp.where(far > near, far - near, 1), 0, 1)
+    values = (jnp.asarray(table, x.dtype) for table in tables)
+    return tuple(v[right - 1] + share * (v[right] - v[right - 1]) for v in values)
 
 
 def make_schedule(alpha: np.ndarray, sigma: np.ndarray, time: np.ndarray) -> NoiseSchedule:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.diffusion import Denoiser
-from jaxiter.diffusion.schedules import NoiseSchedule
+from jaxiter.diffusion.schedules import NoiseSchedule, between
 
 
 class Mixture(NamedTuple):
@@ -71,8 +71,7 @@ def mixture_denoiser(
     radius = np.hypot(schedule.sigma, schedule.alpha)[order]
 
     def fn(x: jax.Array, time: jax.Array) -> jax.Array:
-        turn = jnp.interp(time, jnp.asarray(grid, x.dtype), jnp.asarray(angle, x.dtype))
-        size = jnp.interp(time, jnp.asarray(grid, x.dtype), jnp.asarray(radius, x.dtype))
+        turn, size = between(jnp.asarray(time, x.dtype), grid, angle, radius)
         alpha, sigma = size * jnp.cos(turn), size * jnp.sin(turn)
         eps, x0 = mixture_values(mixture, x, alpha, sigma)
         outputs = {"eps": lambda: eps, "x0": lambda: x0, "v": lambda: alpha * eps - sigma * x0,
@@ -106,7 +105,7 @@ def network_denoiser(network: Network, schedule: NoiseSchedule) -> Denoiser:
     grid = schedule.time[::-1]
 
     def fn(x: jax.Array, time: jax.Array) -> jax.Array:
-        turn = jnp.interp(time, jnp.asarray(grid, x.dtype), jnp.asarray(angle, x.dtype))
+        (turn,) = between(jnp.asarray(time, x.dtype), grid, angle)
         alpha, sigma = jnp.cos(turn), jnp.sin(turn)
         level = jnp.log(jnp.maximum(sigma, 1e-4) / jnp.maximum(alpha, 1e-4))
         phases = level * 2.0 ** jnp.arange(-3, 3, dtype=x.dtype)
