@@ -202,8 +202,11 @@ def divide(a: PyTree, unit: jax.Array) -> PyTree:
 
 
 def magnitude(a: PyTree) -> jax.Array:
-    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
-    return _unit(max_norm(a))
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
+
+    Across devices a NaN may go unnoticed here, which only changes the unit.
+    """
+    return _unit(_peak(a))
 
 
 def _unit(peak: jax.Array) -> jax.Array:
