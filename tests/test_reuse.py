@@ -208,6 +208,14 @@ def test_inside_a_trace_nothing_changes():
     assert len(reuse._programs) == before
 
 
+def test_an_answer_that_holds_new_functions_is_not_reused():
+    @reuse.reused
+    def factory(rate: float) -> Callable:
+        return lambda x: rate * x
+
+    assert [factory(rate)(2.0) for rate in (1.0, 3.0)] == [2.0, 6.0]
+
+
 def test_settings_of_jax_are_part_of_a_call():
     def step(x: jax.Array) -> jax.Array:
         return 0.5 * x + jnp.ones((), x.dtype)

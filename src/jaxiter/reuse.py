@@ -154,6 +154,9 @@ def _trace(front: Callable, given: Given, reader: Reader, kinds: tuple) -> Any:
             named, rest, keywords = given.rebuilt(operands, kinds)
             leaves, structure = jax.tree.flatten(front(*named, *rest, **keywords))
         traced = [is_array(leaf) for leaf in leaves]
+        own = {id(leaf) for leaf in jax.tree.leaves(tuple(given))}
+        if any(callable(leaf) and id(leaf) not in own for leaf in leaves):
+            raise Unkeyed  # a function that it made may refer to this trace
         static = [None if t else leaf for leaf, t in zip(leaves, traced, strict=True)]
         kept.update(checks=checks, structure=structure, traced=traced, static=static)
         return [leaf for leaf, t in zip(leaves, traced, strict=True) if t]

@@ -20,7 +20,6 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, combine, evaluate, tabulate
 from jaxiter.known import check_positive
-from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
 PyTree = Any
@@ -40,7 +39,6 @@ class LangevinState(NamedTuple):
     status: jax.Array
 
 
-@reused
 def implicit_diffusion(
     energy: Callable, reward: Callable, *, step_size: float, optimizer: Any,
     reference: jax.Array | None = None, weight: float = 0.0,
