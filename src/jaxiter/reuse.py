@@ -117,8 +117,8 @@ class Given(NamedTuple):
 
     def read(self, reader: Reader, kinds: tuple) -> tuple:
         """Tokens of all of them."""
-        return (reader.tree((self.named, self.keywords), kinds),
-                reader.tree(self.rest, ARRAYS if kinds is NUMBERS else kinds))
+        return reader.call(((self.named, self.keywords), kinds),
+                           (self.rest, ARRAYS if kinds is NUMBERS else kinds))
 
     def rebuilt(self, operands: list, kinds: tuple) -> "Given":
         """The same call with other operands."""
