@@ -11,12 +11,13 @@ import dataclasses
 import dis
 import enum
 import functools
+import inspect
 import math
 import types
 import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.core
@@ -32,9 +33,11 @@ COMPARED = 1 << 20
 TRUSTED = frozenset({
     "jax", "jaxlib", "numpy", "optax", "equinox", "jaxiter", "jaxtyping", "math", "operator",
     "_operator", "functools", "_functools", "itertools", "builtins", "collections", "_collections",
-    "typing", "dataclasses", "abc", "enum"})
+    "typing", "dataclasses", "abc", "enum", "inspect"})
 #: Functions that find what no name in the code tells.
 SEARCHING = frozenset({getattr, vars, dir, globals, locals, eval, exec, open, input, __import__})
+#: Functions that read one number from an array, as does a branch.
+READING = frozenset({"bool", "int", "float", "complex", "any", "all", "item", "tolist"})
 #: Descriptors that only say where a field is.
 PLACES = (types.MemberDescriptorType, types.GetSetDescriptorType,
           type(vars(Call)["factory"]))
@@ -68,10 +71,15 @@ class Reader:
         self._met: dict[int, tuple[int, Any]] = {}  # what was read; kept, so that ids stay theirs
         self._owners: list = []
         self._names: set[str] = set()
+        self._reads = False  # whether some code may read a number that is differentiated
+        self.held = 0  # bytes of the arrays of jax that it refers to
 
     def call(self, *trees: tuple[PyTree, tuple]) -> tuple:
         """The token of the arguments of a call, given with the kinds of their operands."""
-        return *(self.tree(tree, kinds) for tree, kinds in trees), *self._attributes()
+        token = *(self.tree(tree, kinds) for tree, kinds in trees), *self._attributes()
+        if self._reads and any(tracer.size == 1 for tracer in self.tracers):
+            raise Unkeyed
+        return token
 
     def tree(self, tree: PyTree, kinds: tuple) -> tuple:
         """The token of arguments, whose leaves of these kinds are operands."""
@@ -113,6 +121,7 @@ class Reader:
             self.tracers.append(value)
             return "traced", jax.typeof(value)
         if isinstance(value, jax.Array):
+            self.held += value.nbytes
             return Identity(value)
         if isinstance(value, np.ndarray | np.generic):
             if value.nbytes > COMPARED or value.dtype.hasobject or (
@@ -136,12 +145,14 @@ class Reader:
             return Identity(value)
         if isinstance(value, property | functools.cached_property):
             return kind, self.value(value.fget if isinstance(value, property) else value.func)
+        if kind is object:
+            return Identity(value)  # a sentinel
         if callable(value) or isinstance(value, staticmethod | classmethod):
             return self._function(value)
         if isinstance(value, tuple | list) and not getattr(value, "__dict__", None):
             return self.value(kind), *map(self.value, value)
         if kind is dict:
-            return kind, *(self.value(item) for item in value.items())
+            return kind, *map(self.value, cast(dict, value).items())
         if kind in (set, frozenset):
             return kind, frozenset(map(self.value, value))
         return self._object(value)
@@ -226,6 +237,7 @@ class Reader:
         if not all(map(_trusted, names.modules)) or "__dict__" in names.attributes:
             raise Unkeyed
         self._names |= names.attributes | names.modules
+        self._reads |= names.reads
         for name in names.variables:
             if name in scope:
                 yield name, self.value(scope[name])
@@ -252,8 +264,11 @@ class Reader:
             if vars(np).get(f.__name__) is not f:
                 raise Unkeyed
             return Identity(f)
-        home = kind.__module__.split(".")[0]
+        home, inner = kind.__module__.split(".")[0], inspect.unwrap(f)
         if home == "jaxlib":  # of jit: what it wraps is traced once and for all
+            return Identity(f)
+        if home == "jax" and isinstance(inner, types.FunctionType) and not inner.__closure__ and (
+                _trusted(inner.__globals__.get("__name__"))):
             return Identity(f)
         if home == "jax" and hasattr(f, "__dict__"):
             return kind, self.value(vars(f))
@@ -296,16 +311,19 @@ class Names(NamedTuple):
       variables: of the module, or builtin.
       attributes: of anything, and `name.attribute`.
       modules: that it imports as it runs.
+      reads: whether it branches on a value, not on a comparison, or reads one as a number.
     """
 
     variables: frozenset
     attributes: frozenset
     modules: frozenset
+    reads: bool
 
 
 @lru_cache(1024)
 def _names(code: types.CodeType) -> Names:
-    variables, attributes, modules, last = set(), set(), set(), ""
+    variables, attributes, modules = set(), set(), set()
+    reads, last, before = False, "", ""
     for instruction in dis.get_instructions(code):
         operation, name = instruction.opname, instruction.argval
         if "GLOBAL" in operation or operation == "LOAD_NAME":
@@ -314,10 +332,15 @@ def _names(code: types.CodeType) -> Names:
             modules.add(name)
         elif any(word in operation for word in ("ATTR", "METHOD", "IMPORT_FROM")):
             attributes |= {name, f"{last}.{name}"}
-        last = name if isinstance(name, str) else ""
-    inner = (_names(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    return Names(*(frozenset(own).union(*theirs) for own, *theirs in zip(
-        (variables, attributes, modules), *inner, strict=True)))
+        branch = "JUMP" in operation and "_IF_" in operation and "NONE" not in operation
+        reads |= operation == "UNARY_NOT" or branch and before not in ("COMPARE_OP", "IS_OP")
+        last, before = name if isinstance(name, str) else "", operation
+    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return Names(
+        frozenset(variables).union(*(names.variables for names in inner)),
+        frozenset(attributes).union(*(names.attributes for names in inner)),
+        frozenset(modules).union(*(names.modules for names in inner)),
+        reads or bool(READING & (variables | attributes)) or any(names.reads for names in inner))
 
 
 def _trusted(module: str | None) -> bool:
