@@ -108,8 +108,9 @@ def test_threads_share_the_programs(monkeypatch):
     found: list = []
 
     def work(first: int) -> None:
-        found.extend(float(ji.fixed_point(maps[(first + k) % 2], 0.0).value) * (1 - (0.5, 0.25)[(first + k) % 2])
-                     for k in range(4))
+        for k in range(4):
+            which = (first + k) % 2
+            found.append(float(ji.fixed_point(maps[which], 0.0).value) * (0.5, 0.75)[which])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
