@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxiter import numerics
+from jaxiter import known, numerics
 
 
 def test_dtypes():
@@ -91,13 +91,13 @@ def test_safe_functions_and_their_gradients():
 
 
 def test_known_numbers_are_checked():
-    for check, bad, good in ((numerics.check_positive, 0, 1e-9), (numerics.check_fraction, 1, 0),
-                             (numerics.check_share, 0.0, 1)):
+    for check, bad, good in ((known.check_positive, 0, 1e-9), (known.check_fraction, 1, 0),
+                             (known.check_share, 0.0, 1)):
         with pytest.raises(ValueError, match="rate must be .*, got"):
             check(rate=bad)
         check(rate=good)
     assert numerics.is_concrete(1.0, jnp.ones(2))
     traced = []
-    jax.eval_shape(lambda x: traced.append(numerics.is_concrete(x)) or numerics.check_positive(
+    jax.eval_shape(lambda x: traced.append(numerics.is_concrete(x)) or known.check_positive(
         rate=x), jnp.zeros(()))  # what is traced passes
     assert traced == [False]

@@ -70,6 +70,11 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
 def _cycle(
     matvec: Matvec, x: PyTree, r: PyTree, norm: jax.Array, tol: jax.Array, budget: Any
 ) -> tuple:
+    """A cycle for `restarted`.
+
+    Source: van der Vorst, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the
+    solution of nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 13, 1992.
+    """
     shadow, square, small = r, lax.square(norm), lax.square(tol)
     kind = jax.eval_shape(trees.dot, r, r).dtype
     start = _State(x, r, r, square.astype(kind), square, jnp.int32(0), no_gains(square), square,
