@@ -7,7 +7,7 @@ explicit sharding; the rest keeps float32 honest.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any
 
 import equinox as eqx
@@ -177,7 +177,11 @@ def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:
     def pack(state: PyTree) -> tuple:
         leaves = jax.tree.leaves(state)
         words = [_to_word(leaves[index]) for index in small]
-        return lax.concatenate(words, 0), [x for i, x in enumerate(leaves) if i not in small]
+        # Padded and added, not concatenated: so all of them are computed in one kernel.
+        packed = reduce(lax.bitwise_or, [
+            lax.pad(word, np.int32(0), [(place, len(words) - 1 - place, 0)])
+            for place, word in enumerate(words)])
+        return packed, [x for i, x in enumerate(leaves) if i not in small]
 
     def unpack(carry: tuple) -> PyTree:
         words, rest = carry[0], iter(carry[1])
