@@ -7,7 +7,7 @@ explicit sharding; the rest keeps float32 honest.
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce, wraps
+from functools import wraps
 from typing import Any
 
 import equinox as eqx
@@ -177,11 +177,7 @@ def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:
     def pack(state: PyTree) -> tuple:
         leaves = jax.tree.leaves(state)
         words = [_to_word(leaves[index]) for index in small]
-        # Padded and added, not concatenated: so all of them are computed in one kernel.
-        packed = reduce(lax.bitwise_or, [
-            lax.pad(word, np.int32(0), [(place, len(words) - 1 - place, 0)])
-            for place, word in enumerate(words)])
-        return packed, [x for i, x in enumerate(leaves) if i not in small]
+        return _joined(words), [x for i, x in enumerate(leaves) if i not in small]
 
     def unpack(carry: tuple) -> PyTree:
         words, rest = carry[0], iter(carry[1])
@@ -204,6 +200,15 @@ def _to_word(leaf: jax.Array) -> jax.Array:
     else:
         word = lax.bitcast_convert_type(leaf, np.int32)
     return lax.reshape(word, (1,))
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    """The parts one after the other, by pads: unlike what is concatenated, all in one kernel."""
+    if len(parts) == 1:
+        return parts[0]
+    left, right = _joined(parts[:len(parts) // 2]), _joined(parts[len(parts) // 2:])
+    return lax.bitwise_or(lax.pad(left, np.int32(0), [(0, right.shape[0], 0)]),
+                          lax.pad(right, np.int32(0), [(left.shape[0], 0, 0)]))
 
 
 def _from_word(word: jax.Array, dtype: Any) -> jax.Array:
