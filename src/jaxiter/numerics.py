@@ -148,19 +148,22 @@ def pin(tree: PyTree, carried: Any) -> PyTree:
     return lax.optimization_barrier((tree, carried))[0]
 
 
-def if_needed(needed: jax.Array, function: Callable, operands: tuple, like: Any) -> Any:
-    """`function(*operands)` where needed, else zeros: a loop of at most one round.
+def if_needed(
+    needed: jax.Array, function: Callable, operands: tuple, like: Any, otherwise: Any = None
+) -> Any:
+    """`function(*operands)` where needed, else `otherwise` or zeros: a loop of at most one round.
 
     A conditional would do, but JAX rejects one around user code under vmap inside a
     checked shard_map.
     """
-    blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
+    if otherwise is None:
+        otherwise = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
     like = (needed, operands, like)
     return lax.while_loop(
         lambda state: state[0],
         lambda state: anchor((jnp.bool_(False), function(*pin(operands, state[0]))), like),
-        anchor((needed, blank), like))[1]
+        anchor((needed, otherwise), like))[1]
 
 
 def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:

@@ -177,8 +177,7 @@ def safe_norms(vectors: Callable[..., tuple], *operands: PyTree) -> list[jax.Arr
     """
     quick = [lax.sqrt(squared_norm(vector)) for vector in vectors(*operands)]
     inside = _in_safe_range(reduce(jnp.maximum, quick))
-    exact = if_needed(~inside, lambda *given: norms(*vectors(*given)), operands, quick)
-    return [lax.select(inside, one, other) for one, other in zip(quick, exact, strict=True)]
+    return if_needed(~inside, lambda *given: norms(*vectors(*given)), operands, quick, quick)
 
 
 def norms(*vectors: PyTree) -> list[jax.Array]:

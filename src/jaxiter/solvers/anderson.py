@@ -28,7 +28,7 @@ class AndersonState(NamedTuple):
     """Ring buffers of m unit-scaled differences, and their Gram matrix.
 
     `residuals`, `moves`, `points`: leaves `[m, size]`; `points` only for type I.
-    `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by.
+    `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by; 0 where it was no good.
     """
 
     residuals: PyTree
@@ -187,7 +187,8 @@ def _store(
     gram = lax.dynamic_update_index_in_dim(gram, row, slot, 0)
     return AndersonState(
         residuals, moves, points, gram,
-        lax.dynamic_update_index_in_dim(state.lengths, length, slot, 0),
+        lax.dynamic_update_index_in_dim(
+            state.lengths, jnp.where(usable, length, 0), slot, 0),
         state.stored + usable.astype(jnp.int32), state.age,
     )
 
@@ -211,7 +212,7 @@ def _weights(
     projected = _like(trees.columns_dot(left, residual)[:, 0], state.gram)
     m = state.lengths.shape[0]
     filled = jnp.arange(m, dtype=jnp.int32) < state.stored
-    filled &= jnp.abs(jnp.diagonal(state.gram)) > 0  # an unusable pair left a zero column
+    filled &= state.lengths > 0  # an unusable pair left a zero column
     both = filled[:, None] & filled[None, :]
     matrix = jnp.where(both, state.gram, jnp.eye(m, dtype=state.gram.dtype))
     rhs = jnp.where(filled, projected, 0)
