@@ -168,21 +168,19 @@ def _store(
         return jax.tree.map(
             lambda c: jnp.where(usable, _times(factor, c), jnp.zeros_like(c)), column)
 
-    def products(history: PyTree, column: PyTree) -> jax.Array:
-        # Of the column as it is: in units, another vector would have to be written.
-        each = _like(trees.columns_dot(history, column)[:, 0], state.gram)
-        return jnp.where(usable, each * factor.astype(each.dtype), 0)
-
     slot = state.stored % state.lengths.shape[0]
-    residuals = trees.columns_set(state.residuals, slot, unit(y))
+    newest = unit(y)
+    residuals = trees.columns_set(state.residuals, slot, newest)
     moves = trees.columns_set(state.moves, slot, unit(trees.axpy(mixing, y, s)))
     if state.points is None:
         points = None
-        column = products(residuals, y)
+        column = _products(residuals, newest, state.gram)
         row = jnp.conj(column)
     else:
-        points = trees.columns_set(state.points, slot, unit(s))
-        column, row = products(points, y), jnp.conj(products(residuals, s))
+        point = unit(s)
+        points = trees.columns_set(state.points, slot, point)
+        column = _products(points, newest, state.gram)
+        row = jnp.conj(_products(residuals, point, state.gram))
     gram = lax.dynamic_update_index_in_dim(state.gram, column, slot, 1)
     gram = lax.dynamic_update_index_in_dim(gram, row, slot, 0)
     return AndersonState(
@@ -193,7 +191,9 @@ def _store(
     )
 
 
-def _like(products: jax.Array, gram: jax.Array) -> jax.Array:
+def _products(history: PyTree, column: PyTree, gram: jax.Array) -> jax.Array:
+    """Inner products of the stored columns with one, [m], real where the Gram matrix is."""
+    products = trees.columns_dot(history, column)[:, 0]
     return products if jnp.iscomplexobj(gram) else products.real
 
 
@@ -209,7 +209,7 @@ def _weights(
 ) -> jax.Array:
     """gamma in units of the scaled columns, [m]; zero for empty slots."""
     left = state.residuals if state.points is None else state.points
-    projected = _like(trees.columns_dot(left, residual)[:, 0], state.gram)
+    projected = _products(left, residual, state.gram)
     m = state.lengths.shape[0]
     filled = jnp.arange(m, dtype=jnp.int32) < state.stored
     filled &= state.lengths > 0  # an unusable pair left a zero column
