@@ -79,7 +79,7 @@ def _remembering(
         return trees.unshared(RememberingState(none, solver.init(params)), params)
 
     def update(
-        updates: PyTree, state: RememberingState, params: PyTree = None, **extra: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, RememberingState]:
         increment, inner = solver.update(
             updates, state.solver, params, previous=state.previous, **extra)
