@@ -90,3 +90,9 @@ def show(rows: list[dict]) -> None:
     print("  ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)))
     for line in cells:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"

@@ -1,8 +1,6 @@
 """The block of docs/scaling.md on GPUs, from results/gpu_CARD.json of every card measured."""
 
-from collections.abc import Callable
-
-from harness import RESULTS, load
+from harness import RESULTS, load, table
 
 
 def cards() -> list[dict]:
@@ -42,7 +40,7 @@ PARTS = {
 }
 
 
-def gpu(table: Callable[[list[str], list[list[str]]], str]) -> str:
+def gpu() -> str:
     """Tables of every card, or that there is none."""
     found = cards()
     if not found:

@@ -61,7 +61,7 @@ def networks() -> list[dict]:
 
         def solve(xs: Any, method: str, step: Any = step, h0: Any = h0, k: int = limit) -> Any:
             out = solve_recurrence(step, h0, xs, method=method, rtol=0.0, atol=1e-5, max_steps=k)
-            return out.value, out.steps, out.status, out.merit
+            return out.value, out.steps, out.status, xs.shape[0] - out.aux
 
         functions = {"loop": loop} | {
             m: (lambda xs, m=m, solve=solve: solve(xs, m)) for m in methods}

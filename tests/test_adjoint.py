@@ -222,3 +222,13 @@ def test_the_residual_of_an_unrolled_solve_has_a_derivative():
 
     slope = jax.jit(jax.vmap(jax.grad(residual)))(jnp.array([3.0, -3.0, 0.0]))
     np.testing.assert_allclose(slope, [0.25, -0.25, 0.0])
+
+
+@pytest.mark.parametrize("choices", [
+    {}, {"on_unconverged": "nan"}, {"mode": "vjp", "on_unconverged": "nan"},
+    {"rows": True, "on_failure": ji.one_step()}], ids=str)
+def test_a_compiled_solve_can_be_differentiated_later(choices):
+    """What the derivative reads must not belong to the trace that ended."""
+    f = jax.jit(lambda a: jnp.sum(ji.fixed_point(
+        lambda x, a: 0.5 * x + a, jnp.zeros((2, 1)), a, adjoint=ji.implicit(**choices)).value))
+    assert float(jax.grad(f)(1.0)) == pytest.approx(4, rel=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxiter import Status, linear
+from jaxiter import Status, attach_implicit, linear
 
 METHODS = {"bicgstab": linear.bicgstab, "gmres": linear.gmres, "normal_cg": linear.normal_cg,
            "dense": linear.dense}
@@ -104,3 +104,83 @@ def test_batches_match_single_solves():
     batch = jax.jit(jax.vmap(lambda b: linear.bicgstab()(lambda v: matrix @ v, b)))(bs)
     np.testing.assert_allclose(batch.value, np.linalg.solve(a, np.asarray(bs).T).T, rtol=1e-3,
                                atol=1e-4)
+
+
+def breakdowns():
+    """Systems on which BiCGStab alone divides by zero or stalls, `[name, matrix, side]`."""
+    rng = np.random.default_rng(7)
+    for size in (2, 10, 30):
+        a = rng.normal(size=(size, size))
+        yield f"skew {size}", a - a.T, rng.normal(size=size)
+    for size in (9, 30):
+        rows = size // 3
+        q = rng.normal(size=(size - rows, size - rows))
+        q = q @ q.T / len(q) + 0.05 * np.eye(len(q))
+        j = rng.normal(size=(rows, len(q))) / np.sqrt(len(q))
+        saddle = np.block([[q, j.T], [j, np.zeros((rows, rows))]])
+        yield f"saddle {size}", saddle, rng.normal(size=size)
+        yield f"saddle {size}, constraints", saddle, np.r_[np.zeros(len(q)), rng.normal(size=rows)]
+    # A residual that is orthogonal to all its images but the last.
+    yield "shift", np.roll(np.eye(18), 1, 0), np.eye(18)[0]
+    rotation = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    yield "rotation", rotation, rng.normal(size=30)
+
+
+@pytest.mark.parametrize("name, a, b", [pytest.param(*case, id=case[0]) for case in breakdowns()])
+def test_what_breaks_bicgstab_down_is_solved(name, a, b):
+    matrix, side = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    out = jax.jit(lambda b: linear.bicgstab()(lambda v: matrix @ v, b))(side)
+    a, b = np.asarray(matrix, float), np.asarray(side, float)
+    assert np.linalg.norm(a @ np.asarray(out.value, float) - b) < 3e-5 * np.linalg.norm(b), name
+    assert out.status in (Status.CONVERGED, Status.PRECISION_FLOOR)
+    assert out.condition < 1.1 * np.linalg.cond(a)  # a lower bound, where it broke down too
+
+
+def test_gradient_through_a_saddle_point():
+    """The default adjoint of an equality constrained quadratic program."""
+    rng = np.random.default_rng(3)
+    q = rng.normal(size=(12, 12))
+    q, j = q @ q.T / 12 + 0.1 * np.eye(12), rng.normal(size=(5, 12))
+    kkt = np.block([[q, j.T], [j, np.zeros((5, 5))]])
+    c, w = rng.normal(size=17), np.r_[rng.normal(size=12), np.zeros(5)]
+    matrix, x = jnp.asarray(kkt, jnp.float32), jnp.asarray(np.linalg.solve(kkt, c), jnp.float32)
+    slope = jax.jit(jax.grad(lambda c: jnp.asarray(w, jnp.float32) @ attach_implicit(
+        lambda x, c: matrix @ x - c, x, c)))(jnp.asarray(c, jnp.float32))
+    exact = np.linalg.solve(kkt.T, w)
+    assert np.linalg.norm(slope - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-36, 1e38])
+def test_the_ends_of_the_float_range(size):
+    a, b = system(jnp.float32)
+    matrix = jnp.asarray(a, jnp.float32)
+    with np.errstate(under="ignore"):
+        side = jnp.asarray(b / np.abs(b).max() * size, jnp.float32)
+    out = jax.jit(lambda b: linear.bicgstab()(lambda v: matrix @ v, b))(side)
+    exact = np.linalg.solve(np.asarray(matrix, float), np.asarray(side, float))
+    if size < 1e-37:  # processors may take subnormal numbers for zero
+        assert np.linalg.norm(np.asarray(out.value, float) - exact) <= 1.01 * np.linalg.norm(exact)
+    else:
+        error = np.linalg.norm(np.asarray(out.value, float) - exact)
+        assert out.status == Status.CONVERGED and error < 1e-4 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_no_answer(bad):
+    a, b = system(jnp.float32)
+    b[3] = bad
+    matrix = jnp.asarray(a, jnp.float32)
+    out = jax.jit(lambda b: linear.bicgstab()(lambda v: matrix @ v, b))(jnp.asarray(b, jnp.float32))
+    assert out.status == Status.NONFINITE and not out.residual <= 1e-2
+
+
+def test_lanes_of_a_batch_break_down_alone():
+    rng = np.random.default_rng(2)
+    a = rng.normal(size=(6, 10, 10)) / 20
+    skew = a - np.swapaxes(a, 1, 2)
+    a = np.where(np.arange(6)[:, None, None] % 2 == 0, 20 * skew, np.eye(10) - a)
+    b = rng.normal(size=(6, 10))
+    out = jax.jit(jax.vmap(lambda a, b: linear.bicgstab()(lambda v: a @ v, b)))(
+        jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    rest = np.einsum("bij,bj->bi", a, np.asarray(out.value, float)) - b
+    assert np.all(np.linalg.norm(rest, axis=1) < 3e-5 * np.linalg.norm(b, axis=1))

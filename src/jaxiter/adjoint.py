@@ -12,7 +12,8 @@ import jax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_count, hoist, is_array, mesh_of, stop_gradient, while_loop
+from jaxiter.known import check_count
+from jaxiter.numerics import hoist, is_array, mesh_of, stop_gradient, while_loop
 
 PyTree = Any
 

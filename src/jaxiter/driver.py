@@ -22,6 +22,7 @@ from jaxiter.problem import (
     image_and_residual,
     root_equations,
 )
+from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, Status
 from jaxiter.stop import Stop
 
@@ -52,6 +53,7 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     )
 
 
+@reused
 @on_own_mesh
 def fixed_point(
     problem: Problem | Callable,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive, check_share
+from jaxiter.known import check_positive, check_share
 from jaxiter.process import Batches
 from jaxiter.values import as_value
 

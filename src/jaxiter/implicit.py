@@ -184,15 +184,17 @@ def nan_derivative_unless(good: jax.Array, value: PyTree) -> PyTree:
     """`value`, whose derivatives are NaN where the scalar predicate is false."""
 
     @jax.custom_jvp
-    def keep(value: PyTree) -> PyTree:
+    def keep(value: PyTree, good: jax.Array) -> PyTree:
+        del good
         return value
 
     @keep.defjvp
     def rule(primals: tuple, tangents: tuple) -> tuple:
-        factor = jnp.where(good, 1.0, jnp.nan)
+        # The predicate is an operand: a derivative of a compiled function outlives this trace.
+        factor = jnp.where(primals[1], 1.0, jnp.nan)
         return keep(*primals), trees.scale(factor, tangents[0])
 
-    return keep(value)
+    return keep(value, good)
 
 
 def implicit(

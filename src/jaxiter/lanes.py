@@ -5,6 +5,7 @@ number of lanes works through a queue: a lane whose problem ended takes the
 next one, so the cost is that of the useful steps.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
@@ -19,11 +20,13 @@ from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split
 from jaxiter.driver import conclude
 from jaxiter.implicit import as_adjoint
+from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, make_method
-from jaxiter.numerics import anchor, check_count, hoist, is_array, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_array, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
+from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, Status
 
 PyTree = Any
@@ -83,12 +86,13 @@ def normalise_axes(in_axes: Any, count: int) -> tuple:
     return tuple(axes)
 
 
+@reused
 @on_own_mesh
 def solve_many(
     problem: Problem | Callable,
     x0s: PyTree,
     *args: PyTree,
-    lanes: int = 128,
+    lanes: int | None = None,
     in_axes: Any = 0,
     refill_every: int = 16,
     has_aux: bool = False,
@@ -104,8 +108,9 @@ def solve_many(
       problem: as in `fixed_point`, for one problem.
       x0s: starts, leaves `[n, *shape]`.
       *args: arguments, batched along `in_axes`.
-      lanes: how many problems run side by side; also bounds memory. 128 is good on CPUs;
-        wide accelerators want more. May exceed n.
+      lanes: how many problems run side by side; also bounds memory. Default: on CPUs about
+        3 sqrt(n); on accelerators, where a wide step costs as much as a narrow one, all n, up
+        to 2**26 numbers in all their points.
       in_axes: int, None (shared), or one of these per argument.
       refill_every: steps between two looks for finished lanes.
       has_aux, **options: those of `fixed_point`. No `resume`, no `unrolled()`: both are for
@@ -125,7 +130,7 @@ def solve_many(
     ((3, 2), True)
     """
     chosen = choose("solve_many", options, {"resume": "call vmap(fixed_point) with it"})
-    check_count(lanes=lanes, refill_every=refill_every)
+    check_count(refill_every=refill_every, **({} if lanes is None else {"lanes": lanes}))
     method = make_method(problem, chosen, has_aux)
     adjoint, max_steps = as_adjoint(chosen.adjoint), chosen.max_steps
     if adjoint.differentiates_loop:
@@ -141,7 +146,8 @@ def solve_many(
         end = jax.vmap(lambda x0, *arrays: init(method, x0, *restore(arrays)),
                        in_axes=(0, *axes))(x0s, *arrays)
     else:
-        end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, lanes,
+        width = default_lanes(x0s, count) if lanes is None else min(lanes, count)
+        end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, width,
                        refill_every, count)
 
     def finished(state: LoopState, *arrays: PyTree) -> Solution:
@@ -150,12 +156,23 @@ def solve_many(
     return jax.vmap(finished, in_axes=(0, *axes))(end, *arrays)
 
 
+#: Numbers in the points of all lanes that accelerators take at once.
+AT_ONCE = 1 << 26
+
+
+def default_lanes(x0s: PyTree, count: int) -> int:
+    """How many problems run side by side where nothing is said, by the static shapes."""
+    if jax.default_backend() == "cpu":
+        return min(count, max(32, min(1024, 2 ** round(math.log2(3 * count**0.5)))))
+    numbers = max(1, sum(leaf.size for leaf in jax.tree.leaves(x0s)) // count)
+    return min(count, max(1024, AT_ONCE // numbers))
+
+
 def _forward(
     method: Method, adjoint: Adjoint, x0s: PyTree, arrays: tuple, axes: tuple,
-    restore: Callable, max_steps: Any, lanes: int, refill_every: int, count: int,
+    restore: Callable, max_steps: Any, width: int, refill_every: int, count: int,
 ) -> LoopState:
     """Final states of all problems, leaves `[n, ...]`, cut off from every derivative."""
-    width = min(lanes, count)
     refresh = 1 if method.problem.cache is None else method.problem.refresh
     block = -(-refill_every // refresh) * refresh  # a cache lives for whole blocks only
 
@@ -170,6 +187,13 @@ def _forward(
     def begin(idle: jax.Array, x0: PyTree, *arrays: PyTree) -> LoopState:
         state = init(method, x0, *restore(arrays))
         return state._replace(status=jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status))
+
+    def at_once(given: tuple, max_steps: jax.Array) -> LoopState:
+        def whole(x0: PyTree, *arrays: PyTree) -> LoopState:
+            state = anchor(init(method, x0, *restore(arrays)), like)
+            return run(method, adjoint.loop, state, restore(arrays), max_steps)
+
+        return jax.vmap(whole, in_axes=(0, *axes))(given[0], *given[1])
 
     def queue(given: tuple, max_steps: jax.Array) -> LoopState:
         def fresh(owner: jax.Array) -> LoopState:
@@ -204,7 +228,7 @@ def _forward(
     _, constants, _ = hoist(lambda given: one(given[0], *given[1]), given)
     like = (given, constants, max_steps)
     operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
-    pure, constants, _ = hoist(queue, *operands)
+    pure, constants, _ = hoist(queue if width < count else at_once, *operands)
     return pure(stop_gradient(constants), *operands)
 
 

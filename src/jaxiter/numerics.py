@@ -301,31 +301,3 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
         jnp.where(z > -jnp.inf, z, peak) - peak, largest_exponent(z.dtype)))
     terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)
-
-
-def check_count(**numbers: Any) -> None:
-    """Raise ValueError for what is no integer of at least 1."""
-    for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
-
-
-def check_positive(**numbers: Any) -> None:
-    """Refuses numbers that are known and not positive; traced ones pass."""
-    for name, number in numbers.items():
-        if isinstance(number, int | float) and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}.")
-
-
-def check_fraction(**numbers: Any) -> None:
-    """Refuses numbers that are known and outside [0, 1)."""
-    for name, number in numbers.items():
-        if isinstance(number, int | float) and not 0 <= number < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {number}.")
-
-
-def check_share(**numbers: Any) -> None:
-    """Refuses numbers that are known and outside (0, 1]."""
-    for name, number in numbers.items():
-        if isinstance(number, int | float) and not 0 < number <= 1:
-            raise ValueError(f"{name} must be in (0, 1], got {number}.")

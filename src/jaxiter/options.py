@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from jaxiter.adjoint import Adjoint
+from jaxiter.known import check_count, known
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import check_count, is_concrete
 from jaxiter.solution import LoopState
 from jaxiter.stop import Stop, tolerance
 
@@ -71,11 +71,11 @@ def choose(front: str, options: SolveOptions, refused: dict[str, str], **default
     Traceback (most recent call last):
     ValueError: sample takes no resume: start again.
     """
-    unknown = [name for name in options if name not in Options._fields]
-    if unknown:
-        known = ", ".join(name for name in Options._fields if name not in refused)
-        raise TypeError(f"{front} got an unexpected argument {unknown[0]!r}; its options of a "
-                        f"solve are {known}.")
+    strange = [name for name in options if name not in Options._fields]
+    if strange:
+        usual = ", ".join(name for name in Options._fields if name not in refused)
+        raise TypeError(f"{front} got an unexpected argument {strange[0]!r}; its options of a "
+                        f"solve are {usual}.")
     usual = Options(**defaults)
     for name, reason in refused.items():
         value = options.get(name)
@@ -126,7 +126,10 @@ def _check_max_steps(max_steps: Any) -> None:
     if np.ndim(max_steps):
         raise TypeError(f"max_steps must be a scalar, got shape {np.shape(max_steps)}; map the "
                         "solve over it with vmap.")
-    if is_concrete(max_steps):
+
+    def in_range(max_steps: Any) -> None:
         host = np.asarray(max_steps)
         if np.any(host < 0) or np.any(host > 2**31 - 1):
             raise ValueError(f"max_steps must be from 0 to 2**31 - 1, got {max_steps}.")
+
+    known(in_range, max_steps)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, machine_epsilon, strong
+from jaxiter.known import known
+from jaxiter.numerics import machine_epsilon, strong
 from jaxiter.solution import Status
 
 PyTree = Any
@@ -118,6 +119,10 @@ def as_point(x0: PyTree) -> PyTree:
         raise ValueError("x0 has no array leaves; give it at least one floating-point array.")
 
     def convert(path: tuple, leaf: Any) -> jax.Array:
+        def finite(leaf: Any) -> None:
+            if not np.all(np.isfinite(np.asarray(leaf))):
+                raise ValueError(f"x0 at {trees.path_name(path)} contains NaN or infinity.")
+
         try:
             array = strong(leaf)
         except TypeError as error:
@@ -128,9 +133,7 @@ def as_point(x0: PyTree) -> PyTree:
                 f"x0 at {trees.path_name(path)} has dtype {array.dtype}; a fixed point needs "
                 "floating-point or complex leaves. Convert it with astype(float)."
             )
-        # On the host: under jit even an operation on concrete arrays is traced.
-        if is_concrete(array) and not np.all(np.isfinite(np.asarray(array))):
-            raise ValueError(f"x0 at {trees.path_name(path)} contains NaN or infinity.")
+        known(finite, leaf)
         return array
 
     return jax.tree_util.tree_map_with_path(convert, x0)

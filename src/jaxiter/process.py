@@ -1,6 +1,7 @@
 """Processes: what moves by keys, batches or noise, run by the same driver as every fixed point."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import equinox as eqx
@@ -13,11 +14,13 @@ from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
+from jaxiter.known import known
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import anchor, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status
 from jaxiter.stop import StepInfo, Stop, never, without_claims
 
@@ -194,14 +197,18 @@ def _adapted(options: Options, process: Process) -> Options:
         monitor=_seeing_all(options.monitor, process, stride))
 
 
+def _check_stride(stride: int, max_steps: Any) -> None:
+    if np.any(np.asarray(max_steps) % stride):
+        raise ValueError(f"max_steps={max_steps} must be a multiple of check_every={stride}, the "
+                         "steps of one evaluation.")
+
+
 def _check(process: Any, options: Options) -> Adjoint:
     if not isinstance(process, Process):
         raise TypeError(f"expected a Process(init, step), got {type(process).__name__}.")
     if options.keep_best and process.merit is None:
         raise ValueError("keep_best compares merits, and this process has none.")
-    if isinstance(options.max_steps, int | np.integer) and options.max_steps % options.check_every:
-        raise ValueError(f"max_steps={options.max_steps} must be a multiple of check_every="
-                         f"{options.check_every}, the steps of one evaluation.")
+    known(partial(_check_stride, options.check_every), options.max_steps)
     adjoint = frozen() if options.adjoint is None else as_adjoint(options.adjoint)
     if not adjoint.differentiates_loop and type(adjoint) is not type(frozen()):
         raise ValueError("a step that draws a new key has no fixed point to differentiate: "
@@ -218,6 +225,7 @@ def _whole(solution: Solution, stride: int) -> Solution:
         value=value, steps=stride * solution.steps, calls=state.memory.calls)
 
 
+@reused
 @on_own_mesh
 def iterate(
     process: Process,
@@ -274,9 +282,10 @@ def iterate(
     return _whole(solution, chosen.check_every)
 
 
+@reused
 @on_own_mesh
 def iterate_many(
-    process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int = 128,
+    process: Process, x0s: PyTree, *args: PyTree, key: jax.Array, lanes: int | None = None,
     in_axes: Any = 0, refill_every: int = 16, **options: Unpack[SolveOptions],
 ) -> Solution:
     """Many runs of a process of uneven length, in lanes that refill when theirs ends.

@@ -14,6 +14,7 @@ from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.residual import residual_solver
@@ -233,6 +234,7 @@ def _confirmed(
         status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))
 
 
+@reused
 @on_own_mesh
 def root(
     function: Callable, x0: PyTree, *args: PyTree, has_aux: bool = False,

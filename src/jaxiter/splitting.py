@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import is_concrete, on_own_mesh, real_dtype, stop_gradient, strong
+from jaxiter.known import known
+from jaxiter.numerics import on_own_mesh, real_dtype, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point, as_problem, build_cache, extras
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 
 PyTree = Any
@@ -75,6 +77,7 @@ class Splitting(NamedTuple):
         return SplitResult(value, dual, solution)
 
 
+@reused
 @on_own_mesh
 def solve_splitting(
     splitting: Splitting, x0: PyTree, *args: PyTree, has_aux: bool = False,
@@ -116,7 +119,7 @@ def solve_splitting(
         raise TypeError(f"expected a Splitting, got {type(splitting).__name__}; a map alone is "
                         "for fixed_point.")
     chosen = choose("solve_splitting", options, {})
-    _check_averaged(splitting.averaged)
+    known(_check_averaged, splitting.averaged)
     x0 = as_point(x0)
     s = jax.tree.map(strong, splitting.start(x0, *args))
     _check_precision(x0, s)
@@ -127,16 +130,15 @@ def solve_splitting(
 
 
 def _check_averaged(averaged: Any) -> None:
-    if averaged is not None and is_concrete(averaged):
-        if np.ndim(averaged) or not 0 < float(averaged) <= 1:
-            raise ValueError(f"averaged must be a number in (0, 1], got {averaged}.")
+    if averaged is not None and (np.ndim(averaged) or not 0 < float(averaged) <= 1):
+        raise ValueError(f"averaged must be a number in (0, 1], got {averaged}.")
 
 
 def _check_precision(x0: PyTree, s: PyTree) -> None:
     """A start in another precision would decide that of the whole solve unseen."""
-    known = {real_dtype(leaf.dtype) for leaf in jax.tree.leaves(x0)}
+    given = {real_dtype(leaf.dtype) for leaf in jax.tree.leaves(x0)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(s):
         floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        if not floating or real_dtype(leaf.dtype) not in known:
-            raise TypeError(f"start must keep the precision of x0 ({', '.join(map(str, known))}), "
+        if not floating or real_dtype(leaf.dtype) not in given:
+            raise TypeError(f"start must keep the precision of x0 ({', '.join(map(str, given))}), "
                             f"but at {trees.path_name(path)} it returned {leaf.dtype}.")

@@ -28,6 +28,7 @@ from jaxiter.numerics import (
 )
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem, as_point
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status
 
 PyTree = Any
@@ -128,6 +129,7 @@ def follow(
     return trees.where(needed, later, previous)
 
 
+@reused
 @on_own_mesh
 def in_stages(
     problem: Problem | Callable,

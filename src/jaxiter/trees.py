@@ -204,8 +204,11 @@ def divide(a: PyTree, unit: jax.Array) -> PyTree:
 
 
 def magnitude(a: PyTree) -> jax.Array:
-    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN)."""
-    return _unit(max_norm(a))
+    """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
+
+    Across devices a NaN may go unnoticed here, which only changes the unit.
+    """
+    return _unit(_peak(a))
 
 
 def _unit(peak: jax.Array) -> jax.Array:
@@ -266,8 +269,7 @@ def columns_push(history: PyTree, column: PyTree) -> PyTree:
 def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
     """Inner products of each of the m stored vectors with each of k vectors, `[m, k]`.
 
-    One pass over the history, however many vectors; but CPUs take a product with one vector at
-    the speed of memory, and with a few at a third of it.
+    CPUs take a product with one vector at the speed of memory, with a few at a third of it.
     """
 
     def leaf(h: jax.Array, *xs: jax.Array) -> jax.Array:
@@ -292,13 +294,11 @@ def columns_combine(weights: jax.Array, history: PyTree, like: PyTree) -> PyTree
     def leaf(h: jax.Array, x: jax.Array) -> jax.Array:
         kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
         if h.shape[0] > FEW:
-            row = lax.dot_general(
-                weights.astype(h.dtype), h, (((0,), (0,)), ((), ())), precision=HIGHEST,
-                preferred_element_type=kind)
+            row = lax.dot_general(weights.astype(h.dtype), h, (((0,), (0,)), ((), ())),
+                                  precision=HIGHEST, preferred_element_type=kind)
         else:
-            row = reduce(lax.add, [
-                lax.mul(weights[i].astype(kind), lax.index_in_dim(h, i, 0, False).astype(kind))
-                for i in range(h.shape[0])])
+            rows = (lax.index_in_dim(h, i, 0, False).astype(kind) for i in range(h.shape[0]))
+            row = reduce(lax.add, [weights[i].astype(kind) * row for i, row in enumerate(rows)])
         return row.astype(h.dtype).reshape(x.shape)
 
     return jax.tree.map(leaf, history, like)

@@ -1,7 +1,5 @@
 """Recurrences against the plain loop in numpy: values, rounds, windows, derivatives, statuses."""
 
-import pickle
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,45 +8,17 @@ import pytest
 import jaxiter as ji
 from jaxiter import Status
 from jaxiter.recurrence import (
-    attach_recurrence,
     check_causal,
-    diagonal,
-    elk,
     gauss_seidel,
-    jacobi,
-    newton,
     parallel,
-    picard,
-    secant,
     sequential,
     solve_causal,
     solve_recurrence,
 )
 from jaxiter.recurrence.methods import GaussSeidel
+from tests.recurrence.beds import COUNT, SIZE, cell, chain, loop
 
 METHODS = ["newton", "diagonal", "elk", "secant", "picard", "jacobi", gauss_seidel(1)]
-COUNT, SIZE = 48, 5
-
-
-def chain(dtype=np.float32, seed=0, scale=0.8):
-    """A forgetful network: weights, drivers, first state."""
-    rng = np.random.default_rng(seed)
-    w = scale * rng.normal(size=(SIZE, SIZE)) / np.sqrt(SIZE)
-    return tuple(jnp.asarray(x, dtype) for x in (
-        w, rng.normal(size=(COUNT, SIZE)), rng.normal(size=SIZE)))
-
-
-def cell(w):
-    return lambda s, x: jnp.tanh(w @ s + x)
-
-
-def loop(w, xs, s):
-    """The oracle: no jax."""
-    rows = []
-    for x in np.asarray(xs, np.float64):
-        s = np.tanh(np.asarray(w, np.float64) @ np.asarray(s, np.float64) + x)
-        rows.append(s)
-    return np.stack(rows)
 
 
 @pytest.mark.parametrize("method, window", [
@@ -61,13 +31,15 @@ def test_every_method_is_the_loop(method, window):
     solve = jax.jit(lambda w, xs, s0, k: solve_recurrence(
         cell(w), s0, xs, method=method, window=window, max_steps=k))
     out = solve(w, xs, s0, COUNT)
-    assert out.converged and out.merit == 0 and int(out.steps) <= COUNT
+    assert out.converged and out.merit <= 1 and int(out.aux) == COUNT and int(out.steps) <= COUNT
     np.testing.assert_allclose(out.value, exact, atol=5e-5)
-    for rounds in (1, 3):  # after k rounds the first k rows are final
+    for rounds in (1, 3):  # after k rounds the first k rows are final, the last by its step
         early = solve(w, xs, s0, rounds)
-        known = COUNT - int(early.merit)
-        assert early.status == Status.MAX_STEPS and known >= rounds
+        known = int(early.aux)
+        assert early.status == Status.MAX_STEPS and known >= rounds - 1 and early.merit > 1
         np.testing.assert_allclose(early.value[:known], exact[:known], atol=5e-5)
+        ahead = early.value + early.displacement
+        np.testing.assert_allclose(ahead[:known + 1], exact[:known + 1], atol=5e-5)
     if isinstance(method, GaussSeidel):
         assert int(out.steps) <= COUNT // method.block
     if method == "newton" and window is None:
@@ -168,7 +140,7 @@ def test_pytrees_order_two_and_batches():
 def test_statuses_are_true():
     w, xs, s0 = chain()
     chaotic = jax.jit(lambda w: solve_recurrence(cell(6 * w), s0, xs, max_steps=4))(w)
-    assert chaotic.status == Status.MAX_STEPS and 0 < chaotic.merit <= COUNT - 4
+    assert chaotic.status == Status.MAX_STEPS and 3 <= chaotic.aux < COUNT and chaotic.merit > 1
     broken = jax.jit(lambda: solve_recurrence(
         lambda s, x: jnp.where(x > 20, jnp.nan, 0.5 * s), jnp.float32(1), jnp.arange(40.0)))()
     assert broken.status == Status.NONFINITE
@@ -196,7 +168,9 @@ def test_bad_input():
         ({"order": 3}, "order must be 1 or 2"), ({"method": "gauss_seidel"}, "length of its bl"),
         ({"method": gauss_seidel(3)}, "blocks that divide.*block=3"),
         ({"method": gauss_seidel(2), "window": 2}, "takes no window"),
-        ({"length": 5}, "one leading axis"), ({"solver": ji.anderson()}, "takes no solver"),
+        ({"length": 5}, "one leading axis"),
+        ({"solver": ji.anderson(), "window": 2}, "no window"),
+        ({"solver": ji.anderson(), "method": gauss_seidel(2)}, "a step of its own"),
         ({"check_every": 2}, "takes no check_every"), ({"keep_best": True}, "no keep_best"),
     ]:
         with pytest.raises(ValueError, match=text):
@@ -241,181 +215,3 @@ def test_time_can_be_vmapped_inside_a_mesh():
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.jit(ji.over_mesh(solve, mesh, "batch"))
     np.testing.assert_allclose(spread(batch), jax.jit(solve)(batch), atol=1e-6)
-
-
-def own_gaps(w, xs, s0, rows):
-    """How far each row is from what the loop makes of the row before, largest entry; no jax."""
-    w, xs, rows = (np.asarray(part, np.float64) for part in (w, xs, rows))
-    before = np.concatenate([np.asarray(s0, np.float64)[None], rows[:-1]])
-    return np.abs(rows - np.tanh(before @ w.T + xs)).max(1)
-
-
-@pytest.mark.parametrize("method, window", [
-    ("newton", None), ("secant", 12), (gauss_seidel(12), None),
-    pytest.param("elk", 12, marks=pytest.mark.slow)])
-def test_the_residual_is_that_of_the_rows_returned(method, window):
-    w, xs, s0 = chain(scale=1.2)
-    out = jax.jit(lambda w, k: solve_recurrence(
-        cell(w), s0, xs, method=method, window=window, rtol=0.0, atol=1e-2, max_steps=k))
-    done, early = out(w, COUNT), out(w, 2)
-    gap = own_gaps(w, xs, s0, done.value).max()
-    assert done.converged and done.residual <= 1e-2
-    np.testing.assert_allclose(done.residual, gap, atol=1e-6)  # neither more nor less
-    # Rows that nobody measured have no residual that could be told.
-    assert early.status == Status.MAX_STEPS and np.isinf(early.residual)
-    final = COUNT - int(early.merit)
-    assert own_gaps(w, xs, s0, early.value)[:final].max() <= 1e-2 + 1e-6
-
-
-def test_order_two_is_judged_on_the_states_returned():
-    """The state that a row remembers of the row before is that row itself."""
-    xs = jnp.asarray(np.random.default_rng(1).normal(size=(COUNT, 3)), jnp.float32)
-    out = jax.jit(lambda: solve_recurrence(
-        lambda s, previous, x: 0.9 * jnp.sin(s) - 0.5 * previous + x,
-        (jnp.zeros(3), jnp.ones(3)), xs, order=2, method="secant", window=8, rtol=0.0,
-        atol=1e-2))()
-    s = np.concatenate([np.ones((1, 3)), np.zeros((1, 3)), np.asarray(out.value, np.float64)])
-    gap = np.abs(s[2:] - (0.9 * np.sin(s[1:-1]) - 0.5 * s[:-2] + np.asarray(xs))).max()
-    assert out.converged
-    np.testing.assert_allclose(out.residual, gap, atol=1e-6)
-
-
-def test_a_chain_that_breaks_ends_nonfinite():
-    """By a driver or by a step, in vectors, trees and causal maps; finite rows are kept."""
-    w, xs, s0 = chain()
-
-    def chains(xs):
-        vectors = [solve_recurrence(lambda s, x: 0.1 * w @ s + x, s0, xs, **choice)
-                   for choice in ({"method": "secant", "window": 8}, {"method": gauss_seidel(8)})]
-        mixed = solve_recurrence(
-            lambda s, x: {"n": s["n"] + 1, "x": 0.5 * s["x"] + x},
-            {"n": jnp.int32(0), "x": jnp.float32(0)}, xs[:, 0], method="jacobi")
-        causal = solve_causal(
-            lambda s: jnp.concatenate([xs[:1, 0], 0.5 * s[:-1] + xs[1:, 0]]), jnp.zeros(COUNT))
-        return [*vectors, mixed, causal]
-
-    run = jax.jit(chains)
-    assert all(out.converged for out in run(xs))
-    for bad in (np.nan, np.inf):
-        for out in run(xs.at[20, 0].set(bad)):
-            assert out.status == Status.NONFINITE and np.isinf(out.residual)
-            assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out.value))
-            assert int(out.merit) == COUNT - 21
-
-
-def test_integers_carry_their_own_check():
-    """Rows of integers are equal or they are not: no tolerance makes a wrong one right."""
-    step = lambda s, x: (s * 3 + x) % 101  # noqa: E731
-    xs = jnp.asarray(np.random.default_rng(2).integers(0, 101, size=32), jnp.int32)
-    exact, s = [], 7
-    for x in np.asarray(xs):
-        s = (s * 3 + int(x)) % 101
-        exact.append(s)
-    solve = jax.jit(lambda k: solve_recurrence(
-        step, jnp.int32(7), xs, method="jacobi", rtol=1.0, atol=1e3, max_steps=k))
-    done, early = solve(32), solve(5)
-    np.testing.assert_array_equal(done.value, exact)
-    assert done.converged and done.residual == 0
-    assert early.status == Status.MAX_STEPS and np.isinf(early.residual)
-    final = 32 - int(early.merit)
-    np.testing.assert_array_equal(early.value[:final], exact[:final])
-    causal = jax.jit(lambda: solve_causal(
-        lambda s: step(jnp.concatenate([jnp.full(1, 7, jnp.int32), s[:-1]]), xs),
-        jnp.zeros(32, jnp.int32), rtol=1.0, atol=1e3))()
-    np.testing.assert_array_equal(causal.value, exact)
-    assert causal.converged and causal.residual == 0
-
-
-def test_causal_residual_is_that_of_the_rows_returned():
-    function = lambda s: jnp.concatenate(  # noqa: E731
-        [jnp.ones(1), 0.9 * jnp.cos(s[:-1]) + 0.01 * jnp.cumsum(s)[:-1]])
-    out = jax.jit(lambda: solve_causal(function, jnp.zeros(40), rtol=0.0, atol=1e-2))()
-    s = np.asarray(out.value, np.float64)
-    image = np.r_[1.0, 0.9 * np.cos(s[:-1]) + 0.01 * np.cumsum(s)[:-1]]
-    assert out.converged
-    np.testing.assert_allclose(out.residual, np.abs(image - s).max(), atol=1e-5)
-
-
-# --- The dialect -----------------------------------------------------------------------------
-
-
-def test_methods_and_adjoints_are_values():
-    makers = (newton, diagonal, lambda: elk(0.5), secant, picard, jacobi, lambda: gauss_seidel(4),
-              parallel, sequential)
-    values = [make() for make in makers]
-    for make, value in zip(makers, values, strict=True):
-        assert value == make() == pickle.loads(pickle.dumps(value))
-        assert hash(value) == hash(make()) and sum(value == other for other in values) == 1
-    assert elk() == elk(1e-3) != elk(0.5) and gauss_seidel(4) != gauss_seidel(5)
-    for call, error, text in [
-        (lambda: elk(-1.0), ValueError, "damping must not be negative"),
-        (lambda: gauss_seidel(0), ValueError, "block must be an integer of at least 1"),
-    ]:
-        with pytest.raises(error, match=text):
-            call()
-
-
-def test_a_method_is_its_name_and_its_numbers_are_operands():
-    w, xs, s0 = chain()
-    solve = jax.jit(lambda w, method: solve_recurrence(cell(w), s0, xs, method=method).value)
-    named = jax.jit(lambda w: solve_recurrence(cell(w), s0, xs, method="elk").value)
-    np.testing.assert_array_equal(solve(w, elk(1e-3)), named(w))
-    many = jax.jit(jax.vmap(lambda d: solve_recurrence(
-        cell(w), s0, xs, method=elk(d), max_steps=COUNT)))(jnp.array([0.0, 1e-3, 1.0]))
-    assert np.all(many.converged) and many.steps[2] > many.steps[0]
-
-
-def test_objects_of_other_kinds_are_refused():
-    step, s0, xs = cell(jnp.eye(2)), jnp.zeros(2), jnp.zeros((4, 2))
-    for keywords, text in [
-        ({"method": ji.picard()}, "secant.*names diagonal, elk.*got GradientTransf"),
-        ({"method": newton}, "got function"), ({"method": ji.diffusion.jvp()}, "got 'jvp'"),
-        ({"damping": 0.1}, "unexpected argument 'damping'"),
-        *(({"adjoint": other}, r"parallel\(\).*sequential\(\).*jaxiter.frozen\(\)")
-          for other in ("parallel", parallel, ji.implicit(), ji.unrolled())),
-    ]:
-        with pytest.raises(TypeError, match=text):
-            solve_recurrence(step, s0, xs, **keywords)
-    for other in (parallel(), ji.implicit(), "frozen"):
-        with pytest.raises(ValueError, match="no derivatives"):
-            solve_causal(lambda s: s * 0, xs, adjoint=other)
-    with pytest.raises(TypeError, match=r"derivatives of chains.*implicit\(\)"):
-        ji.fixed_point(jnp.cos, 1.0, adjoint=parallel())
-
-
-def test_frozen_rows_have_no_derivatives():
-    w, xs, s0 = chain()
-
-    def rows(w, adjoint):
-        out = solve_recurrence(cell(w), s0, xs, adjoint=adjoint).value
-        return out, attach_recurrence(cell(w), out, s0, xs, adjoint=ji.frozen())
-
-    def slope(w):
-        return jax.grad(lambda w: sum(map(jnp.sum, rows(w, ji.frozen()))))(w)
-
-    assert not np.any(jax.jit(slope)(w))
-    values, attached = jax.jit(lambda w: rows(w, parallel()))(w)
-    np.testing.assert_array_equal(values, attached)
-
-
-def test_options_of_rounds():
-    """The monitor and a rule of one's own see how many rows are left. A run goes on from its rows;
-    a state is refused: rows that are final for other drivers would stay, and say CONVERGED."""
-    w, xs, s0 = chain(scale=1.2)
-
-    def solve(k, init=None, stop=None, xs=xs):
-        return solve_recurrence(cell(w), s0, xs, method="secant", window=12, max_steps=k,
-                                monitor=ji.record(COUNT), init=init, stop=stop)
-
-    whole, first = jax.jit(solve)(COUNT), jax.jit(solve)(3)
-    assert first.status == Status.MAX_STEPS and int(first.steps) == 3
-    other = 2 * xs
-    second = jax.jit(lambda init: solve(COUNT, init, xs=other))(first.value)
-    assert second.converged
-    np.testing.assert_allclose(second.value, loop(w, other, s0), atol=1e-4)
-    with pytest.raises(ValueError, match="takes no resume: .* `init`"):
-        solve_recurrence(cell(w), s0, xs, resume=first.state)
-    left = np.asarray(whole.trace["merit"])[:int(whole.steps)]
-    assert left[-1] == 0 and np.all(np.diff(left) < 0) and left[2] == first.merit
-    early = jax.jit(lambda k: solve(k, stop=ji.tolerance(rtol=0, atol=20.0)))(COUNT)
-    assert early.converged and 0 < early.merit <= 20 and np.isinf(early.residual)

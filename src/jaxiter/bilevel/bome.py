@@ -14,7 +14,8 @@ import optax
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import both, descend
-from jaxiter.numerics import check_positive, safe_divide
+from jaxiter.known import check_positive
+from jaxiter.numerics import safe_divide
 from jaxiter.process import Batches, Process
 
 PyTree = Any

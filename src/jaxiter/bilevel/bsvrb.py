@@ -19,7 +19,7 @@ from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import product_pair
 from jaxiter.estimators import msvr_value, storm_value
-from jaxiter.numerics import check_positive, check_share
+from jaxiter.known import check_positive, check_share
 from jaxiter.process import Batches, Process
 
 PyTree = Any

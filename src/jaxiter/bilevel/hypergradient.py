@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxiter import trees
+from jaxiter.known import known
 from jaxiter.linear import LinearSolver, cg
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
 PyTree = Any
@@ -43,6 +46,7 @@ class HypergradientResult(NamedTuple):
     status: jax.Array
 
 
+@reused
 def hypergradient(
     outer: Callable, inner: Callable, x: PyTree, y: PyTree, *, solve: LinearSolver | None = None,
     v_init: PyTree = None, damping: Any = 0.0, corrected_value: bool = False,
@@ -145,7 +149,11 @@ def _check(
         if shape != ():
             raise ValueError(f"outer and inner must return a scalar; {name} returns "
                              f"{'a pytree' if shape is None else f'shape {shape}'}.")
-    if isinstance(damping, int | float) and not damping >= 0:
-        raise ValueError(f"damping must not be negative, got {damping}.")
+
+    def no_less(damping: Any) -> None:
+        if not np.all(np.asarray(damping) >= 0):
+            raise ValueError(f"damping must not be negative, got {damping}.")
+
+    known(no_less, damping)
     if v_init is not None:
         trees.check_same_structure(y, v_init, "v_init")

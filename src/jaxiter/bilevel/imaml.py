@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import hypergradient
 from jaxiter.bilevel.inner import solve_inner
+from jaxiter.known import check_positive
 from jaxiter.linear import LinearSolver
-from jaxiter.numerics import check_positive
 from jaxiter.options import SolveOptions, choose
+from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, most_severe, reports
 
 PyTree = Any
@@ -37,6 +38,7 @@ class MamlResult(NamedTuple):
     status: jax.Array
 
 
+@reused
 def implicit_maml(
     train: Callable, validation: Callable, theta: PyTree, tasks: PyTree, *, strength: Any = 1.0,
     solve: LinearSolver | None = None, damping: Any = 0.0, **options: Unpack[SolveOptions],

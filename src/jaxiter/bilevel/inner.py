@@ -14,6 +14,7 @@ from jaxiter.linear import cg
 from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 from jaxiter.solvers import anderson
 from jaxiter.spectral import largest_eigenvalue
@@ -21,6 +22,7 @@ from jaxiter.spectral import largest_eigenvalue
 PyTree = Any
 
 
+@reused
 def solve_inner(
     inner: Callable, y0: PyTree, x: PyTree, *, step_size: Any = None, has_aux: bool = False,
     **options: Unpack[SolveOptions],

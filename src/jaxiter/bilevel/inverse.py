@@ -8,8 +8,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
+from jaxiter.known import check_count, check_positive
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import check_count, check_positive, machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, safe_divide
 from jaxiter.solution import Status
 from jaxiter.spectral import largest_eigenvalue
 from jaxiter.values import as_value

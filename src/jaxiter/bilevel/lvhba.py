@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any

@@ -18,7 +18,7 @@ from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import PenaltyState, both, penalised_slope
 from jaxiter.estimators import Oracle, storm
-from jaxiter.numerics import check_positive, check_share
+from jaxiter.known import check_positive, check_share
 from jaxiter.process import Batches, Process
 
 PyTree = Any

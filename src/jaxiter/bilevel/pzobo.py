@@ -13,7 +13,7 @@ import optax
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import descend, move
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any

@@ -10,6 +10,7 @@ import numpy as np
 from jaxiter.monitor import Monitor, record, seeing
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
+from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, Status, reports
 from jaxiter.stop import StepInfo
 
@@ -45,6 +46,7 @@ class Traced(NamedTuple):
     record: PyTree
 
 
+@reused
 def run(
     method: Process, x0: PyTree, y0: PyTree, inner_data: PyTree = None, outer_data: PyTree = None,
     *, key: jax.Array, batch_size: int | None = None, trace: Callable | None = None,

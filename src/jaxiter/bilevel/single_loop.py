@@ -17,7 +17,7 @@ from jaxiter import trees
 from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import descend, move, product_pair, three_directions
 from jaxiter.estimators import Estimator, Oracle, plain, saga, sarah
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any

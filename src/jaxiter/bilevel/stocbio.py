@@ -16,7 +16,8 @@ from jaxiter.bilevel.hypergradient import oracle_calls
 from jaxiter.bilevel.methods import descend, move, product_pair
 from jaxiter.bilevel.single_loop import moving_together
 from jaxiter.estimators import Drawn, Oracle, storm
-from jaxiter.numerics import check_positive, safe_divide
+from jaxiter.known import check_positive
+from jaxiter.numerics import safe_divide
 from jaxiter.process import Batches, Process
 
 PyTree = Any

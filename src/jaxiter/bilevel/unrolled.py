@@ -9,13 +9,16 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import HypergradientResult, oracle_calls
-from jaxiter.numerics import check_positive, stop_gradient
+from jaxiter.known import check_positive
+from jaxiter.numerics import stop_gradient
+from jaxiter.reuse import reused
 from jaxiter.solution import Status
 from jaxiter.stop import default_tolerances
 
 PyTree = Any
 
 
+@reused
 def unrolled_hypergradient(
     outer: Callable, step: Callable, x: PyTree, start: PyTree, *, steps: int,
     last: int | None = None, mode: str = "reverse", readout: Callable | None = None,

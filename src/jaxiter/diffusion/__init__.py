@@ -12,7 +12,7 @@ from jaxiter.diffusion.feynman_kac import Particles, feynman_kac_sample
 from jaxiter.diffusion.implicit_diffusion import implicit_denoising, implicit_diffusion
 from jaxiter.diffusion.inversion import invert_flow, largest_step_size, uniinv
 from jaxiter.diffusion.methods import gaussian, jvp, paratta
-from jaxiter.diffusion.momentum import ghvb, heavy_ball, nesterov
+from jaxiter.diffusion.momentum import ghvb, heavy_ball, ipndm, nesterov
 from jaxiter.diffusion.parallel import ParallelSample, absolute, sample_parallel
 from jaxiter.diffusion.picard_consistency import (
     picard_consistency_loss,
@@ -31,7 +31,6 @@ from jaxiter.diffusion.samplers import (
     edm_stochastic,
     euler,
     heun,
-    ipndm,
 )
 from jaxiter.diffusion.schedules import (
     NoiseSchedule,

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.adjoint import Adjoint, frozen, with_jvp
-from jaxiter.diffusion.linearize import dot
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.diffusion.table import (
     SamplerTable,
-    combine,
     combine_all,
     histories,
     linear_rows,
     push,
+    walk,
     widen,
 )
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import anchor, hoist, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import anchor, hoist, machine_epsilon, stop_gradient
 from jaxiter.problem import Problem
-from jaxiter.recurrence.adjoint import ChainAdjoint
+from jaxiter.recurrence.adjoint import ChainAdjoint, attach_rows
+from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.rounds import spread
 from jaxiter.stop import tolerance
 
@@ -48,49 +48,26 @@ def attach_sampling(
     x, table, slopes = anchor((x, *stop_gradient((table, slopes))), x_init)
     pure, constants, _ = hoist(model, x_init, trees.first(table))
 
-    def outputs(operands: tuple, table: SamplerTable, states: jax.Array) -> jax.Array:
-        """Row t of the system for states X[0..R-1], `[R, ...]`."""
-        values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, table)
-        return combine_all(table, states, values)
-
-    def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
-        return jnp.concatenate([first[None], rows[:-1]])
-
-    def tangent(rows: jax.Array, given: tuple, dots: tuple) -> jax.Array:
-        operands, (table, slopes) = given
-        _, rhs = jax.jvp(
-            lambda ops: outputs(ops, table, inputs(rows, ops[0])), (operands,), (dots[0],))
-        states = inputs(rows, operands[0])
-        base, linear = jax.linearize(lambda s: outputs(operands, table, s), states)
-        del base
-        fixed, at = stop_gradient(operands), stop_gradient(states)
-        forward = partial(_forward, lambda s, row: pure(fixed[1], s, row), table, at)
-        backward = partial(_rounds if adjoint.batched else _backward,
-                           lambda s, row: pure(fixed[1], s, row), table, at)
+    def solves(operands: tuple, fixed: tuple, states: jax.Array) -> tuple[Callable, Callable]:
+        at = (lambda s, row: pure(operands[1], s, row), fixed[0], states)
         if adjoint.batched:
-            backward = partial(backward, slopes)
-        return lax.custom_linear_solve(
-            lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
-            lambda _, b: forward(b), lambda _, b: backward(b))
+            return partial(_forward, *at), partial(_rounds, *at, fixed[1])
+        return partial(_forward, *at), partial(_backward, *at)
 
-    # The table is an operand too: under remat it is traced, and no rule may close over it.
-    rows = with_jvp(x[1:], ((x_init, constants), (table, slopes)), tangent)
-    return jnp.concatenate([x_init[None], rows])
+    def rows(operands: tuple, fixed: tuple, states: jax.Array) -> jax.Array:
+        values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, fixed[0])
+        return combine_all(fixed[0], states, values)
+
+    return jnp.concatenate([x_init[None], attach_rows(
+        rows, x[1:], (x_init, constants), (table, slopes), solves)])
 
 
 def _forward(model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array) -> jax.Array:
-    """The tangent recurrence: a jvp of the model per row."""
-    quiet = table._replace(z=jnp.zeros_like(table.z))
-
-    def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
-        (tangents, values), (row, state, b) = carry, at
-        _, value = jax.jvp(lambda s: model(s, row), (state,), (tangents[0],))
-        values = push(values, value)
-        new = combine(row, tangents, values) + b
-        return (push(tangents, new), values), new
-
+    """The tangent recurrence: a jvp of the model per row; b stands where noise did."""
     start = anchor(jnp.zeros_like(b[0]), (b, states))
-    return lax.scan(step, histories(table, start), (quiet, states, b))[1]
+    return walk(
+        table._replace(noise=jnp.ones_like(table.noise), z=b), histories(table, start),
+        lambda dx, row, at: jax.jvp(lambda s: model(s, row), (at,), (dx,))[1], states)[1]
 
 
 def _reversed(table: SamplerTable) -> tuple[jax.Array, jax.Array]:
@@ -146,10 +123,8 @@ def _rounds(
         slope, old_h, old_v, seen = memory
         h = sums(weight, g)
         v = jax.vmap(partial(_pull, model))(x, rows, h)
-        dh = h - old_h
-        square = dot(dh, dh)
-        fresh = seen & (square > 100 * machine_epsilon(b) ** 2 * dot(h, h))
-        slope = jnp.where(fresh, safe_divide(dot(dh, v - old_v), square), slope)
+        tiny = 100 * machine_epsilon(b) ** 2 * dot(h, h)
+        slope = secant_slopes(h - old_h, v - old_v, slope, seen, tiny)
         plain = rest + sums(state, g) + v
         lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
         return plain + lift, (slope, h, v, anchor(jnp.bool_(True), seen))

@@ -20,6 +20,7 @@ from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.schedules import NoiseSchedule
 from jaxiter.numerics import anchor
+from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
 
@@ -37,6 +38,7 @@ class Particles(NamedTuple):
     status: jax.Array
 
 
+@reused
 def feynman_kac_sample(
     schedule: NoiseSchedule, denoisers: Sequence[Denoiser], exponents: Any, x_init: jax.Array,
     key: jax.Array, *, reward: Callable | None = None, strength: Any = None,

@@ -19,7 +19,7 @@ from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, combine, evaluate, tabulate
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.solution import Status, reports
 
 PyTree = Any

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.driver import fixed_point
+from jaxiter.known import check_positive
 from jaxiter.numerics import is_concrete
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 
 
+@reused
 def invert_flow(
     flow: Callable, y: jax.Array, init: jax.Array, *, step_size: Any = 0.1,
     **options: Unpack[SolveOptions],
@@ -48,8 +51,7 @@ def invert_flow(
     if not shape == y.shape == init.shape:
         raise ValueError(f"flow(z), y and init must have one shape, got {shape}, {y.shape} and "
                          f"{init.shape}.")
-    if is_concrete(step_size) and not step_size > 0:
-        raise ValueError(f"step_size must be positive, got {step_size}.")
+    check_positive(step_size=step_size)
 
     def miss(z: jax.Array, image: jax.Array, y: jax.Array, size: Any) -> jax.Array:
         del y
@@ -62,6 +64,7 @@ def invert_flow(
         problem, init, y, jnp.asarray(step_size, y.dtype), **chosen._asdict())
 
 
+@reused
 def uniinv(velocity: Callable, y: jax.Array, steps: int = 10) -> jax.Array:
     """Backward integration of `velocity(x, t)` from data (t = 1) to noise (t = 0): a first guess.
 

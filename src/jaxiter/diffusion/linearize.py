@@ -16,6 +16,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, linear_rows, widen
 from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
 from jaxiter.recurrence.rounds import spread
 
@@ -89,19 +90,17 @@ def mended(w: Window, model: Callable) -> tuple[Window, jax.Array]:
                       residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0)), slope
 
 
-def secant_slopes(
+def model_slopes(
     sampler: Sampler, rows: SamplerTable, slope: jax.Array, dx: jax.Array, de: jax.Array,
     seen: jax.Array, x: jax.Array,
 ) -> jax.Array:
-    """`<dx, de> / <dx, dx>` where the input moved, within the bounds of an exact score."""
-    square = dot(dx, dx)
+    """Secant slopes where the input moved, within the bounds of an exact score."""
     moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
-    fresh = seen & (square > moved * dot(x, x))
-    new = safe_divide(dot(dx, de), square)
     low, high = -4 / rows.sigma, 1 / rows.sigma
     if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
         low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
-    return jnp.where(fresh, jnp.clip(new, low, high), slope)
+    new = secant_slopes(dx, de, jnp.full_like(slope, jnp.nan), seen, moved * dot(x, x))
+    return jnp.where(jnp.isnan(new), slope, jnp.clip(new, low, high))
 
 
 def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: SamplerTable) -> jax.Array:
@@ -143,10 +142,12 @@ def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.A
     row hears of a later one. `past` and `old`, the states now, are cut to the window.
     """
     r = longer(w, order)
-    both = spread(past.seen & w.pending, r)
+    # Rows before the first that is off do not move, and say nothing about those that do.
+    live = w.pending & (jnp.cumsum(dot(r, r)) > 0)
+    both = spread(past.seen & live, r)
     dx = jnp.concatenate([jnp.where(both, old - past.x, 0)[None], past.dx[:-1]])
     dr = jnp.concatenate([jnp.where(both, r - past.r, 0)[None], past.dr[:-1]])
-    flat = jnp.where(spread(w.pending, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
+    flat = jnp.where(spread(live, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
     gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, precision=HIGHEST), axis=0)
     right = jnp.cumsum(
         jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)
@@ -159,7 +160,3 @@ def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.A
                                  precision=HIGHEST).reshape(r.shape)
     return mixed, Mixing(dx, dr, old, r, jnp.ones_like(past.seen))
 
-
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Inner products by rows."""
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)

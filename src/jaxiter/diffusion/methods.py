@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from jaxiter.numerics import check_count
+from jaxiter.known import check_count
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod, Secant
 
 

@@ -64,6 +64,11 @@ def nesterov(schedule: NoiseSchedule, order: int = 4, beta: float = 0.8) -> Samp
     return _filtered(schedule, order, beta, nesterov=True)
 
 
+def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
+    """Euler with Adams-Bashforth combinations of the last eps values (Zhang and Chen 2022)."""
+    return _filtered(schedule, order, 1.0, nesterov=False)
+
+
 def _filtered(schedule: NoiseSchedule, order: int, beta: float, nesterov: bool) -> Sampler:
     """Increments p of PLMS, filtered: `v = (1 - beta) v + beta p`, u = v or one step ahead."""
     if not 1 <= order <= 5:
@@ -102,4 +107,6 @@ def _momentum(
             state[t] += carried / alpha[t], -carried / alpha[t - 1]
             model[t] = dq[t] * steady
     scaled = alpha1[:, None]
+    if beta == 1:  # no velocity, no earlier state
+        state = state[:, :1]
     return tables(schedule, list((scaled * state).T), list((scaled * model).T))

@@ -29,8 +29,8 @@ from jaxiter.diffusion.linearize import (
     linear,
     longer,
     mended,
+    model_slopes,
     no_past,
-    secant_slopes,
 )
 from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
@@ -43,46 +43,34 @@ from jaxiter.diffusion.table import (
     tabulate,
     vary,
 )
-from jaxiter.numerics import is_concrete, stop_gradient
+from jaxiter.known import check_positive
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
 from jaxiter.recurrence.methods import RowMethod, Secant, as_method
 from jaxiter.recurrence.rounds import (
-    Final,
+    Layout,
     View,
-    accept,
     choose_rounds,
     finite_rows,
-    nothing_final,
     solve_rounds,
     spread,
 )
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
 
 
-class Choices(NamedTuple):
-    """What is static in a round: window, method, devices."""
+class Seen(NamedTuple):
+    """What the rounds remember of the model.
 
-    width: int
-    method: RowMethod
-    mesh: Mesh | None
-
-
-class Trajectory(NamedTuple):
-    """What the rounds carry.
-
-    x: states `[R + 1, ...]`. value: the model at them, `[R, ...]`, and `at`, where. slope: `[R]`.
-    seen: `[R]`, rows with a value. final: which rows are. evaluations: model calls so far.
-    past: earlier rounds, for `paratta`; else None.
+    value: the model at the rows' inputs, `[R, ...]`, and `at`, where. slope: `[R]`. seen: `[R]`,
+    rows with a value. past: earlier rounds, for `paratta`; else None.
     """
 
-    x: jax.Array
     value: jax.Array
     at: jax.Array
     slope: jax.Array
     seen: jax.Array
-    final: Final
-    evaluations: jax.Array
     past: Mixing | None
 
 
@@ -91,10 +79,12 @@ class ParallelSample(NamedTuple):
     """Answer of a parallel solve.
 
     Attributes:
-      value: the sample. trajectory: all states `[R + 1, ...]`, the start first.
+      value: the sample. trajectory: all states `[R + 1, ...]`, the start first: once CONVERGED as
+        they were measured, before as the last round moved them.
       slopes: `[R]`, for warm starts.
-      solve: the Solution of the fixed point; merit is the number of unfinished rows, and
-        `calls["model"]` that of model calls.
+      solve: the Solution of the fixed point, as that of `solve_recurrence`: value the states after
+        the start that were measured last, aux how many of them are final, `calls["model"]` the
+        number of model calls.
     """
 
     value: jax.Array
@@ -107,25 +97,16 @@ class ParallelSample(NamedTuple):
         """Batched model calls, one after the other."""
         return self.solve.steps
 
-    @property
-    def residual(self) -> jax.Array:
-        """How far trajectory is from its own rule; infinite while rows are unfinished.
-
-        The largest root mean square that a row is off what the sampler makes of the rows before
-        it, in units of the tolerance.
-        """
-        return self.solve.residual
-
     def message(self) -> str:
         """What happened, outside jit: rounds, and rows that are final; for a batch, in short."""
         if self.solve.status.ndim:
             return self.solve.message()
         name, rows = Status.name(self.solve.status), len(self.trajectory) - 1
-        final = rows - int(self.solve.merit)
+        final = int(self.solve.aux)
         text = f"{name} after {int(self.rounds)} rounds: {final} of {rows} rows are final."
         if name == "NONFINITE":
             text = (f"{name} in round {int(self.rounds)}: the model is not finite at row "
-                    f"{final - 1} of {rows}, on the loop's own trajectory.")
+                    f"{final} of {rows}, on the loop's own trajectory.")
         return text
 
 
@@ -144,6 +125,7 @@ def absolute(tolerance: Any) -> Absolute:
     return Absolute(tolerance)
 
 
+@reused
 def sample_parallel(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
     method: str | RowMethod = "secant", window: int | None = None, tolerance: Any = 1e-3,
@@ -172,14 +154,14 @@ def sample_parallel(
         or states `[R + 1, ...]` of a similar solve. slopes: `[R]` of that solve.
       mesh: devices that share every round: the rows of the window are split over the mesh's
         axis "time", with one all_gather of model values a round.
-      **options: stop, max_steps (rounds, default R, which always suffice) and monitor as
-        in `solve_recurrence`; no solver, check_every, keep_best, resume. adjoint: `parallel()` of
+      **options: stop, max_steps (rounds, default R, which always suffice), monitor, solver and
+        resume as in `solve_recurrence`; no check_every, keep_best. adjoint: `parallel()` of
         `jaxiter.recurrence`, rounds of batched VJPs, or `sequential()`, R VJPs in a loop: the
         loop's derivatives at the trajectory found, in memory O(R), noise a constant;
         `jaxiter.frozen()`: none.
 
     Returns:
-      A `ParallelSample`. MAX_STEPS: the first `R - solve.merit` rows are final. NONFINITE: the
+      A `ParallelSample`. MAX_STEPS: the first `solve.aux` rows are final. NONFINITE: the
       model is not finite on the loop's own trajectory; that row and those after it are the last
       finite guess. `.message()` says where.
 
@@ -211,26 +193,19 @@ def sample_parallel(
     x_init = vary(sampler, denoiser, x_init, table)
     start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
-    operands = stop_gradient((start, first.astype(x_init.dtype), table,
-                              jnp.asarray(tolerance, x_init.dtype)))
-    solve, memory = solve_rounds(
-        partial(_round, sampler, denoiser, Choices(width, method, mesh)),
-        partial(_begin, method), count, operands, chosen)
-    x = attach_sampling(
-        partial(evaluate, sampler, denoiser), memory.x, x_init, table, memory.slope, adjoint)
-    return ParallelSample(x[-1], x, memory.slope, solve._replace(
-        value=x[-1], calls={"model": memory.evaluations}))
-
-
-def _begin(
-    method: RowMethod, start: jax.Array, slopes: jax.Array, table: SamplerTable, tol: jax.Array
-) -> Trajectory:
-    del table, tol
-    rows = start[:-1]
-    count, differences = rows.shape[0], method.memory if isinstance(method, Paratta) else 0
-    return Trajectory(start, jnp.zeros_like(rows), rows, slopes, jnp.zeros(count, bool),
-                      nothing_final(count), jnp.int32(0),
-                      no_past(start, differences) if differences else None)
+    start, first, *operands = stop_gradient((
+        start, first.astype(x_init.dtype), x_init, table, jnp.asarray(tolerance, x_init.dtype)))
+    memory = method.memory if isinstance(method, Paratta) else 0
+    seen = Seen(jnp.zeros_like(start[1:]), start[:-1], first, jnp.zeros(count, bool),
+                no_past(start, memory) if memory else None)
+    solve, newest, seen = solve_rounds(
+        partial(_look, sampler, denoiser, method, mesh), start[1:], seen, tuple(operands), chosen,
+        compare=_change, layout=Layout(width), calls="model",
+        after=partial(_guess_ahead, sampler) if width < count else None)
+    newest = jnp.where(solve.aux == count, solve.value, newest)
+    x = jnp.concatenate([operands[0][None], newest])
+    x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
+    return ParallelSample(x[-1], x, seen.slope, solve)
 
 
 def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable) -> jax.Array:
@@ -254,79 +229,76 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable)
     return gathered(x, rows)[:width]
 
 
-def _round(
-    sampler: Sampler, denoiser: Denoiser, choices: Choices, memory: Trajectory,
-    start_x: jax.Array, slopes: jax.Array, table: SamplerTable, tol: jax.Array,
-) -> Trajectory:
-    """One batched model call on the window, one linear recurrence, and what became final."""
-    del start_x, slopes
-    count, width, finished = memory.slope.shape[0], choices.width, memory.final.finished
-    view = View(jnp.minimum(finished, count - width), width)
-    rows, x = view.cut(table), view.cut(memory.x[:-1])
-    pending = view.index() >= finished
+def _change(
+    view: View, new: jax.Array, old: jax.Array, x_init: jax.Array, table: SamplerTable,
+    tol: jax.Array,
+) -> jax.Array:
+    """Root mean squares by rows, in units of the tolerance."""
+    del x_init
+    size = jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5
+    return size / view.cut(table.scale).astype(size.dtype) / tol
+
+
+def _guess_ahead(
+    sampler: Sampler, view: View, rows: jax.Array, seen: Seen, x_init: jax.Array,
+    table: SamplerTable, tol: jax.Array,
+) -> jax.Array:
+    """Rows after the window, as if its newest guess of the data were right."""
+    del tol
+    states = jnp.concatenate([x_init[None], rows])
+    return roll_out(sampler, table, states, seen.value, view.start + view.width, view.width)[1:]
+
+
+def _look(
+    sampler: Sampler, denoiser: Denoiser, method: RowMethod, mesh: Mesh | None, view: View,
+    pending: jax.Array, states: jax.Array, seen: Seen, x_init: jax.Array, table: SamplerTable,
+    tol: jax.Array,
+) -> tuple[jax.Array, Callable, Seen]:
+    """One batched model call on the window, one linear recurrence."""
+    del tol
+    inputs, old = jnp.concatenate([x_init[None], states[:-1]]), view.cut(states)
+    rows, x = view.cut(table), view.cut(inputs)
+    before = Seen(*map(view.cut, seen[:4]), past=None)
 
     def model(x: jax.Array) -> jax.Array:
-        return _split(partial(evaluate, sampler, denoiser), choices.mesh, x, rows)
+        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
 
     def image(values: jax.Array) -> jax.Array:
-        return jax.vmap(combine)(rows, view.last(memory.x[:-1], table.state.shape[1]),
+        return jax.vmap(combine)(rows, view.last(inputs, table.state.shape[1]),
                                  view.last(values, table.model.shape[1]))
 
-    raw = jnp.where(spread(pending, x), model(x), view.cut(memory.value))
+    raw = jnp.where(spread(pending, x), model(x), before.value)
     # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
-    value = jnp.where(spread(finite_rows(raw), raw), raw, view.cut(memory.value))
-    shown, values = image(view.put(memory.value, raw)), view.put(memory.value, value)
-    propose, slopes, past = _proposals(
-        sampler, choices, view, memory, rows, value, image(values), pending, model)
-
-    def compare(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5
-        size /= rows.scale.astype(size.dtype)
-        return size, jnp.full_like(size, tol)
-
-    new, final = accept(view, memory.final, memory.x[1:], shown, propose, compare)
-    states = view.put(memory.x, new, 1)
-    if width < count:
-        states = roll_out(sampler, table, states, values, view.start + width, width)
-    return Trajectory(
-        states, values, view.put(memory.at, x), slopes,
-        view.put(memory.seen, jnp.ones(width, bool)), final,
-        memory.evaluations + jnp.sum(pending, dtype=jnp.int32), past)
-
-
-def _proposals(
-    sampler: Sampler, choices: Choices, view: View, memory: Trajectory, rows: SamplerTable,
-    value: jax.Array, plain: jax.Array, pending: jax.Array, model: Callable,
-) -> tuple[Callable, jax.Array, Mixing | None]:
-    """Proposals for `accept` by the chosen method; all slopes; the memory of rounds."""
-    method, past = choices.method, memory.past
-    x, old, slope = view.cut(memory.x[:-1]), view.cut(memory.x[1:]), view.cut(memory.slope)
+    value = jnp.where(spread(finite_rows(raw), raw), raw, before.value)
+    shown, values = image(view.put(seen.value, raw)), view.put(seen.value, value)
+    plain, slope, past = image(values), before.slope, seen.past
     if isinstance(method, Secant | Jvp):
-        slope = secant_slopes(sampler, rows, slope, x - view.cut(memory.at),
-                              value - view.cut(memory.value), view.cut(memory.seen), x)
-    slopes = view.put(memory.slope, slope)
+        slope = model_slopes(sampler, rows, slope, x - before.at, value - before.value,
+                              before.seen, x)
+    slopes = view.put(seen.slope, slope)
     w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
-               view.last(slopes, rows.model.shape[1]))
+               view.last(slopes, table.model.shape[1]))
+    if isinstance(method, Jvp):
+        w, slope = mended(w, model)
+        slopes = view.put(seen.slope, slope)
 
     def without(kept: jax.Array) -> Window:
         return w._replace(residual=jnp.where(spread(kept, plain), 0, w.residual))
 
-    if isinstance(method, Paratta):
-        order = min(method.order, choices.width)
-        if past is None:
-            return lambda kept: old + longer(without(kept), order), slopes, None
-        along = jax.vmap(view.cut)  # past the axis of rounds
-        new, fresh = anderson(
-            w, old, Mixing(along(past.dx), along(past.dr), *map(view.cut, past[2:])), order)
-        over = jax.vmap(view.put)
+    if isinstance(method, Paratta) and past is not None:
+        along, over = jax.vmap(view.cut), jax.vmap(view.put)  # past the axis of rounds
+        new, fresh = anderson(w, old, Mixing(along(past.dx), along(past.dr),
+                                             *map(view.cut, past[2:])), method.order)
         past = Mixing(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
                       *map(view.put, past[2:], fresh[2:]))
-        return lambda kept: new, slopes, past
-    if isinstance(method, Jvp):
-        w, slope = mended(w, model)
-        slopes = view.put(memory.slope, slope)
-    answer = answers(w, method)
-    return lambda kept: linear(without(kept), answer)[0], slopes, None
+        propose = lambda kept: new  # noqa: E731
+    elif isinstance(method, Paratta):
+        propose = lambda kept: old + longer(without(kept), method.order)  # noqa: E731
+    else:
+        answer = answers(w, method)
+        propose = lambda kept: linear(without(kept), answer)[0]  # noqa: E731
+    return shown, propose, Seen(values, view.put(seen.at, x), slopes, view.put(
+        seen.seen, jnp.ones(view.width, bool)), past)
 
 
 def _check(
@@ -337,8 +309,7 @@ def _check(
     if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError("tolerance must be a number, or absolute(number), got "
                         f"{type(tolerance).__name__}.")
-    if is_concrete(tolerance) and not float(tolerance) > 0:
-        raise ValueError(f"tolerance must be positive, got {tolerance}.")
+    check_positive(tolerance=tolerance)
     if slopes is not None and slopes.shape != (count,):
         raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")
     if mesh is not None and "time" not in mesh.shape:

@@ -20,7 +20,8 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, combine_all, evaluate, tabulate
-from jaxiter.numerics import check_count, stop_gradient
+from jaxiter.known import check_count
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.methods import RowMethod
 

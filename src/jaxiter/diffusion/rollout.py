@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import gaussian_slopes
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, combine, histories, push
+from jaxiter.diffusion.table import SamplerTable, histories, walk
 
 
 def first_trajectory(
@@ -23,15 +22,8 @@ def first_trajectory(
             raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
         if init == "copy" or not sampler.stochastic:
             return copy
-        slopes = gaussian_slopes(sampler, denoiser, table)
-
-        def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
-            (states, values), (row, slope) = carry, at
-            values = push(values, slope * states[0])
-            new = combine(row, states, values)
-            return (push(states, new), values), new
-
-        rows = lax.scan(step, histories(table, x_init), (table, slopes))[1]
+        rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x,
+                    gaussian_slopes(sampler, denoiser, table))[1]
         return jnp.concatenate([x_init[None], rows])
     init = jnp.asarray(init, x_init.dtype)
     if init.shape != copy.shape:
@@ -50,15 +42,8 @@ def roll_out(
     newest, at = values[end - 1], x[end - 1]
     guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
 
-    def step(carry: tuple, t: jax.Array) -> tuple[tuple, jax.Array]:
-        states, values = carry
-        row = jax.tree.map(lambda leaf: leaf[jnp.minimum(t, count - 1)], table)
-        value = guess
-        if sampler.currency == "eps":
-            value = (states[0] - row.alpha * guess) / row.sigma
-        values = push(values, value)
-        new = combine(row, states, values)
-        return (push(states, new), values), new
+    def value(x: jax.Array, row: SamplerTable, _: None) -> jax.Array:
+        return guess if sampler.currency == "x0" else (x - row.alpha * guess) / row.sigma
 
     def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
         return jnp.stack([array[jnp.maximum(at - j, 0)] for j in range(depth)])
@@ -66,5 +51,5 @@ def roll_out(
     carry = (before(x, end, table.state.shape[1]),
              before(values, end - 1, table.model.shape[1]))
     index = end + jnp.arange(width, dtype=jnp.int32)
-    rows = lax.scan(step, carry, index)[1]
-    return x.at[index + 1].set(rows, mode="drop")
+    ahead = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, count - 1)], table)
+    return x.at[index + 1].set(walk(ahead, carry, value)[1], mode="drop")

@@ -2,22 +2,21 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import (
-    SamplerTable,
     checked_start,
-    combine,
     evaluate,
     histories,
-    push,
     tabulate,
     vary,
+    walk,
 )
+from jaxiter.reuse import reused
 
 
+@reused
 def sample(
     sampler: Sampler, denoiser: Denoiser, x_init: jax.Array, key: jax.Array | None = None, *,
     noise: jax.Array | None = None, trajectory: bool = False,
@@ -47,12 +46,6 @@ def sample(
     table = tabulate(sampler, x_init, key, noise)
     x_init = vary(sampler, denoiser, x_init, table)
 
-    @jax.checkpoint
-    def step(carry: tuple, row: SamplerTable) -> tuple[tuple, jax.Array]:
-        states, values = carry
-        values = push(values, evaluate(sampler, denoiser, states[0], row))
-        new = combine(row, states, values)
-        return (push(states, new), values), new
-
-    (states, _), rows = lax.scan(step, histories(table, x_init), table)
+    (states, _), rows = walk(table, histories(table, x_init),
+                             lambda x, row, _: evaluate(sampler, denoiser, x, row))
     return jnp.concatenate([x_init[None], rows]) if trajectory else states[0]

@@ -209,19 +209,3 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
     move = alpha1 - sigma1 * alpha / sigma
     return tables(schedule, [sigma1 / sigma], [move * (1 + weight), -move * weight],
                     currency="x0")
-
-
-def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
-    """Euler with Adams-Bashforth combinations of the last eps values (Zhang and Chen 2022)."""
-    if not 1 <= order <= 4:
-        raise ValueError(f"order must be in 1..4, got {order}.")
-    alpha, _, alpha1, _ = _pairs(schedule)
-    q, q1 = ratios(schedule)
-    step = alpha1 * (q1 - q)
-    combinations = [np.array([1.0]), np.array([3, -1]) / 2, np.array([23, -16, 5]) / 12,
-                    np.array([55, -59, 37, -9]) / 24]
-    model = np.zeros((len(step), order))
-    for t in range(len(step)):
-        weights = combinations[min(t, order - 1)]
-        model[t, : len(weights)] = step[t] * weights
-    return tables(schedule, [alpha1 / alpha], list(model.T))

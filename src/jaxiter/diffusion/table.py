@@ -1,5 +1,6 @@
 """A sampler's rows as arrays: their algebra, shared by the loop, the rounds and their adjoints."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +103,23 @@ def combine_all(table: SamplerTable, states: jax.Array, values: jax.Array) -> ja
 def push(history: jax.Array, new: jax.Array) -> jax.Array:
     """The history with a new first entry."""
     return jnp.concatenate([new[None], history[:-1]])
+
+
+def walk(
+    table: SamplerTable, start: tuple, value: Callable, more: PyTree = None
+) -> tuple[tuple, jax.Array]:
+    """The rows one after the other, from histories: the last of these, and all new states.
+
+    value: `value(state, row, more) -> model's value`, more a row of the tree given. Checkpointed.
+    """
+    @jax.checkpoint
+    def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
+        (states, values), (row, more) = carry, at
+        values = push(values, value(states[0], row, more))
+        new = combine(row, states, values)
+        return (push(states, new), values), new
+
+    return lax.scan(step, start, (table, more))
 
 
 def histories(table: SamplerTable, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -55,7 +55,9 @@ def cg(
     [1.0, 1.0]
     """
 
-    def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
+    def cycle(
+        matvec: Matvec, x: PyTree, r: PyTree, norm: jax.Array, tol: jax.Array, budget: Any
+    ) -> tuple:
         def scaled(r: PyTree) -> tuple[PyTree, jax.Array]:
             z = r if precondition is None else precondition(r)
             return z, trees.dot(r, z).real
@@ -72,7 +74,6 @@ def cg(
                           s.gains.seeing(1 / alpha))
 
         z, gamma = scaled(r)
-        norm = trees.quick_norm(r)
         return _loop(body, _State(x, r, z, gamma, norm, jnp.int32(0), no_gains(norm)), tol, budget)
 
     return restarted(cycle, rtol, atol, max_steps)
@@ -95,10 +96,11 @@ def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linea
     [-2.0, 1.0]
     """
 
-    def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
+    def cycle(
+        matvec: Matvec, x: PyTree, r: PyTree, norm: jax.Array, tol: jax.Array, budget: Any
+    ) -> tuple:
         adjoint = transposed(matvec, x)
         gradient = adjoint(r)
-        norm = trees.quick_norm(r)
         # In units of A itself: its square alone would leave the float range at 1e-10.
         unit = trees.magnitude(gradient) / trees.magnitude(r)
 

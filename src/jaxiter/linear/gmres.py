@@ -47,8 +47,10 @@ def gmres(
     if restart < 1:
         raise ValueError(f"restart must be at least 1, got {restart}.")
 
-    def cycle(matvec: Matvec, x: PyTree, r: PyTree, tol: jax.Array, budget: Any) -> tuple:
-        beta, kind = trees.quick_norm(r), trees.dot(r, r).dtype
+    def cycle(
+        matvec: Matvec, x: PyTree, r: PyTree, norm: jax.Array, tol: jax.Array, budget: Any
+    ) -> tuple:
+        beta, kind = norm, trees.dot(r, r).dtype
         first = trees.scale(safe_divide(1.0, beta), r)
         start = _State(
             trees.columns_set(trees.columns(r, restart + 1), 0, first),

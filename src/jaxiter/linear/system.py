@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import anchor, machine_epsilon, safe_divide, stop_gradient, while_loop
@@ -53,11 +54,14 @@ class Gains(NamedTuple):
     largest: jax.Array
     smallest: jax.Array
 
-    def seeing(self, gain: jax.Array) -> "Gains":
-        """With one more gain; what is not positive and finite was no vector."""
-        good = (gain > 0) & (gain < jnp.inf)
+    def seeing(self, gain: jax.Array, most: jax.Array | None = None) -> "Gains":
+        """With one more gain, or one from `gain` to `most`; what is not positive and finite was no
+        vector.
+        """
+        most = gain if most is None else most
+        good = (most > 0) & (most < jnp.inf)
         return Gains(jnp.where(good, jnp.maximum(self.largest, gain), self.largest),
-                     jnp.where(good, jnp.minimum(self.smallest, gain), self.smallest))
+                     jnp.where(good, jnp.minimum(self.smallest, most), self.smallest))
 
     def joined(self, other: "Gains") -> "Gains":
         """Of both."""
@@ -124,7 +128,9 @@ def _report(
 ) -> LinearSolution:
     """The solution in the units of the caller; `norm` is that of the recomputed residual."""
     x_norm = trees.quick_norm(x)
-    gains = gains.seeing(jnp.where(system.norm <= 0.1, 0, system.norm / x_norm))
+    # |A x| is |b| give or take the residual.
+    gains = gains.seeing((system.norm - norm) / x_norm,
+                         jnp.where(system.norm <= 0.1, 0, (system.norm + norm) / x_norm))
     rounding = ROUNDINGS * machine_epsilon(x) * gains.largest * x_norm
     status = jnp.where(
         norm <= system.tol, Status.CONVERGED,
@@ -144,14 +150,17 @@ class _Outer(NamedTuple):
     gains: Gains
     steps: jax.Array
     stuck: jax.Array
+    failed: jax.Array
 
 
 def restarted(
-    cycle: Callable, rtol: Any, atol: Any, max_steps: Any, patience: int = PATIENCE
+    cycle: Callable, rtol: Any, atol: Any, max_steps: Any, patience: int = PATIENCE,
+    rescue: Callable | None = None,
 ) -> LinearSolver:
-    """A solver that repeats `cycle(matvec, x, r, tol, budget) -> (x, products, gains)`.
+    """A solver that repeats `cycle(matvec, x, r, norm, tol, budget) -> (x, products, gains)`.
 
-    The true residual is recomputed after each cycle: recurrences drift.
+    The true residual is recomputed after each cycle: recurrences drift. Once a cycle did not halve
+    it, `rescue`, another cycle, takes over where there is one.
     """
 
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
@@ -161,29 +170,40 @@ def restarted(
         x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
         r = b if x0 is None else trees.subtract(b, matvec(x))
         norm = system.norm if x0 is None else trees.quick_norm(r)
-        start = _Outer(x, r, norm, no_gains(norm), jnp.int32(0), jnp.int32(0))
+        start = _Outer(x, r, norm, no_gains(norm), jnp.int32(0), jnp.int32(0), jnp.bool_(False))
 
         def limit(gains: Gains) -> jax.Array:
             """The residual to reach: smaller where A is ill conditioned, if no rtol was given."""
             if rtol is not None:
                 return tol
-            return jnp.minimum(tol, LARGEST_ERROR * system.norm / gains.condition())
+            return lax.min(tol, LARGEST_ERROR * system.norm / gains.condition())
 
         def unfinished(s: _Outer) -> jax.Array:
             return (s.norm > limit(s.gains)) & (s.steps < max_steps) & (s.stuck < patience)
 
         def body(s: _Outer) -> _Outer:
-            x, products, gains = cycle(matvec, s.x, s.r, limit(s.gains), max_steps - s.steps)
+            left, to = max_steps - s.steps, limit(s.gains)
+            tried = jnp.bool_(True) if rescue is None else s.failed
+            if rescue is None:
+                x, products, gains = cycle(matvec, s.x, s.r, s.norm, to, left)
+            else:  # each a loop of no round where it is the other's turn
+                none = jnp.zeros_like(left)
+                x, products, gains = cycle(
+                    matvec, s.x, s.r, s.norm, to, jnp.where(s.failed, none, left))
+                x, more, others = rescue(
+                    matvec, x, s.r, s.norm, to, jnp.where(s.failed, left, none))
+                products, gains = products + more, gains.joined(others)
             r = trees.subtract(b, matvec(x))
             norm = trees.quick_norm(r)
-            better = norm < s.norm
+            better, halved = norm < s.norm, norm < 0.5 * s.norm
             return _Outer(
                 trees.where(better, x, s.x),
                 trees.where(better, r, s.r),
-                jnp.where(better, norm, s.norm),
+                lax.select(better, norm, s.norm),
                 s.gains.joined(gains),
                 s.steps + products + 1,
-                jnp.where(norm < 0.5 * s.norm, 0, s.stuck + 1),
+                lax.select(halved, jnp.int32(0), s.stuck + tried.astype(jnp.int32)),
+                s.failed | ~halved,
             )
 
         end = while_loop(unfinished, body, anchor(start, (b, x)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.problem import Problem
 from jaxiter.splitting import Splitting
 

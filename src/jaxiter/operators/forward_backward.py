@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive, stop_gradient, typed_by
+from jaxiter.known import check_positive
+from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.problem import Problem
 from jaxiter.spectral import largest_eigenvalue
 from jaxiter.splitting import Splitting

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction, check_positive, safe_divide
+from jaxiter.known import check_fraction, check_positive
+from jaxiter.numerics import safe_divide
 from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any

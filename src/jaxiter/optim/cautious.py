@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.numerics import check_fraction, check_positive
+from jaxiter.known import check_fraction, check_positive
 from jaxiter.optim.transform import transformation
 from jaxiter.solvers.residual import of_optax
 

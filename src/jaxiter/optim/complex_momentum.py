@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction
+from jaxiter.known import check_fraction
 from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any

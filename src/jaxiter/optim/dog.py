@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.optim.transform import scalars, transformation
 
 PyTree = Any

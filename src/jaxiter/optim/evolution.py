@@ -13,7 +13,8 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive, stop_gradient
+from jaxiter.known import check_positive
+from jaxiter.numerics import stop_gradient
 
 PyTree = Any
 

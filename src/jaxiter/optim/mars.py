@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.optim.transform import next_count, scalars, transformation
 from jaxiter.solvers.residual import of_optax
 

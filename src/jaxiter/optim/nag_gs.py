@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import check_positive, check_share
+from jaxiter.known import check_positive, check_share
 from jaxiter.optim.transform import next_count, rate_at, scalars, transformation
 
 PyTree = Any

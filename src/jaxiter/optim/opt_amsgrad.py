@@ -12,13 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.numerics import (
-    check_fraction,
-    check_positive,
-    machine_epsilon,
-    real_dtype,
-    safe_divide,
-)
+from jaxiter.known import check_fraction, check_positive
+from jaxiter.numerics import machine_epsilon, real_dtype, safe_divide
 from jaxiter.optim.transform import (
     check_sizes,
     moving_average,

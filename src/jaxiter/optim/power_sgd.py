@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.optim.transform import check_sizes, next_count, transformation
 
 PyTree = Any

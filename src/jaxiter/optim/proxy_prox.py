@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.bilevel.inner import solve_inner
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process
 

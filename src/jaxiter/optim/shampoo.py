@@ -18,7 +18,8 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction, check_positive, safe_divide
+from jaxiter.known import check_fraction, check_positive
+from jaxiter.numerics import safe_divide
 from jaxiter.optim.transform import check_sizes, moving_average, next_count, transformation
 from jaxiter.solvers.residual import of_optax
 

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 
 from jaxiter.bilevel.methods import move
-from jaxiter.numerics import check_positive
+from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any

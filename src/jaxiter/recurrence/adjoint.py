@@ -89,30 +89,41 @@ def attach_recurrence(
     def row(operands: tuple, p: jax.Array, x: PyTree) -> jax.Array:
         return pure(operands[2], p, x)
 
-    def outputs(operands: tuple, p: jax.Array) -> jax.Array:
+    def outputs(operands: tuple, fixed: tuple, p: jax.Array) -> jax.Array:
+        del fixed
         return jax.vmap(lambda p, x: row(operands, p, x))(p, operands[1])
 
-    def inputs(rows: jax.Array, s0: jax.Array) -> jax.Array:
-        return jnp.concatenate([s0[None], rows[:-1]])
+    scans = _parallel if batched else _sequential
+    return attach_rows(outputs, rows, (s0, xs, constants), (),
+                       lambda operands, fixed, p: scans(row, operands, p))
 
-    def tangent(rows: jax.Array, operands: tuple, dots: tuple) -> jax.Array:
-        def with_operands(ops: tuple) -> jax.Array:
-            return outputs(ops, inputs(rows, ops[0]))
 
-        _, rhs = jax.jvp(with_operands, (operands,), (dots,))
+def attach_rows(
+    outputs: Callable, rows: jax.Array, operands: tuple, fixed: tuple, solves: Callable
+) -> jax.Array:
+    """Rows `[T, ...]` with `rows = outputs(operands, fixed, (operands[0], rows[:-1]))`, triangular.
+
+    Args:
+      operands: what derivatives are by, the state before the first row first. fixed: constants,
+        which no rule may close over, for under remat they are traced.
+      solves: `solves(operands, fixed, inputs) -> (forward, backward)` for the linear system and
+        its transpose, exact: their own derivatives are never asked for.
+    """
+    def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
+        return jnp.concatenate([first[None], rows[:-1]])
+
+    def tangent(rows: jax.Array, given: tuple, dots: tuple) -> jax.Array:
+        operands, fixed = given
+        _, rhs = jax.jvp(
+            lambda ops: outputs(ops, fixed, inputs(rows, ops[0])), (operands,), (dots[0],))
         p = inputs(rows, operands[0])
-        _, linear = jax.linearize(lambda p: outputs(operands, p), p)
-
-        def matvec(d: jax.Array) -> jax.Array:
-            return d - linear(inputs(d, jnp.zeros_like(d[0])))
-
-        # The solves are exact inverses; their own derivatives are never asked for.
-        scans = _parallel if batched else _sequential
-        forward, backward = scans(row, stop_gradient(operands), stop_gradient(p))
+        _, linear = jax.linearize(lambda p: outputs(operands, fixed, p), p)
+        forward, backward = solves(*stop_gradient((operands, fixed, p)))
         return lax.custom_linear_solve(
-            matvec, rhs, lambda _, b: forward(b), lambda _, b: backward(b))
+            lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
+            lambda _, b: forward(b), lambda _, b: backward(b))
 
-    return with_jvp(rows, (s0, xs, constants), tangent)
+    return with_jvp(rows, (operands, fixed), tangent)
 
 
 def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:

@@ -1,6 +1,7 @@
 """Chains whose rows read the whole history: Jacobi rounds on a causal map of all rows."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -8,22 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter import trees
-from jaxiter.numerics import is_concrete, stop_gradient, strong
+from jaxiter.known import known
+from jaxiter.numerics import stop_gradient, strong
 from jaxiter.options import SolveOptions
-from jaxiter.recurrence.rounds import (
-    View,
-    accept,
-    choose_rounds,
-    nothing_final,
-    refuse_derivatives,
-    solve_rounds,
-)
-from jaxiter.recurrence.solve import Chain, comparison
+from jaxiter.recurrence.rounds import Layout, View, solve_rounds, without_derivatives
+from jaxiter.recurrence.solve import comparison
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 
 PyTree = Any
 
 
+@reused
 def solve_causal(
     function: Callable, init: PyTree, *, rtol: Any = None, atol: Any = None, check: bool = True,
     **options: Unpack[SolveOptions],
@@ -55,30 +52,23 @@ def solve_causal(
     >>> solve_causal(shift, jnp.zeros(5, jnp.int32)).value.tolist()
     [3, 2, 4, 0, 1]
     """
+    given = init
     init = jax.tree.map(strong, init)
     if any(leaf.ndim == 0 or leaf.size == 0 for leaf in jax.tree.leaves(init)):
         shapes = [leaf.shape for leaf in jax.tree.leaves(init)]
         raise ValueError(f"init must hold rows along its first axis, at least one; got {shapes}.")
     trees.check_same_structure(init, jax.eval_shape(function, init), "The function")
-    if check and is_concrete(init):
-        check_causal(function, init)
+    if check:
+        known(partial(check_causal, function), given)
     count = jax.tree.leaves(init)[0].shape[0]
-    chosen = choose_rounds("solve_causal", options, count)
-    refuse_derivatives("solve_causal", chosen)
-    compare = comparison(init, rtol, atol)
+    chosen = without_derivatives("solve_causal", options, count)
 
-    def sweep(memory: Chain, guess: PyTree) -> Chain:
-        del guess
-        shown = function(memory.rows)
-        rows, final = accept(
-            View(jnp.int32(0), count), memory.final, memory.rows, shown, lambda kept: shown,
-            compare)
-        return Chain(rows, final, None)
+    def look(view: View, pending: jax.Array, rows: PyTree, own: None) -> tuple:
+        shown = function(rows)
+        return shown, lambda kept: shown, own
 
-    solve, memory = solve_rounds(
-        sweep, lambda guess: Chain(guess, nothing_final(count), None), count,
-        (stop_gradient(init),), chosen)
-    return solve._replace(value=memory.rows)
+    return solve_rounds(look, stop_gradient(init), None, (), chosen, layout=Layout(count),
+                        compare=comparison(init, rtol, atol))[0]
 
 
 def check_causal(function: Callable, rows: PyTree) -> None:

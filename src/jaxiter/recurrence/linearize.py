@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.numerics import HIGHEST
+from jaxiter.numerics import HIGHEST, safe_divide
 
 #: Entries of Jacobians are clipped here: a chaotic guess must not overflow the scan.
 LARGEST_SLOPE = 1e8
@@ -82,6 +82,19 @@ def dense_jacobians(step: Callable, p: jax.Array, x: Any) -> jax.Array:
         raise ValueError(f"the state has {d} numbers, and method 'newton' multiplies {d} x {d} "
                          "matrices; use method='diagonal' or 'secant'.")
     return jax.vmap(jax.jacfwd(step))(p, x)
+
+
+def secant_slopes(
+    dx: jax.Array, df: jax.Array, known: jax.Array, seen: jax.Array, tiny: jax.Array
+) -> jax.Array:
+    """`<dx, df> / <dx, dx>` by rows `[W, ...]`, those known before where dx is tiny or not seen."""
+    square = dot(dx, dx)
+    return jnp.where(seen & (square > tiny), safe_divide(dot(dx, df), square), known)
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products by rows."""
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
 
 def diagonals(rows: Rows) -> jax.Array:

@@ -15,15 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.numerics import check_count, is_concrete, machine_epsilon, safe_divide
+from jaxiter.known import check_count
+from jaxiter.numerics import is_concrete, machine_epsilon
 from jaxiter.recurrence.linearize import (
     Rows,
     apply,
     dense_jacobians,
     diagonals,
+    dot,
     filter_pair,
     scan_matrix,
     scan_scalar,
+    secant_slopes,
     tame,
 )
 
@@ -139,12 +142,8 @@ class Secant(RowMethod):
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """A = the slope between two rounds."""
         past = rows.past
-        dp, df = rows.p - past.p, rows.f - past.f
-        square = jnp.sum(dp * dp, axis=1)
-        tiny = 10 * machine_epsilon(rows.p) ** 2 * jnp.sum(rows.p * rows.p, axis=1)
-        fresh = past.seen & (square > tiny)
-        slope = jnp.where(fresh, safe_divide(jnp.sum(dp * df, axis=1), square), past.slope)
-        slope = tame(slope)
+        tiny = 10 * machine_epsilon(rows.p) ** 2 * dot(rows.p, rows.p)
+        slope = tame(secant_slopes(rows.p - past.p, rows.f - past.f, past.slope, past.seen, tiny))
         a = slope[:, None]
         return lambda r: a * scan_scalar(a, r), slope
 

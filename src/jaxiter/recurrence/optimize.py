@@ -11,18 +11,17 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import check_fraction, is_concrete
+from jaxiter.known import check_fraction, known
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import (
-    Final,
-    choose_rounds,
     finite_rows,
     first_moving,
-    nothing_final,
-    refuse_derivatives,
-    solve_rounds,
+    run_rounds,
     spread,
+    without_derivatives,
 )
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 
 PyTree = Any
@@ -51,14 +50,14 @@ class ParallelRun(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the rounds carry: guesses of the parameters `[W, ...]` from the first unfinished step
-    on, the optimiser's state there, steps done, gradients so far, the squared tolerance now.
+    """What the rounds remember beside the guesses `[W, ...]` from the first unfinished step on:
+    the optimiser's state there, steps done, the largest accepted change, the tolerance now (both
+    squared).
     """
 
-    guesses: PyTree
     opt_state: PyTree
-    final: Final
-    evaluations: jax.Array
+    final: jax.Array
+    worst: jax.Array
     allowed: jax.Array
 
 
@@ -86,6 +85,12 @@ def adaptive(tolerance: Any = 1e-3, rate: float = 0.1, largest: Any = None) -> A
     return Adaptive(tolerance, rate, largest)
 
 
+def _check_tolerance(tolerance: Any) -> None:
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+
+
+@reused
 def parallel_optimize(
     optimizer: optax.GradientTransformation, grad_fn: Callable, params: PyTree, *, steps: int,
     window: int = 7, tolerance: Any = 1e-3, opt_state: PyTree = None,
@@ -131,11 +136,9 @@ def parallel_optimize(
                         f"{type(optimizer).__name__}.")
     if steps < 1 or window < 1:
         raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
-    chosen = choose_rounds("parallel_optimize", options, steps)
-    refuse_derivatives("parallel_optimize", chosen)
+    chosen = without_derivatives("parallel_optimize", options, steps, most=0)
     rule = tolerance if isinstance(tolerance, Adaptive) else Adaptive(tolerance, 0.0)
-    if is_concrete(rule.tolerance) and not rule.tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {rule.tolerance}.")
+    known(_check_tolerance, rule.tolerance)
     trees.check_same_structure(
         params, jax.eval_shape(grad_fn, params, jax.ShapeDtypeStruct((), jnp.int32)),
         "The gradient")
@@ -144,33 +147,28 @@ def parallel_optimize(
     first = jnp.square(jnp.asarray(rule.tolerance, jnp.float32))
     most = 100 * first if rule.largest is None else jnp.square(
         jnp.asarray(rule.largest, jnp.float32))
-    solve, run = solve_rounds(
-        partial(_round, optimizer, grad_fn, steps, window, rule.rate),
-        partial(_begin, steps, window), steps, (params, opt_state, first, most), chosen)
-    now = trees.first(run.guesses)
-    return ParallelRun(now, run.opt_state, solve._replace(
-        value=now, calls={"gradients": run.evaluations}))
-
-
-def _begin(
-    steps: int, window: int, params: PyTree, opt_state: PyTree, first: jax.Array, most: jax.Array
-) -> Run:
-    del most
-    guesses = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params)
-    return Run(guesses, opt_state, nothing_final(steps), jnp.int32(0), first)
+    guesses, state, first, most = stop_gradient((
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params),
+        opt_state, first, most))
+    solve, run, guesses = run_rounds(
+        partial(_round, optimizer, grad_fn, steps, window, rule.rate), guesses,
+        Run(state, jnp.int32(0), jnp.float32(0), first), (most,), chosen,
+        lambda point, run, *rest: {"gradients": jnp.minimum(window, steps - run.final)})
+    params, left = trees.first(guesses), (steps - run.final).astype(jnp.float32)
+    return ParallelRun(params, run.opt_state, solve._replace(
+        value=params, displacement=None, merit=left,
+        residual=jnp.where(left == 0, jnp.sqrt(run.worst), jnp.inf)))
 
 
 def _round(
     optimizer: optax.GradientTransformation, grad_fn: Callable, steps: int, window: int,
-    rate: float, run: Run, params: PyTree, opt_state: PyTree, first: jax.Array,
-    most: jax.Array,
-) -> Run:
+    rate: float, guesses: PyTree, run: Run, most: jax.Array,
+) -> tuple[PyTree, jax.Array, Run]:
     """Gradients at all guesses, the optimiser through them, and which guesses were right."""
-    del params, opt_state, first
-    at = run.final.finished + jnp.arange(window, dtype=jnp.int32)
+    at = run.final + jnp.arange(window, dtype=jnp.int32)
     pending = at < steps
-    grads = jax.vmap(grad_fn)(run.guesses, jnp.minimum(at, steps - 1))
-    start = trees.first(run.guesses)
+    grads = jax.vmap(grad_fn)(guesses, jnp.minimum(at, steps - 1))
+    start = trees.first(guesses)
 
     def move(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
         (params, state), (gradient, real) = carry, now
@@ -180,7 +178,7 @@ def _round(
         return new, new
 
     _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))
-    change = _changes(rolled, run.guesses, start)
+    change = _changes(rolled, guesses, start)
     # Row i of `rolled` is a new guess of row i + 1.
     moved = jnp.concatenate([change, jnp.full(1, jnp.inf, jnp.float32)])
     stop = first_moving(moved <= run.allowed, pending)
@@ -190,22 +188,20 @@ def _round(
     sane = trees.finite(jax.tree.map(lambda leaf: leaf[stop], rolled))
     good = stop + sane.astype(jnp.int32)
     here, state = jax.tree.map(lambda leaf: leaf[good], path)
-    done = jnp.minimum(run.final.finished + good, steps)
+    done = jnp.minimum(run.final + good, steps)
     index = jnp.minimum(stop + jnp.arange(window, dtype=jnp.int32), window - 1)
-    guesses = jax.tree.map(lambda leaf: leaf[index], rolled)
+    ahead = jax.tree.map(lambda leaf: leaf[index], rolled)
     # A guess that ran off is replaced: no gradient could bring it back.
-    known = finite_rows(guesses)
-    guesses = jax.tree.map(lambda g, h: jnp.where(spread(known, g), g, h), guesses, here)
+    known = finite_rows(ahead)
+    ahead = jax.tree.map(lambda g, h: jnp.where(spread(known, g), g, h), ahead, here)
     allowed = run.allowed
     if rate and window > 1:
         typical = (1 - rate) * allowed + rate * jnp.median(change)
         allowed = jnp.minimum(typical, most)
     accepted = (jnp.arange(window, dtype=jnp.int32) < stop) & (at < steps - 1)
-    largest = jnp.sqrt(jnp.max(jnp.where(accepted, moved, 0)))
+    worst = jnp.maximum(run.worst, jnp.max(jnp.where(accepted, moved, 0)))
     left = jnp.where(sane, (steps - done).astype(jnp.float32), jnp.nan)
-    final = Final(done, left, jnp.maximum(run.final.residual, largest))
-    return Run(guesses, state, final,
-               run.evaluations + jnp.sum(pending, dtype=jnp.int32), allowed)
+    return ahead, left, Run(state, done, worst, allowed)
 
 
 def _changes(rolled: PyTree, guesses: PyTree, start: PyTree) -> jax.Array:

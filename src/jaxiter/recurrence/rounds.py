@@ -1,8 +1,10 @@
-"""Rounds on the rows of a chain: the window in work, which rows are final, the count of the rest.
+"""Rounds on the rows of a chain: the window in work, which rows are final, what a round changed.
 
-A row is final when its inputs do not move any more and it stays what it was when it was measured.
-So the residual reported is that of the rows returned, whatever was proposed.
-The point that the driver sees is the number of rows left, for rows may be integers.
+The point of the solve is the trajectory and `T` is one round. A row is final when its inputs do
+not move any more and it stays what it was when it was measured, so the residual reported is that
+of the rows returned, whatever was proposed. The last row is nobody's input: it is taken as its step
+makes it. Rows of integers are no point of a driver that adds; they stay in its memory, and their
+own check is the point.
 """
 
 from collections.abc import Callable
@@ -10,33 +12,47 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
-from jaxiter.solution import Solution
-from jaxiter.stop import tolerance
+from jaxiter.solution import Solution, Status
+from jaxiter.solvers.residual import residual_solver
+from jaxiter.stop import Stop, first_case
 
 PyTree = Any
 
+#: The change of rows that were not all measured; a point must be finite.
+UNMEASURED = float(np.finfo(np.float32).max)
 
-class Final(NamedTuple):
-    """Which rows are final.
 
-    finished: how many, int32. left: how many are not, float32; NaN once one that should be final
-    is not finite. residual: the largest of the final ones, float32, in the tolerance's units.
+class Point(NamedTuple):
+    """What the driver sees: the rows (integers: none), and what the round before changed.
+
+    change: the largest of all rows, float32, in units of the tolerance; NaN once a row that should
+    be final is not finite.
     """
 
-    finished: jax.Array
-    left: jax.Array
-    residual: jax.Array
+    rows: PyTree
+    change: jax.Array
 
 
-def nothing_final(count: int) -> Final:
-    """Before the first round."""
-    return Final(jnp.int32(0), jnp.float32(count), jnp.float32(0))
+class Ledger(NamedTuple):
+    """What rounds remember: how many rows are final, and the largest change among them.
+
+    off: where a window slides, how far every row was off its own step, infinite where nobody
+    measured it; else None. own: the memory of the chain at hand.
+    """
+
+    final: jax.Array
+    worst: jax.Array
+    off: PyTree
+    own: PyTree
 
 
 class View(NamedTuple):
@@ -58,66 +74,185 @@ class View(NamedTuple):
 
         return jax.tree.map(part, tree)
 
-    def put(self, tree: PyTree, part: PyTree, ahead: int = 0) -> PyTree:
-        """The tree with new rows from start + ahead on."""
+    def put(self, tree: PyTree, part: PyTree) -> PyTree:
+        """The tree with new rows from start on."""
         return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(
-            leaf, new, self.start + ahead, 0), tree, part)
+            leaf, new, self.start, 0), tree, part)
 
     def last(self, array: jax.Array, depth: int) -> jax.Array:
         """What each row of the window sees of the last rows, `[width, depth, ...]`."""
         return jnp.stack([self.cut(array, j) for j in range(depth)], axis=1)
 
 
+class Layout(NamedTuple):
+    """Rows of a window, and rows that a step makes one after the other."""
+
+    width: int
+    block: int = 1
+
+
 #: Options of a solve that mean nothing in rounds, and why.
 REFUSED = {
-    "solver": "its rows are no point to accelerate",
     "check_every": "a round measures its rows at no cost",
     "keep_best": "rows that are final stay so, and the last round is the best",
-    "resume": "rows that were final for other data would stay; start anew, from its rows where the "
-              "front takes `init`",
 }
 
 
-def choose_rounds(front: str, options: SolveOptions, count: int) -> Options:
-    """The options of a front that runs rounds on so many rows: by default until none is left.
+def choose_rounds(
+    front: str, options: SolveOptions, count: int, most: float = 1, **refused: str
+) -> Options:
+    """The options of a front that runs rounds on so many rows, by default until all are calm.
 
     Raises:
       TypeError: an option that no front knows.
-      ValueError: a solver, check_every, keep_best or resume.
+      ValueError: check_every, keep_best, or what else is refused.
     """
-    return choose(front, options, REFUSED, stop=tolerance(rtol=0, atol=0.5), max_steps=count)
+    rule = Stop(lambda info: (), lambda info, state: (
+        first_case((info.merit <= most, Status.CONVERGED)), state))
+    return choose(front, options, REFUSED | refused, stop=rule, max_steps=count)
 
 
-def refuse_derivatives(front: str, options: Options) -> None:
-    """Raise ValueError where the options of a front without derivatives ask for some."""
-    if options.adjoint is not None and options.adjoint != frozen():
+def without_derivatives(
+    front: str, options: SolveOptions, count: int, most: float = 1
+) -> Options:
+    """The same for a front whose rounds are plain and whose answer is a constant.
+
+    Raises:
+      ValueError: besides, a solver, a state to resume, or an adjoint that is not `frozen()`.
+    """
+    chosen = choose_rounds(
+        front, options, count, most, solver="its rounds are what its rows say",
+        resume="rows that were final for other data would stay; start anew from its rows")
+    if chosen.adjoint is not None and chosen.adjoint != frozen():
         raise ValueError(f"{front} takes no adjoint but jaxiter.frozen(): it has no derivatives.")
+    return chosen
+
+
+def run_rounds(
+    one: Callable, rows: PyTree, memory: PyTree, operands: tuple, options: Options,
+    calls: Callable | None = None,
+) -> tuple[Solution, PyTree, PyTree]:
+    """Rounds `one(rows, memory, *operands) -> (rows, change, memory)` in the driver.
+
+    Returns the solution of the point, the last memory, and the newest rows.
+    """
+    floating = _floating(rows)
+    start = memory if floating else (memory, rows)
+
+    def step(point: Point, memory: PyTree, start: PyTree, *operands: PyTree) -> tuple:
+        del start
+        memory, rows = (memory, point.rows) if floating else memory
+        rows, change, memory = one(rows, memory, *operands)
+        # Not `minimum(change, ..)` alone: the larger than finite must be finite, NaN must stay.
+        point = Point(rows if floating else (), jnp.minimum(change, UNMEASURED))
+        return point, memory if floating else (memory, rows)
+
+    problem = Problem(
+        step=step, memory=lambda point, start, *operands: start,
+        merit=lambda point, image, *rest: jnp.where(
+            image.change < UNMEASURED, image.change, image.change * jnp.inf),
+        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0), calls=calls)
+    if options.solver is not None:
+        options = options._replace(solver=_of_rows(options.solver))
+    solve = fixed_point(problem, Point(rows if floating else (), jnp.float32(0)), start, *operands,
+                        **options._replace(adjoint=frozen())._asdict())
+    if floating:
+        return solve, solve.state.memory, solve.state.output.rows
+    return solve, *solve.state.memory
+
+
+def _of_rows(solver: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The solver on the rows of a point; the change takes care of itself, and NaN stays NaN."""
+    inner = optax.with_extra_args_support(solver)
+
+    def update(residual: Any, state: Any, params: Any = None, **extra: Any) -> tuple:
+        rows = None if params is None else params.rows
+        increment, state = inner.update(residual.rows, state, rows, **extra)
+        return Point(increment, 0 * residual.change), state
+
+    def init(point: Any) -> Any:
+        return inner.init(point.rows)
+
+    return residual_solver("rows", init, update)
 
 
 def solve_rounds(
-    step: Callable, begin: Callable, count: int, operands: tuple, options: Options
-) -> tuple[Solution, Any]:
-    """Rounds until no row is left: `step(memory, *operands) -> memory`, and the last memory.
+    look: Callable, rows: PyTree, own: PyTree, operands: tuple, options: Options, *,
+    compare: Callable, layout: Layout, after: Callable | None = None, calls: str | None = None,
+) -> tuple[Solution, PyTree, PyTree]:
+    """The rows of a chain by rounds on a window of them.
 
-    `memory.final` is a `Final`; at least one row must become final in every round. The value of
-    the solution is for the caller to fill in, and so are its derivatives.
+    Args:
+      look: `look(view, pending, rows, own, *operands) -> (shown, propose, own)` for a window's
+        rows: what each row's step makes of its inputs as they are; `propose(kept) -> rows`, where
+        they should go if those in the mask stay; the next memory.
+      rows: first guess, leaves `[T, ...]`. own: first memory.
+      compare: `compare(view, new, old, *operands) -> [width]`, changes in units of the tolerance.
+      after: `after(view, rows, own, *operands) -> rows` ends a round.
+      calls: what an evaluation of a row is called in `Solution.calls`.
+
+    Returns:
+      The solution, its value the rows that were measured last, displacement and residual what a
+      round makes of them (at the end, and where a window slides, their own steps), aux how many of
+      them are final; the newest rows; the last memory.
+
+    Raises:
+      ValueError: a solver or a state to resume, where they make no sense.
     """
-    def one(left: jax.Array, memory: Any, *operands: PyTree) -> tuple:
-        memory = step(memory, *operands)
-        return memory.final.left.astype(left.dtype), memory
+    count, (width, block) = jax.tree.leaves(rows)[0].shape[0], layout
+    floating, held = _floating(rows), options.solver is None
+    if not (held or floating and width == count and block == 1):
+        raise ValueError("a solver needs floating-point rows, each a step of its own, and no "
+                         "window: it moves all of them.")
+    if options.resume is not None and width < count:
+        raise ValueError("a window that slides takes no resume: rows that left it would not be "
+                         "measured again, whatever they were final for; start anew from them.")
+    # A guess need not be finite, but a point must.
+    rows = jax.tree.map(
+        lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), rows)
+    follows = floating and width < count
+    start = Ledger(jnp.int32(0), jnp.float32(0),
+                   trees.full_like(rows, jnp.inf) if follows else None, own)
 
-    problem = Problem(
-        step=one, memory=lambda left, *operands: begin(*operands),
-        merit=lambda left, image, *rest: image,
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0))
-    solve = fixed_point(
-        problem, jnp.float32(count), *operands, **options._replace(adjoint=frozen())._asdict())
-    memory = solve.state.memory
-    final = memory.final
-    # Rows that are left were never measured as they are returned.
-    residual = jnp.where(final.left == 0, final.residual, jnp.inf)
-    merit = (count - final.finished).astype(jnp.float32)
-    return solve._replace(residual=residual, merit=merit, displacement=None), memory
+    def one(rows: PyTree, ledger: Ledger, *operands: PyTree) -> tuple:
+        # A full window measures all its rows, so that none is taken on trust by a state resumed.
+        final = ledger.final if width < count else 0 * ledger.final
+        view = View(jnp.minimum(final, count - width), width)
+        old, off = view.cut(rows), ledger.off
+        shown, propose, own = look(view, view.index() >= final, rows, ledger.own, *operands)
+        new, change, final, worst = accept(
+            view, final, ledger, old, shown, propose,
+            lambda new, old: compare(view, new, old, *operands), count, block)
+        if follows:  # the row before the first was taken as its step makes it
+            off = View(ledger.final - 1, 1).put(off, jax.tree.map(lambda o: 0 * o[:1], rows))
+            off = view.put(off, trees.subtract(shown, old))
+        rows = view.put(rows, new)
+        if after is not None:
+            rows = after(view, rows, own, *operands)
+        return rows, change, Ledger(final, worst, off, own)
+
+    spent = None if calls is None else lambda point, ledger, *rest: {
+        calls: jnp.minimum(width, count - ledger.final * int(held))}
+    solve, ledger, newest = run_rounds(one, rows, start, operands, options, spent)
+    done = (ledger.final >= count) & jnp.isfinite(solve.merit)
+    value, displacement, residual = newest, None, jnp.where(done, 0, jnp.inf)
+    if floating:
+        # The last row is as its step makes it: its inputs were measured.
+        taken = done & (jnp.arange(count) >= count - block)
+        pick = lambda a, b: jnp.where(spread(taken, a), a, b)  # noqa: E731
+        value = jax.tree.map(pick, newest, solve.state.x.rows)
+        displacement = trees.subtract(newest, value)
+        if follows:
+            displacement = jax.tree.map(pick, trees.zeros_like(value), ledger.off)
+        residual = trees.norm(displacement)
+        residual = jnp.where(jnp.isfinite(residual) & jnp.isfinite(solve.merit), residual, jnp.inf)
+    return solve._replace(
+        value=value, residual=residual, displacement=displacement,
+        aux=jnp.where(done, count, jnp.maximum(ledger.final - block, 0))), newest, ledger.own
+
+
+def _floating(rows: PyTree) -> bool:
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(rows))
 
 
 def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
@@ -128,59 +263,53 @@ def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
 
 
 def accept(
-    view: View, final: Final, rows: PyTree, shown: PyTree, propose: Callable, compare: Callable, *,
-    block: int = 1,
-) -> tuple[PyTree, Final]:
-    """The window's new rows and what became final.
+    view: View, final: jax.Array, ledger: Ledger, old: PyTree, shown: PyTree, propose: Callable,
+    compare: Callable, count: int, block: int,
+) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
+    """The window's new rows, the largest change of all, how many are final, their largest change.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
-    proposal. Where all rows are calm, all are final. Else those are that do not move at all, and
-    calm ones that leave the window: the others may still come closer, at no cost, and holding
-    them would mislead the proposals of the rest. A row that its step makes infinite or NaN of
-    calm rows ends it all.
+    proposal; the last of all needs not be. Where all rows are calm, all are final. Else those are
+    that do not move at all, and calm ones that leave the window: the others may still come closer,
+    at no cost, and holding them would mislead the proposals of the rest. A row that its step makes
+    infinite or NaN of calm rows ends it all.
 
-    Args:
-      rows: all rows `[R, ...]`; the other trees are of the window.
-      shown: what each row's step makes of its inputs as they are.
-      propose: `propose(kept) -> rows`, where they should go if those in the mask stay.
-      compare: `compare(new, old) -> (size of the change, the size that is allowed)`.
-      block: rows that a step makes one after the other: inside, they have no residual.
-
-    Returns:
-      Rows that are final as they were; the first that moves as its step makes it, for its
-      inputs are final; the others as proposed. Nothing that is not finite is taken over.
+    Rows that are final stay as they were; the first that moves is as its step makes it, for its
+    inputs are final; the others are as proposed. Nothing that is not finite is taken over. Where
+    all rows were measured and are final, a round is the chain's own map.
     """
-    count, old = jax.tree.leaves(rows)[0].shape[0], view.cut(rows)
-    at = jnp.arange(view.width, dtype=jnp.int32)
+    at, index = jnp.arange(view.width, dtype=jnp.int32), view.index()
+    pending, last, slides = index >= final, index >= count - block, view.width < count
     proposed = propose(at < 0)
-    index = view.index()
-    pending = index >= final.finished
-    (gap, near), (move, slow) = compare(shown, old), compare(proposed, old)
-    sound = finite_rows(shown)
-    calm = (gap <= near) & (move <= slow) & jnp.isfinite(gap) & jnp.isfinite(move)
+    size = jnp.maximum(compare(shown, old), compare(proposed, old)).astype(jnp.float32)
     if block > 1:  # the first guess was not made by any step
-        calm &= final.finished > 0
-        gap = jnp.where(at % block == 0, gap, 0)
-    moving = first_moving(calm, pending)
-    ends = calm[moving] | ~sound[moving]
-    leaves = index < count - view.width
-    settled = calm & (leaves | ((gap == 0) & (move == 0)))
+        size = jnp.where(ledger.final > 0, size, jnp.inf)
+    sound, calm = finite_rows(shown), size <= 1
+    moving = first_moving(calm | last, pending)
+    settled = calm & ((index < count - view.width) | (size == 0))
+    ends = (calm | last | ~sound)[moving]
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
-    if view.width < count:  # calm rows that leave were to move: the others must not count on it
-        proposed = propose(at < begin)
-    plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
-    free = (at >= end) & finite_rows(proposed)
-    new = jax.tree.map(lambda n, s: jnp.where(spread(free, n), n, s), proposed, plain)
-    moves = pending & (at >= begin)
-    new = jax.tree.map(lambda n, o: jnp.where(spread(moves, n), n, o), new, old)
-    kept = pending & (at < begin)
-    largest = jnp.max(jnp.where(kept, gap, 0), initial=0).astype(jnp.float32)
     lost = ~sound & (at >= begin) & (at < end)
     sane = ~jnp.any(lost)
-    finished = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
-    left = jnp.where(sane, (count - finished).astype(jnp.float32), jnp.nan)
-    return new, Final(finished, left, jnp.maximum(final.residual, largest))
+    done = sane & (view.start + end >= count)
+    if slides:  # calm rows that leave were to move: the others must not count on it
+        proposed = propose(at < begin)
+    plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
+    free, moves = (at >= end) & finite_rows(proposed), pending & (at >= begin)
+    if not slides:
+        moves |= pending & done
+    new = jax.tree.map(
+        lambda n, s, o: jnp.where(spread(moves, n), jnp.where(spread(free, n), n, s), o),
+        proposed, plain, old)
+    kept, counted = pending & (at < begin), jnp.where(jnp.isnan(size), jnp.inf, size)
+    before = ledger.worst if slides else 0 * ledger.worst
+    change, worst = (jnp.maximum(before, jnp.max(jnp.where(rows, counted, 0)))
+                     for rows in (pending & ~last, kept))
+    if slides:
+        change = jnp.where(view.start + view.width < count, jnp.inf, change)
+    final = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
+    return new, jnp.where(sane, change, jnp.nan), final, worst
 
 
 def finite_rows(tree: PyTree) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +17,20 @@ from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
 from jaxiter.recurrence.linearize import Past, Rows
 from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
 from jaxiter.recurrence.rounds import (
-    Final,
+    Layout,
     View,
-    accept,
     choose_rounds,
     finite_rows,
-    nothing_final,
     solve_rounds,
     spread,
 )
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 
 PyTree = Any
 
 
-class Chain(NamedTuple):
-    """What the rounds carry: all rows `[T, ...]`, which are final, the round before.
-
-    past: for the secant, else None.
-    """
-
-    rows: PyTree
-    final: Final
-    past: Past | None
-
-
+@reused
 def solve_recurrence(
     step: Callable, s0: PyTree, xs: PyTree = None, *, method: str | RowMethod = "newton",
     order: int = 1, window: int | None = None, length: int | None = None, init: PyTree = None,
@@ -49,8 +38,8 @@ def solve_recurrence(
 ) -> Solution:
     """All states of `s_{t+1} = step(s_t, x_t)`, t = 0..T-1, in a few rounds of batched steps.
 
-    A round evaluates `step` on a window of rows at once; after k rounds the first k rows
-    are those of the loop whatever the method, so T rounds always suffice. How many are
+    A round evaluates `step` on a window of rows at once; round k knows the first k rows of the
+    loop whatever the method, so T rounds always suffice. How many are
     needed depends on how fast the chain forgets: a counter needs T, and no method
     makes a chaotic chain parallel.
 
@@ -70,23 +59,29 @@ def solve_recurrence(
       rtol, atol: a row is final once the rows before it are, it moves by no more than
         `atol + rtol max|row|`, and it is as near to what its step makes of them; default
         1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
-      **options: as in `fixed_point`, with these meanings. stop and monitor see the number of
-        unfinished rows as merit; by default none may be left, a rule of yours may call some
-        CONVERGED. max_steps: most rounds, default T. adjoint: `parallel()` of
-        `jaxiter.recurrence`, the default, differentiates by two linear recurrences in O(log T)
-        depth with d x d Jacobians for d up to 64, `sequential()` by two loops of T steps; exact
-        either way, of any order; `jaxiter.frozen()`: none. No solver, check_every,
-        keep_best; no `resume`: `init` starts from earlier rows.
+      **options: as in `fixed_point`, with these meanings. stop and monitor see as merit the largest
+        change of a row, in units of its tolerance; by default it may be 1. solver: moves all
+        rows by what a round says, for floating-point rows without window and gauss_seidel; no row
+        is held then, and T rounds need not suffice. max_steps: most rounds, default T. adjoint:
+        `parallel()` of `jaxiter.recurrence`, the default, differentiates by two linear
+        recurrences in O(log T) depth with d x d Jacobians for d up to 64, `sequential()` by two
+        loops of T steps; exact either way, of any order; `jaxiter.frozen()`: none. resume: goes
+        on from a state, all whose rows are measured again; not with a window. No
+        check_every, keep_best.
 
     Returns:
-      A `Solution`: value `[T, ...]`, steps in rounds, merit the number of unfinished rows,
-      residual the largest entry of `step(s_t, x_t) - s_{t+1}` over all rows of value; infinite
-      while rows are unfinished, which nobody measured; displacement is None. MAX_STEPS: the first
-      `T - merit` rows are final. NONFINITE: the chain itself left the float range, at the last of
-      those; that row and those after it are the last guess that was finite.
+      A `Solution`: value `[T, ...]`, the rows measured last, steps in rounds, merit the largest
+      change of a row in units of its tolerance, infinite while rows were not measured; displacement
+      and residual `T(value) - value` and its norm, where T is a round: once CONVERGED, for jacobi,
+      and where a window slides, the chain's own step. aux: how many rows of value are final; one
+      more is right in `value + displacement`. NONFINITE: the chain itself left the float
+      range after those; the rest is the last guess that was finite. Rows of integers are equal or
+      infinitely far: merit and residual are 0 or infinite, displacement is None, and value is
+      the newest guess.
 
     Raises:
-      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ.
+      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ, a solver or
+        a resume where they make no sense.
       TypeError: a method, an adjoint or an option of another kind.
 
     Source: Song et al., "Accelerating feedforward computation via parallel nonlinear equation
@@ -103,7 +98,7 @@ def solve_recurrence(
         if not isinstance(s0, tuple | list) or len(s0) != 2:
             raise ValueError("order=2 needs s0 as a pair (s, previous).")
         step, s0 = _augment(step), tuple(s0)
-        init = None if init is None else _with_previous(init, s0)
+        init = None if init is None else (init, _inputs(s0[0], init))
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
@@ -121,83 +116,61 @@ def solve_recurrence(
         guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
     else:
         guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
-    rule = _rule(method, flat, rtol, atol, floating, order)
-    operands = stop_gradient((flat, xs, guess))
-    solve, memory = solve_rounds(
-        partial(_round, row_step, rule, min(window or count, count)),
-        partial(_begin, isinstance(method, Secant)), count, operands, chosen)
-    rows = memory.rows
-    if floating:
-        rows = attach_recurrence(row_step, rows, flat, xs, adjoint=adjoint)
-        rows = jax.vmap(unravel)(rows)
-    value = rows[0] if order == 2 else rows
-    return solve._replace(value=value)
-
-
-def _begin(secant: bool, s0: PyTree, xs: PyTree, guess: PyTree) -> Chain:
-    del s0, xs
-    count, past = jax.tree.leaves(guess)[0].shape[0], None
-    if secant:
-        past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
-    return Chain(guess, nothing_final(count), past)
-
-
-def _round(
-    step: Callable, rule: "Rule", width: int, memory: Chain, s0: PyTree, xs: PyTree,
-    guess: PyTree,
-) -> Chain:
-    """One batched evaluation of the window, one linear recurrence, and what became final."""
-    count, past = jax.tree.leaves(guess)[0].shape[0], memory.past
-    view = View(jnp.minimum(memory.final.finished, count - width), width)
-    if rule.block:  # blocks begin at multiples of their length
-        view = View(jnp.int32(0), count)
-    inputs = jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, memory.rows)
-    p, old, x = view.cut(inputs), view.cut(memory.rows), view.cut(xs)
-    shown = _blocks(step, rule.block, p, x) if rule.block else jax.vmap(step)(p, x)
-    propose = lambda kept: shown  # noqa: E731
-    if rule.propose is not None:
-        settled = view.index() < memory.final.finished  # final rows do not move
-        usable = spread(finite_rows(shown) & ~settled, shown)
-        safe = jnp.where(usable, shown, old)
-        seen = None if past is None else view.cut(past)
-        lift, slope = rule.propose(Rows(step, p, x, safe, seen))
-        propose = lambda kept: safe + lift(jnp.where(spread(kept, old), 0, safe - old))  # noqa: E731
-        if past is not None:
-            past = view.put(past, Past(p, safe, slope, jnp.ones(width, bool)))
-    new, final = accept(view, memory.final, memory.rows, shown, propose, rule.compare,
-                        block=max(rule.block, 1))
-    rows = view.put(memory.rows, new)
-    if rule.pairs:  # one value for each state: only the first of a pair is returned
-        size = rows.shape[1] // 2
-        before = jnp.concatenate([s0[None, :size], rows[:-1, :size]])
-        rows = jnp.concatenate([rows[:, :size], before], axis=1)
-    return Chain(rows, final, past)
-
-
-class Rule(NamedTuple):
-    """Static choices of a round: proposal (None: the step itself), comparison, block length.
-
-    pairs: a row is a state and the one before it, as a flat vector.
-    """
-
-    propose: Callable | None
-    compare: Callable
-    block: int
-    pairs: bool
-
-
-def _rule(
-    method: RowMethod, flat: PyTree, rtol: Any, atol: Any, floating: bool, order: int
-) -> Rule:
     block = method.block if isinstance(method, GaussSeidel) else 0
     # Integers are compared and copied, never added.
-    propose = method.linearize if floating and not block else None
-    return Rule(propose, comparison(flat, rtol, atol), block, floating and order == 2)
+    linearize = method.linearize if floating and not block else None
+    guess, *operands = stop_gradient((guess, flat, xs))
+    past = None
+    if isinstance(method, Secant):
+        past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
+    solve, *_ = solve_rounds(
+        partial(_look, row_step, linearize, block), guess, past, tuple(operands), chosen,
+        compare=comparison(flat, rtol, atol), layout=Layout(window or count, block or 1),
+        after=_one_value_each if floating and order == 2 else None)
+    rows, off = solve.value, solve.displacement
+    if floating:
+        rows = attach_recurrence(row_step, rows, flat, xs, adjoint=adjoint)
+        rows, off = jax.vmap(unravel)(rows), jax.vmap(unravel)(off)
+    if order == 2:
+        rows, off = rows[0], None if off is None else off[0]
+    return solve._replace(value=rows, displacement=off)
+
+
+def _look(
+    step: Callable, linearize: Callable | None, block: int, view: View, pending: jax.Array,
+    rows: PyTree, past: Past | None, s0: PyTree, xs: PyTree,
+) -> tuple[PyTree, Callable, Past | None]:
+    """One batched evaluation of the window and one linear recurrence."""
+    p = view.cut(_inputs(s0, rows))
+    old, x = view.cut(rows), view.cut(xs)
+    shown = _blocks(step, block, p, x) if block else jax.vmap(step)(p, x)
+    if linearize is None:
+        return shown, lambda kept: shown, past
+    usable = spread(finite_rows(shown) & pending, shown)  # final rows do not move
+    safe = jnp.where(usable, shown, old)
+    lift, slope = linearize(Rows(step, p, x, safe, None if past is None else view.cut(past)))
+    if past is not None:
+        past = view.put(past, Past(p, safe, slope, jnp.ones(view.width, bool)))
+    return shown, lambda kept: safe + lift(jnp.where(spread(kept, old), 0, safe - old)), past
+
+
+def _one_value_each(
+    view: View, rows: jax.Array, past: Past | None, s0: jax.Array, xs: PyTree
+) -> jax.Array:
+    """Rows that are pairs of a state and the one before: only the first of a pair is returned."""
+    del view, past, xs
+    size = rows.shape[1] // 2
+    return jnp.concatenate([rows[:, :size], _inputs(s0[:size], rows[:, :size])], axis=1)
+
+
+def _inputs(s0: PyTree, rows: PyTree) -> PyTree:
+    """What every row reads: the row before."""
+    return jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, rows)
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
-    """`compare(new, old) -> (change, allowed)` by rows: up to rounding, or equal for integers."""
+    """Changes of rows in units of the tolerance; integers are equal, or infinitely far."""
     if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(like)):
         return _equal
     epsilon = machine_epsilon(like)
@@ -209,20 +182,22 @@ def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
                 for leaf in jax.tree.leaves(tree)]
         return jnp.max(jnp.stack(rows), axis=0)
 
-    def close(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
+    def close(view: View, new: PyTree, old: PyTree, *operands: PyTree) -> jax.Array:
         change = largest(trees.subtract(new, old))
-        return change, atol + rtol * largest(new)
+        return jnp.where(change == 0, 0, change / (atol + rtol * largest(new)))
 
     return close
 
 
-def _equal(new: PyTree, old: PyTree) -> tuple[jax.Array, jax.Array]:
-    """Whether whole rows are equal, bit for bit."""
+def _equal(view: View, new: PyTree, old: PyTree, *operands: PyTree) -> jax.Array:
+    """0 where whole rows are equal, bit for bit, else infinite."""
+    del view, operands
+
     def same(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
 
     still = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))), axis=0)
-    return (~still).astype(jnp.float32), jnp.zeros(still.shape, jnp.float32)
+    return jnp.where(still, 0, jnp.inf).astype(jnp.float32)
 
 
 def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
@@ -244,12 +219,6 @@ def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
 def _augment(step: Callable) -> Callable:
     """A step that reads two states, as a step on pairs."""
     return lambda pair, x: (step(*pair, x), pair[0])
-
-
-def _with_previous(init: PyTree, s0: tuple) -> tuple:
-    shifted = jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0[0], init)
-    return init, shifted
 
 
 def _length(xs: PyTree, length: int | None) -> int:

@@ -9,14 +9,8 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import (
-    anchor,
-    check_count,
-    is_concrete,
-    machine_epsilon,
-    safe_divide,
-    stop_gradient,
-)
+from jaxiter.known import check_count
+from jaxiter.numerics import anchor, is_concrete, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.solvers.guard import guard
 from jaxiter.solvers.residual import Evaluation, residual_solver
 from jaxiter.values import as_value

@@ -12,6 +12,7 @@ from jaxiter.lanes import check_one_device, solve_many
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, only_implicit, reduce, valid
@@ -26,6 +27,7 @@ from jaxiter.transport.iteration import (
 from jaxiter.transport.result import TransportResult
 
 
+@reused
 @on_own_mesh
 def sinkhorn_many(
     costs: jax.Array,
@@ -33,7 +35,7 @@ def sinkhorn_many(
     b: jax.Array | None = None,
     *,
     epsilon: Any,
-    lanes: int = 128,
+    lanes: int | None = None,
     **options: Unpack[SolveOptions],
 ) -> TransportResult:
     """A batch of balanced problems of uneven difficulty, solved in refilled lanes.
@@ -45,7 +47,7 @@ def sinkhorn_many(
     Args:
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.
       epsilon: scalar or `[batch]`.
-      lanes: problems side by side.
+      lanes: problems side by side; default as in `solve_many`.
       **options: as in `sinkhorn`; no `unrolled()`.
 
     Returns:
@@ -84,6 +86,7 @@ def sinkhorn_many(
     return jax.vmap(finish)(solve.value, solve, given, parts, marginals)
 
 
+@reused
 @on_own_mesh
 def sinkhorn_histograms(
     cost: jax.Array,

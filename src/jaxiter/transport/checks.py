@@ -3,6 +3,7 @@ of its answers: the last word on a status.
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.adjoint import Adjoint, refuse_series
+from jaxiter.known import known
 from jaxiter.numerics import (
     accumulation_dtype,
     if_needed,
@@ -32,6 +34,8 @@ def prepare(
     """Checked operands with strong types."""
     geometry = jax.tree.map(strong, as_geometry(cost))
     (n, m), dtype = geometry.shape, geometry.dtype
+    given_a = np.full(n, 1 / n, dtype) if a is None else a
+    given_b = np.full(m, 1 / m, dtype) if b is None else b
     a = jnp.full((n,), 1 / n, dtype) if a is None else strong(a).astype(dtype)
     b = jnp.full((m,), 1 / m, dtype) if b is None else strong(b).astype(dtype)
     for name, weights, size in (("a", a, n), ("b", b, m)):
@@ -40,12 +44,11 @@ def prepare(
                              f"({size},), got {weights.shape}.")
     rhos = []
     for name, rho in (("rho_a", rho_a), ("rho_b", rho_b)):
-        if is_concrete(rho) and not np.all(np.asarray(rho) > 0):
-            raise ValueError(f"{name} must be positive, got {rho}.")
+        known(partial(_check_strength, name), rho)
         constraint = is_concrete(rho) and np.all(np.isinf(np.asarray(rho)))
         rhos.append(None if constraint else jnp.asarray(rho, dtype))
     marginals = Marginals(a, b, strong(epsilon).astype(dtype), *rhos)
-    _check(geometry, marginals)
+    _check(marginals, cost.cost if isinstance(cost, Dense) else cost, given_a, given_b, epsilon)
     return geometry, marginals
 
 
@@ -92,45 +95,65 @@ def mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
     return abs(a.sum() - b.sum()) <= slack * abs(a.sum())
 
 
+def _check_strength(name: str, rho: Any) -> None:
+    if not np.all(np.asarray(rho) > 0):
+        raise ValueError(f"{name} must be positive, got {rho}.")
+
+
 def check_signs(name: str, host: np.ndarray) -> None:
     """Raise ValueError for weights that are not at least 0."""
     if not np.all(host >= 0):
         raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
 
 
-def check_masses(a: Any, b: Any, remedy: str) -> None:
-    """Raise ValueError for weights that can be read here and have different sums."""
-    if is_concrete(a, b) and not mass_agrees(np.asarray(a), np.asarray(b), a.dtype):
+def check_masses(a: Any, b: Any, remedy: str, dtype: Any = None) -> None:
+    """Raise ValueError for weights that have different sums, as their dtype sees it."""
+    a, b = np.asarray(a), np.asarray(b)
+    if not mass_agrees(a, b, a.dtype if dtype is None else dtype):
         raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
                          f"{remedy}.")
 
 
-def _check(geometry: Geometry, marginals: Marginals) -> None:
-    """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
-    a, b, epsilon = marginals[:3]
-    if is_concrete(epsilon):
+def _check(marginals: Marginals, cost: Any, a: Any, b: Any, epsilon: Any) -> None:
+    """Errors for what can be read of the input as given; for the rest there is BAD_INPUT."""
+    largest, dtype = _largest(marginals.epsilon), marginals.a.dtype
+
+    def normal(epsilon: Any) -> None:
         host = np.asarray(epsilon)
-        if not np.all((host > 0) & (host <= _largest(epsilon))):
+        if not np.all((host > 0) & (host <= largest)):
             raise ValueError("epsilon must be positive, and its reciprocal a normal number of its "
                              f"dtype, got {epsilon}.")
+
+    known(normal, epsilon)
     for name, weights in (("a", a), ("b", b)):
-        if is_concrete(weights):
-            host = np.asarray(weights)
-            check_signs(name, host)
-            if host.sum() == 0:
-                raise ValueError(f"{name} sums to 0; give it some mass.")
+        known(partial(_check_weights, name), weights)
     if marginals.balanced:
-        check_masses(a, b, "pass rho_a/rho_b (unbalanced) or normalise")
-    if isinstance(geometry, Dense) and is_concrete(geometry.cost):
-        _check_cost(np.asarray(geometry.cost), a, b)
+        known(partial(check_masses, dtype=dtype,
+                      remedy="pass rho_a/rho_b (unbalanced) or normalise"), a, b)
+    if not isinstance(cost, Geometry):
+        known(_check_cost, cost)
+        known(_check_partners, cost, a, b)
 
 
-def _check_cost(host: np.ndarray, a: jax.Array, b: jax.Array) -> None:
-    if np.any(np.isnan(host)):
+def _check_weights(name: str, weights: Any) -> None:
+    host = np.asarray(weights)
+    check_signs(name, host)
+    if host.sum() == 0:
+        raise ValueError(f"{name} sums to 0; give it some mass.")
+
+
+def _check_cost(cost: Any) -> None:
+    least = np.min(np.asarray(cost))  # NaN where there is one: a single pass
+    if np.isnan(least):
         raise ValueError("cost contains NaN.")
-    if np.any(host == -np.inf):
+    if least == -np.inf:
         raise ValueError("cost contains -inf; only +inf (a forbidden pair) is allowed.")
-    if not is_concrete(a, b):
+
+
+def _check_partners(cost: Any, a: Any, b: Any) -> None:
+    """Raise ValueError where a row or column has mass and every cost there is +inf."""
+    host = np.asarray(cost)
+    if np.max(host) < np.inf:
         return
     allowed = host < np.inf
     support = np.asarray(a) > 0, np.asarray(b) > 0
@@ -256,24 +279,22 @@ def only_implicit(front: str, adjoint: Adjoint, sums: bool = True) -> None:
         refuse_series(adjoint, front)
 
 
-def warn_below_floor(
-    stop: Stop, method: str, geometry: Geometry, marginals: Marginals
-) -> None:
-    """Warn when a concrete problem cannot reach its tolerance in the log domain."""
-    if method != "log" or not is_concrete((geometry, marginals)):
-        return
-    if not isinstance(geometry, Dense):
-        return
-    host, a, b = (np.asarray(x) for x in (geometry.cost, marginals.a, marginals.b))
+def warn_below_floor(stop: Stop, cost: Any, a: Any, b: Any, epsilon: Any) -> None:
+    """Warn when a problem, as given, cannot reach its tolerance in the log domain."""
+    host = np.asarray(cost)
+    host = host if np.issubdtype(host.dtype, np.floating) else host.astype(np.float32)
+    a, b = (np.full(n, 1 / n, host.dtype) if w is None else np.asarray(w)
+            for w, n in zip((a, b), host.shape, strict=True))
     rows = np.min(host[:, b > 0], axis=1)
     columns = np.min((host - rows[:, None])[a > 0], axis=0)
     middle = rows[a > 0].mean()
     size = a @ np.abs(rows - middle) + b @ np.abs(columns + middle)
-    floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(marginals.epsilon)))
+    floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(epsilon)))
     kind, mass = accumulation_dtype(host.dtype), float(a.sum())
     with jax.ensure_compile_time_eval():
+        point = jnp.zeros(b.shape, host.dtype)
         # A rule that wants a history accepts neither: nothing is known of it.
-        best, reached = (accepts(stop, marginals.b, marginals.b, jnp.asarray(merit, kind), mass)
+        best, reached = (accepts(stop, point, point, jnp.asarray(merit, kind), mass)
                          for merit in (0.0, floor))
     if best and not reached:
         warnings.warn(

@@ -11,6 +11,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
 from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, most_severe, reports
 from jaxiter.solvers.mixing import damped
 from jaxiter.transport.checks import (
@@ -46,6 +47,7 @@ class SinkhornDivergence(NamedTuple):
     self_y: Solution | None
 
 
+@reused
 @on_own_mesh
 def sinkhorn_divergence(
     x: jax.Array,

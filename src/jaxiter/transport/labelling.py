@@ -11,6 +11,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.numerics import anchor, on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
 
@@ -24,6 +25,7 @@ class BalancedLabels(NamedTuple):
     solve: Solution
 
 
+@reused
 @on_own_mesh
 def balanced_labels(
     logits: jax.Array,

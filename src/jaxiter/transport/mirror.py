@@ -12,9 +12,11 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen, unrolled
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import check_count, is_concrete, on_own_mesh
+from jaxiter.known import check_count, known
+from jaxiter.numerics import on_own_mesh
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import never, without_claims
 from jaxiter.transport.checks import check_masses, mass_agrees
@@ -85,6 +87,16 @@ class MirrorResult(NamedTuple):
     solve: Solution
 
 
+def _check_weights(a: Any, b: Any) -> None:
+    """Raise ValueError for weights of no mass, or of different sums."""
+    a, b = np.asarray(a), np.asarray(b)
+    for name, weights in (("a", a), ("b", b)):
+        if not np.all(weights > 0):
+            raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
+    check_masses(a, b, "normalise them")
+
+
+@reused
 @on_own_mesh
 def mirror_sinkhorn(
     gradient: Callable | jax.Array,
@@ -136,9 +148,7 @@ def mirror_sinkhorn(
     for name, weights in (("a", a), ("b", b)):
         if jnp.ndim(weights) != 1 or jnp.size(weights) == 0:
             raise ValueError(f"{name} must be a non-empty vector, got shape {jnp.shape(weights)}.")
-        if is_concrete(weights) and not np.all(np.asarray(weights) > 0):
-            raise ValueError(f"{name} must be positive; drop the rows of weight 0 first.")
-    check_masses(a, b, "normalise them")
+    known(_check_weights, a, b)
     if not callable(gradient):
         cost = jnp.asarray(gradient)
         gradient = lambda plan: cost  # noqa: E731

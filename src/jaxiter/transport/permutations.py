@@ -9,8 +9,10 @@ import optax
 from jax import lax
 
 from jaxiter.implicit import as_adjoint
-from jaxiter.numerics import check_count, is_concrete, stop_gradient
+from jaxiter.known import check_count, known
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.reuse import reused
 from jaxiter.solution import Status
 from jaxiter.transport.checks import NO_RESUME
 from jaxiter.transport.sinkhorn import sinkhorn
@@ -19,10 +21,15 @@ from jaxiter.transport.sinkhorn import sinkhorn
 def _check(scores: jax.Array, tau: Any) -> None:
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square [..., k, k], got shape {scores.shape}.")
-    if is_concrete(tau) and not np.all(np.asarray(tau) > 0):
-        raise ValueError(f"tau must be positive, got {tau}.")
+
+    def positive(tau: Any) -> None:
+        if not np.all(np.asarray(tau) > 0):
+            raise ValueError(f"tau must be positive, got {tau}.")
+
+    known(positive, tau)
 
 
+@reused
 def sinkhorn_layer(
     scores: jax.Array, tau: Any = 1.0, **options: Unpack[SolveOptions]
 ) -> jax.Array:
@@ -75,6 +82,7 @@ def sinkhorn_layer(
     return solve(scores)
 
 
+@reused
 def gumbel_sinkhorn(
     key: jax.Array, scores: jax.Array, tau: Any = 1.0, *, noise: Any = 1.0, samples: int = 1,
     **options: Unpack[SolveOptions],

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxiter.reuse import reused
 from jaxiter.transport.permutations import round_permutation, sinkhorn_layer
 
 PyTree = Any
@@ -86,6 +87,7 @@ def squared_distance(params: PyTree, target: PyTree) -> jax.Array:
     return jnp.sum(jnp.stack(jax.tree.leaves(gaps))) / count
 
 
+@reused
 def match_weights(
     params: PyTree,
     target: PyTree,

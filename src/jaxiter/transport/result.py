@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.transport.exact import Exact, exact_sum, with_derivative
 from jaxiter.transport.geometry import Geometry, Reduced, Totals
@@ -55,7 +56,7 @@ class TransportResult(NamedTuple):
 
     def plan(self) -> jax.Array:
         """The transport plan P, `[n, m]`."""
-        return self.centred.geometry.plan(self.centred.f, self.centred.g, self.epsilon)
+        return _plan(self.centred, self.epsilon)
 
     def apply(self, x: jax.Array, axis: int = 1) -> jax.Array:
         """Sum the plan against x over one axis; a point cloud's plan is never stored.
@@ -72,11 +73,22 @@ class TransportResult(NamedTuple):
             raise ValueError(f"x must have shape [{side}] or [{side}, k] for axis={axis}, got "
                              f"{x.shape}.")
         columns = x[:, None] if x.ndim == 1 else x
-        geometry, f, g = self.centred
-        if axis == 0:
-            geometry, f, g = geometry.T, g, f
-        out = geometry.weigh(f, g, self.epsilon, columns)
+        out = _weigh(self.centred, self.epsilon, columns, axis)
         return out[:, 0] if x.ndim == 1 else out
+
+
+@reused
+def _plan(centred: Centred, epsilon: jax.Array) -> jax.Array:
+    """The plan, in one pass over the cost also where it is asked for at a prompt."""
+    return centred.geometry.plan(centred.f, centred.g, epsilon)
+
+
+@reused
+def _weigh(centred: Centred, epsilon: jax.Array, columns: jax.Array, axis: int) -> jax.Array:
+    geometry, f, g = centred
+    if axis == 0:
+        geometry, f, g = geometry.T, g, f
+    return geometry.weigh(f, g, epsilon, columns)
 
 
 def assemble(

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxiter.adjoint import Adjoint
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
+from jaxiter.known import known
 from jaxiter.numerics import on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
+from jaxiter.reuse import reused
 from jaxiter.transport.adjoint import conclude
 from jaxiter.transport.checks import (
     MAX_STEPS,
@@ -29,6 +31,7 @@ METHODS = ("auto", "log", "kernel", "newton")
 __all__ = ["epsilon_scaling", "sinkhorn"]
 
 
+@reused
 @on_own_mesh
 def sinkhorn(
     cost: jax.Array | Geometry,
@@ -90,7 +93,8 @@ def sinkhorn(
     geometry, marginals = prepare(cost, a, b, epsilon, rho_a, rho_b)
     stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     method = _choose(method, geometry, marginals, chosen.solver, adjoint)
-    warn_below_floor(stop, method, geometry, marginals)
+    if method == "log" and not isinstance(cost, Geometry):
+        known(warn_below_floor, stop, cost, a, b, epsilon)
     given = None if init is None else _warm(init, marginals)
     parts, marginals = reduce(geometry, marginals, given)
     if adjoint.differentiates_loop:

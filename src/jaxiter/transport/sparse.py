@@ -11,10 +11,12 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint, attach_implicit
-from jaxiter.numerics import is_concrete, on_own_mesh, stop_gradient, strong
+from jaxiter.known import known
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
+from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
 from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, only_implicit
@@ -60,17 +62,21 @@ def _dual(
     return alpha @ a - b @ inner
 
 
-def _check(cost: np.ndarray, a: np.ndarray, b: np.ndarray, gamma: np.ndarray) -> None:
-    """Errors for concrete input; what cannot be read here becomes BAD_INPUT."""
-    if not np.all(np.isfinite(cost)):
+def _check(cost: Any, a: Any, b: Any, gamma: Any) -> None:
+    """Errors for input that can be read; what cannot be becomes BAD_INPUT."""
+    host = np.asarray(cost)
+    if not np.all(np.isfinite(host)):
         raise ValueError("cost must be finite; k-sparse plans cannot forbid pairs.")
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")
+    a, b = (np.full(n, 1 / n, host.dtype) if weights is None else np.asarray(weights)
+            for weights, n in zip((a, b), host.shape, strict=True))
     check_signs("a", a)
     check_signs("b", b)
     check_masses(a, b, "normalise them")
 
 
+@reused
 @on_own_mesh
 def sparse_transport(
     cost: jax.Array,
@@ -112,6 +118,7 @@ def sparse_transport(
     chosen = choose("sparse_transport", options, {"solver": "its steps are those of L-BFGS"},
                     stop=tolerance(rtol=1e-3, atol=0.0), max_steps=500)
     only_implicit("sparse_transport", as_adjoint(chosen.adjoint), sums=False)
+    given = cost, a, b, gamma
     cost = strong(cost)
     if cost.ndim != 2:
         raise ValueError(f"cost must be a matrix [n, m], got shape {cost.shape}.")
@@ -127,8 +134,7 @@ def sparse_transport(
     if a.shape != (n,) or b.shape != (m,):
         raise ValueError(f"shape mismatch: cost is {(n, m)}, a is {a.shape}, b is {b.shape}.")
     gamma = jnp.asarray(gamma, cost.dtype)
-    if is_concrete(cost, a, b, gamma):
-        _check(*map(np.asarray, (cost, a, b, gamma)))
+    known(_check, *given)
     optimizer = optax.lbfgs()
 
     def step(alpha: jax.Array, state: Any, cost: Any, a: Any, b: Any, gamma: Any) -> tuple:
