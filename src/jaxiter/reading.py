@@ -2,31 +2,45 @@
 
 A function is its code with what that reads: enclosing and global variables, defaults, attributes of
 modules and classes. What can be changed in place is read by content; arrays of jax, which cannot,
-by identity. What can change without a sign, such as an object with attributes, makes a call
-`Unkeyed`.
+by identity. What can change without a sign, such as an object with attributes or a clock, makes a
+call `Unkeyed`, and so does what looks things up by names that are made as it runs.
 """
 
+import builtins
+import dataclasses
 import dis
+import enum
 import functools
+import inspect
 import math
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.core
 import numpy as np
 
-from jaxiter.values import Made
+from jaxiter.values import Call, Made
 
 PyTree = Any
 
 #: A numpy array that a function refers to is compared by content up to so many bytes.
 COMPARED = 1 << 20
 #: Functions of these packages refer to nothing that their user rebinds.
-TRUSTED = frozenset({"jax", "jaxlib", "numpy", "optax", "equinox", "jaxiter", "math", "operator",
-                     "functools", "itertools", "builtins", "collections", "typing", "jaxtyping"})
+TRUSTED = frozenset({
+    "jax", "jaxlib", "numpy", "optax", "equinox", "jaxiter", "jaxtyping", "math", "operator",
+    "_operator", "functools", "_functools", "itertools", "builtins", "collections", "_collections",
+    "typing", "dataclasses", "abc", "enum", "inspect"})
+#: Functions that find what no name in the code tells.
+SEARCHING = frozenset({getattr, vars, dir, globals, locals, eval, exec, open, input, __import__})
+#: Functions that read one number from an array, as does a branch.
+READING = frozenset({"bool", "int", "float", "complex", "any", "all", "item", "tolist"})
+#: Descriptors that only say where a field is.
+PLACES = (types.MemberDescriptorType, types.GetSetDescriptorType,
+          type(vars(Call)["factory"]))
 
 
 class Unkeyed(Exception):
@@ -54,7 +68,18 @@ class Reader:
     def __init__(self) -> None:
         self.operands: list = []
         self.tracers: list = []
-        self._open: list[int] = []
+        self._met: dict[int, tuple[int, Any]] = {}  # what was read; kept, so that ids stay theirs
+        self._owners: list = []
+        self._names: set[str] = set()
+        self._reads = False  # whether some code may read a number that is differentiated
+        self.held = 0  # bytes of the arrays of jax that it refers to
+
+    def call(self, *trees: tuple[PyTree, tuple]) -> tuple:
+        """The token of the arguments of a call, given with the kinds of their operands."""
+        token = *(self.tree(tree, kinds) for tree, kinds in trees), *self._attributes()
+        if self._reads and any(tracer.size == 1 for tracer in self.tracers):
+            raise Unkeyed
+        return token
 
     def tree(self, tree: PyTree, kinds: tuple) -> tuple:
         """The token of arguments, whose leaves of these kinds are operands."""
@@ -68,8 +93,8 @@ class Reader:
             return jax.typeof(leaf)
         if isinstance(leaf, Made):
             factory, args, keywords = leaf._call
-            return factory, leaf._place, self.tree((args, keywords), kinds)
-        return self.value(leaf, NOTHING)
+            return self._factory(factory), leaf._place, self.tree((args, keywords), kinds)
+        return self.value(leaf)
 
     def structure(self, structure: Any) -> Any:
         """The token of a tree's structure; its nodes may hold functions, its types have methods."""
@@ -80,130 +105,176 @@ class Reader:
         children = tuple(map(self.structure, structure.children()))
         if kind in (tuple, list, type(None)):
             return kind, children
-        return self.value(kind, NOTHING), self.value(extra, NOTHING), children
+        return self.value(kind), self.value(extra), children
 
-    def value(self, value: Any, names: frozenset) -> Any:
-        """The token of something that a call refers to; `names`: attributes that may be read."""
+    def value(self, value: Any) -> Any:
+        """The token of something that a call refers to."""
         kind = type(value)
         if value is None or kind in (bool, int, str, bytes, types.CodeType):
             return kind, value
         if kind in (float, complex):
             return kind, repr(value)  # tells 0.0 from -0.0, and finds NaN equal
+        if id(value) in self._met:
+            return "met", self._met[id(value)][0]
+        self._met[id(value)] = len(self._met), value
         if isinstance(value, jax.core.Tracer):
             self.tracers.append(value)
             return "traced", jax.typeof(value)
         if isinstance(value, jax.Array):
+            self.held += value.nbytes
             return Identity(value)
         if isinstance(value, np.ndarray | np.generic):
-            if value.nbytes > COMPARED or value.dtype.hasobject:
+            if value.nbytes > COMPARED or value.dtype.hasobject or (
+                    isinstance(value, np.ndarray) and kind is not np.ndarray):
                 raise Unkeyed
             return kind, value.dtype, value.shape, value.tobytes()
-        if id(value) in self._open:
-            return "itself", self._open.index(id(value))
-        self._open.append(id(value))
-        try:
-            return self._compound(value, kind, names)
-        finally:
-            self._open.pop()
+        return self._compound(value, kind)
 
-    def _compound(self, value: Any, kind: type, names: frozenset) -> Any:
+    def _compound(self, value: Any, kind: type) -> Any:
         if isinstance(value, Made):
             factory, *given = value._call
-            return factory, value._place, self.value(given, names)
+            return self._factory(factory), value._place, self.value(given)
         if isinstance(value, types.ModuleType):
-            return self._attributes(value, value.__name__, names)
+            if value.__name__.startswith("numpy.random"):
+                raise Unkeyed
+            self._owners.append(value)
+            return Identity(value)
         if isinstance(value, type):
-            return self._type(value, names)
-        if callable(value):
-            return self.function(value, names)
-        if isinstance(value, tuple | list):
-            return self.value(kind, names), *(self.value(item, names) for item in value)
+            return self._type(value)
+        if isinstance(value, PLACES):
+            return Identity(value)
+        if isinstance(value, property | functools.cached_property):
+            return kind, self.value(value.fget if isinstance(value, property) else value.func)
+        if kind is object:
+            return Identity(value)  # a sentinel
+        if callable(value) or isinstance(value, staticmethod | classmethod):
+            return self._function(value)
+        if isinstance(value, tuple | list) and not getattr(value, "__dict__", None):
+            return self.value(kind), *map(self.value, value)
         if kind is dict:
-            return kind, *(self.value(item, names) for item in value.items())
+            return kind, *map(self.value, cast(dict, value).items())
         if kind in (set, frozenset):
-            return kind, frozenset(self.value(item, names) for item in value)
-        return self._object(value, names)
+            return kind, frozenset(map(self.value, value))
+        return self._object(value)
 
-    def _object(self, value: Any, names: frozenset) -> Any:
-        """The token of an instance: a tree, or what has an equality and a hash of its own."""
-        leaves, structure = jax.tree.flatten(value)
-        if len(leaves) != 1 or leaves[0] is not value:
-            return self.structure(structure), *(self.value(leaf, names) for leaf in leaves)
+    def _object(self, value: Any) -> Any:
+        """The token of an instance: its class and its fields, where only they make it."""
         kind = type(value)
-        if kind.__hash__ is None or kind.__eq__ is object.__eq__:
+        leaves, structure = jax.tree.flatten(value)
+        is_tree = len(leaves) != 1 or leaves[0] is not value
+        fixed = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore
+        if (is_tree or fixed or isinstance(value, enum.Enum)) and hasattr(value, "__dict__"):
+            return self.value(kind), self.value(dict(vars(value)))  # a tree may leave some out
+        if is_tree:
+            return self.structure(structure), *map(self.value, leaves)
+        if not _trusted(kind.__module__) or kind.__eq__ is object.__eq__ or isinstance(
+                value, weakref.ref):
             raise Unkeyed
         hash(value)
-        return value
+        return kind, value
 
-    def _type(self, value: type, names: frozenset) -> Any:
-        """The token of a class: its methods, and what they and others may read of it."""
-        token: list = [value]
+    def _type(self, value: type) -> Any:
+        """The token of a class: its methods, which operators may call without a name."""
+        if not _trusted(type(value).__module__):
+            raise Unkeyed
+        token: list = [Identity(value)]
         for owner in value.__mro__:
-            if _trusted(owner.__module__):
-                continue
-            token.append(self._attributes(owner, owner.__module__, names))
-            for method in vars(owner).values():
-                method = method.fget if isinstance(method, property) else method
-                if isinstance(method, types.FunctionType | classmethod | staticmethod):
-                    token.append(self.value(method, names))
+            if not _trusted(owner.__module__):
+                self._owners.append(owner)
+                token += [(name, self.value(part)) for name, part in vars(owner).items()
+                          if hasattr(type(part), "__get__")]
         return tuple(token)
 
-    def _attributes(self, owner: Any, package: str, names: frozenset) -> tuple:
-        """An object whose attributes anybody may rebind: those that may be read."""
-        if package.startswith("numpy.random"):
-            raise Unkeyed
-        if _trusted(package):
-            return (owner,)
-        read = sorted(name for name in names if name in vars(owner))
-        return owner, *((name, self.value(vars(owner)[name], names)) for name in read)
+    def _attributes(self) -> Iterator:
+        """Attributes of all modules and classes met that some code met may look up."""
+        read: set[tuple[int, str]] = set()
+        while True:
+            if {np, "numpy"} & {*self._owners, *self._names} and any(
+                    name.endswith(".random") and name != "jax.random" for name in self._names):
+                raise Unkeyed  # numpy's own random numbers
+            found = {(i, name) for i, owner in enumerate(self._owners)
+                     if not _trusted(owner.__name__ if isinstance(owner, types.ModuleType)
+                                     else owner.__module__)
+                     for name in self._names & vars(owner).keys()} - read
+            if not found:
+                return
+            read |= found
+            for i, name in sorted(found):
+                yield i, name, self.value(vars(self._owners[i])[name])
 
-    def function(self, f: Callable, names: frozenset) -> Any:
+    def _factory(self, factory: Callable) -> Any:
+        """The token of what makes values, without the wrapper of all such."""
+        return self.value(getattr(factory, "__wrapped__", factory))
+
+    def _function(self, f: Any) -> Any:
         """The token of a function: its code, and all that it refers to."""
         if isinstance(f, functools.partial):
-            return "partial", self.value((f.func, f.args, dict(f.keywords)), names)
+            return "partial", *map(self.value, (f.func, f.args, f.keywords, vars(f)))
         if isinstance(f, types.MethodType):
-            return "method", self.value((f.__func__, f.__self__), names)
+            return "method", self.value(f.__func__), self.value(f.__self__)
         if isinstance(f, staticmethod | classmethod):
-            return type(f), self.value(f.__func__, names)
+            return type(f), self.value(f.__func__)
         if not isinstance(f, types.FunctionType):
-            return self._callable(f, names)
-        trusted = _trusted(f.__module__)
+            return self._callable(f)
+        # Not by __module__, which functools.wraps copies.
+        trusted = _trusted(f.__globals__.get("__name__"))
         if trusted and f.__closure__ is None:
             return Identity(f)
-        names = names | _names(f.__code__)
-        token = [f.__code__, *(self.value(part, names) for part in (
-            f.__defaults__, f.__kwdefaults__))]
+        token = [f.__code__, self.value(f.__defaults__), self.value(f.__kwdefaults__)]
         for cell in f.__closure__ or ():
             try:
-                token.append(self.value(cell.cell_contents, names))
+                token.append(self.value(cell.cell_contents))
             except ValueError:  # not bound yet
                 token.append("empty")
         if not trusted:
-            scope = f.__globals__
-            for name in _names(f.__code__):
-                if name in scope:
-                    if scope[name] is np and f"{name}.random" in names:
-                        raise Unkeyed
-                    token.append((name, self.value(scope[name], names)))
-            token.append(self.value(f.__dict__, names))
+            token += self._lookups(f.__code__, f.__globals__)
+            token.append(self.value(f.__dict__))
         return tuple(token)
 
-    def _callable(self, f: Any, names: frozenset) -> Any:
+    def _lookups(self, code: types.CodeType, scope: dict) -> Iterator:
+        """What a piece of code finds outside itself; what it may find there is noted."""
+        names = _names(code)
+        if not all(map(_trusted, names.modules)) or "__dict__" in names.attributes:
+            raise Unkeyed
+        self._names |= names.attributes | names.modules
+        self._reads |= names.reads
+        for name in names.variables:
+            if name in scope:
+                yield name, self.value(scope[name])
+            elif vars(builtins).get(name) in SEARCHING:
+                raise Unkeyed
+
+    def _callable(self, f: Any) -> Any:
         """A callable that is no Python function."""
-        if isinstance(f, jax.custom_jvp | jax.custom_vjp):
-            return type(f), *(self.value(part, names) for part in vars(f).values())
-        if isinstance(f, types.BuiltinFunctionType):
-            home = f.__self__.__name__ if isinstance(f.__self__, types.ModuleType) else (
-                f.__self__.__module__ if isinstance(f.__self__, type) else "")
-        elif isinstance(f, types.WrapperDescriptorType | types.MethodDescriptorType):
-            home = f.__objclass__.__module__
-        else:  # of jit: what it wraps is traced once and for all
-            home = "jax" if isinstance(f, np.ufunc) else type(f).__module__
-            home = home if home.split(".")[0] in ("jax", "jaxlib") else ""
-        return Identity(f) if _trusted(home) else self._object(f, names)
+        kind = type(f)
+        if isinstance(f, types.BuiltinFunctionType | types.MethodWrapperType):
+            owner = f.__self__
+            if not isinstance(owner, types.ModuleType | type):
+                return f.__name__, self.value(owner)
+            home = owner.__name__ if isinstance(owner, types.ModuleType) else owner.__module__
+            if f in SEARCHING or not _trusted(home):
+                raise Unkeyed
+            return Identity(f)
+        if isinstance(f, types.WrapperDescriptorType | types.MethodDescriptorType
+                      | types.ClassMethodDescriptorType):
+            if not _trusted(f.__objclass__.__module__):
+                raise Unkeyed
+            return Identity(f)
+        if isinstance(f, np.ufunc):
+            if vars(np).get(f.__name__) is not f:
+                raise Unkeyed
+            return Identity(f)
+        home, inner = kind.__module__.split(".")[0], inspect.unwrap(f)
+        if home == "jaxlib":  # of jit: what it wraps is traced once and for all
+            return Identity(f)
+        if home == "jax" and isinstance(inner, types.FunctionType) and not inner.__closure__ and (
+                _trusted(inner.__globals__.get("__name__"))):
+            return Identity(f)
+        if home == "jax" and hasattr(f, "__dict__"):
+            return kind, self.value(vars(f))
+        return self._object(f)
 
 
-NOTHING: frozenset = frozenset()
 #: What may be traced of a call: all numbers, the arrays alone, or no more than there must be.
 NUMBERS, ARRAYS, FEWEST = (float, np.ndarray, np.generic), (np.ndarray, np.generic), ()
 
@@ -233,16 +304,43 @@ def rebuilt(tree: PyTree, operands: Iterator, kinds: tuple) -> PyTree:
     return jax.tree.unflatten(structure, [leaf(x) for x in leaves])
 
 
+class Names(NamedTuple):
+    """What a piece of code looks up, with the functions within it.
+
+    Attributes:
+      variables: of the module, or builtin.
+      attributes: of anything, and `name.attribute`.
+      modules: that it imports as it runs.
+      reads: whether it branches on a value, not on a comparison, or reads one as a number.
+    """
+
+    variables: frozenset
+    attributes: frozenset
+    modules: frozenset
+    reads: bool
+
+
 @lru_cache(1024)
-def _names(code: types.CodeType) -> frozenset:
-    """Names that a piece of code may look up, in functions within it too, and `name.attribute`."""
-    names, last = set(code.co_names), ""
+def _names(code: types.CodeType) -> Names:
+    variables, attributes, modules = set(), set(), set()
+    reads, last, before = False, "", ""
     for instruction in dis.get_instructions(code):
-        if "ATTR" in instruction.opname or "METHOD" in instruction.opname:
-            names.add(f"{last}.{instruction.argval}")
-        last = instruction.argval if isinstance(instruction.argval, str) else ""
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return frozenset(names).union(*map(_names, inner))
+        operation, name = instruction.opname, instruction.argval
+        if "GLOBAL" in operation or operation == "LOAD_NAME":
+            variables.add(name)
+        elif operation == "IMPORT_NAME":
+            modules.add(name)
+        elif any(word in operation for word in ("ATTR", "METHOD", "IMPORT_FROM")):
+            attributes |= {name, f"{last}.{name}"}
+        branch = "JUMP" in operation and "_IF_" in operation and "NONE" not in operation
+        reads |= operation == "UNARY_NOT" or branch and before not in ("COMPARE_OP", "IS_OP")
+        last, before = name if isinstance(name, str) else "", operation
+    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return Names(
+        frozenset(variables).union(*(names.variables for names in inner)),
+        frozenset(attributes).union(*(names.attributes for names in inner)),
+        frozenset(modules).union(*(names.modules for names in inner)),
+        reads or bool(READING & (variables | attributes)) or any(names.reads for names in inner))
 
 
 def _trusted(module: str | None) -> bool:

@@ -6,6 +6,7 @@ ones compile nothing. Inside a trace nothing of this happens.
 """
 
 import inspect
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -26,6 +27,8 @@ Front = TypeVar("Front", bound=Callable)
 
 #: Programs kept; the one that was not used for longest goes first.
 KEPT = 64
+#: Bytes of arrays that the programs kept may refer to, the newest apart.
+HELD = 1 << 30
 #: Traces that evaluate what they are given, rather than record it.
 EVALUATING = frozenset({"EvalTrace", "JVPTrace", "LinearizeTrace"})
 #: The setting with which nothing is compiled.
@@ -66,7 +69,9 @@ def recording_trace() -> bool:
     return False
 
 
+#: Programs, each with the bytes that it holds, by what identifies the call.
 _programs: OrderedDict = OrderedDict()
+_lock = threading.RLock()
 #: In place of a program: a call that cannot be traced with those operands.
 _REFUSED = object()
 
@@ -88,13 +93,12 @@ def reused(front: Front) -> Front:
             try:
                 reader = Reader()
                 key = front, kinds, given.read(reader, kinds), _context()
-                program = _programs.get(key)
+                program = _known(key)
             except (Unkeyed, TypeError, ValueError, RecursionError):
                 break
             if program is None:
                 program = _remember(key, front, given, reader, kinds)
             if program is not _REFUSED:
-                _programs.move_to_end(key)
                 return _answer(program, reader)
         return front(*args, **keywords)
 
@@ -117,8 +121,8 @@ class Given(NamedTuple):
 
     def read(self, reader: Reader, kinds: tuple) -> tuple:
         """Tokens of all of them."""
-        return (reader.tree((self.named, self.keywords), kinds),
-                reader.tree(self.rest, ARRAYS if kinds is NUMBERS else kinds))
+        return reader.call(((self.named, self.keywords), kinds),
+                           (self.rest, ARRAYS if kinds is NUMBERS else kinds))
 
     def rebuilt(self, operands: list, kinds: tuple) -> "Given":
         """The same call with other operands."""
@@ -133,16 +137,44 @@ def _context() -> tuple:
     return *flags, jax.sharding.get_abstract_mesh()
 
 
+def _known(key: Any) -> Any:
+    """The program of a call, which becomes the one used last."""
+    with _lock:
+        program, _ = _programs.get(key, (None, 0))
+        if program is not None:
+            _programs.move_to_end(key)
+    return program
+
+
 def _remember(key: Any, front: Callable, given: Given, reader: Reader, kinds: tuple) -> Any:
     """A new program, or that there is none."""
     try:
         program = _trace(front, given, reader, kinds)
     except Exception:  # the plain call finds the words for it
         program = _REFUSED
-    _programs[key] = program
-    if len(_programs) > KEPT:
-        _programs.popitem(last=False)
+    with _lock:
+        _programs[key] = program, reader.held
+        while len(_programs) > KEPT or len(_programs) > 1 and (
+                sum(held for _, held in _programs.values()) > HELD):
+            _programs.popitem(last=False)
     return program
+
+
+def _equations(jaxpr: Any) -> Iterator:
+    yield from jaxpr.eqns
+    for inner in jex.core.subjaxprs(jaxpr):
+        yield from _equations(inner)
+
+
+def _bound(equation: Any, differentiated: bool) -> bool:
+    """Whether an equation belongs to the first call alone.
+
+    It calls back into objects of that call, or hides a tracer in a rule of its own, whose
+    derivative would be lost without a word.
+    """
+    name = equation.primitive.name
+    return "callback" in name or (
+        differentiated and name.startswith("custom_") and bool(equation.params.get("num_consts")))
 
 
 def _trace(front: Callable, given: Given, reader: Reader, kinds: tuple) -> Any:
@@ -166,6 +198,8 @@ def _trace(front: Callable, given: Given, reader: Reader, kinds: tuple) -> Any:
     found = {id(tracer): i for i, tracer in enumerate(reader.tracers)}
     places = {i: found[id(c)] for i, c in enumerate(constants) if id(c) in found}
     if any(isinstance(c, jax.core.Tracer) for i, c in enumerate(constants) if i not in places):
+        return _REFUSED
+    if any(_bound(equation, bool(places)) for equation in _equations(jaxpr)):
         return _REFUSED
     inputs = {id(v): ("operand", i) for i, v in enumerate(jaxpr.invars)} | {
         id(v): ("constant", i) for i, v in enumerate(jaxpr.constvars)}
