@@ -258,7 +258,7 @@ def test_guard_and_restart_wrap_anything():
     # Every accelerated step is rejected: one wasted evaluation for each good one.
     assert steps["guard"] <= 2 * steps["picard"] and steps["restart"] < steps["picard"]
     state = ji.guard(wild, 1.0).init(jnp.zeros(2))
-    assert state.rejected == 0
+    assert state.solver.rejected == 0
 
 
 

@@ -99,3 +99,37 @@ def test_half_precision(name):
     assert points.dtype == jnp.float16 and jnp.all(jnp.isfinite(points))
     if not name.startswith("halpern"):  # its first step pulls to an anchor that x left
         np.testing.assert_array_equal(points[0], shape)
+
+
+def turned(x):
+    """A contraction with a spiral, slow enough that the memory matters."""
+    a = jnp.array([[0.8, -0.5, 0.0], [0.5, 0.8, 0.1], [0.0, 0.1, 0.97]])
+    return 0.98 * jnp.matmul(a, x, precision="highest") + jnp.array([1.0, 0.0, -0.5])
+
+
+@pytest.mark.parametrize("make", [lambda: ji.anderson(2), lambda: ji.anderson(2, 1, kind=1),
+                                  lambda: ji.guard(ji.damped(1.5), 1.0),
+                                  lambda: ji.anderson(2, safeguard=None)])
+def test_a_chain_remembers_what_the_driver_hands_over(make):
+    """The same points whoever keeps the last evaluation; in a chain the residual is another one."""
+    def solve(step, solver):
+        return jax.jit(lambda: ji.fixed_point(
+            step, jnp.zeros(3), solver=solver, max_steps=9, stop=ji.tolerance(rtol=0, atol=1e-9),
+            monitor=ji.record(9, value=lambda x: x)))().trace["value"]
+
+    def halved(x):
+        return x + 0.5 * (turned(x) - x)
+
+    alone, chained = solve(turned, make()), solve(turned, optax.chain(make(), optax.scale(1.0)))
+    np.testing.assert_allclose(alone, chained, rtol=1e-3, atol=1e-4)
+    scaled = solve(turned, optax.chain(optax.scale(0.5), make()))
+    np.testing.assert_allclose(solve(halved, make()), scaled, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(alone, scaled, rtol=0.1)
+
+
+def test_no_vector_is_kept_twice():
+    """Beside the histories the driver's state has the point, its image, the next, and the best."""
+    state = jax.eval_shape(lambda: ji.fixed_point(
+        lambda x: 0.5 * x, jnp.zeros(100), solver=ji.anderson(5)).state)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert shapes.count((100,)) == 4 and shapes.count((5, 100)) == 2

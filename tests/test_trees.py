@@ -71,6 +71,10 @@ def test_columns_are_a_matrix():
         np.outer([1, 2, 3], [square, -square]), rtol=1e-5)
     mixed = trees.columns_combine(jnp.array([1.0, 0.0, -1.0]), history, a)
     np.testing.assert_allclose(mixed["x"], -2 * a["x"], rtol=1e-5)
+    many = jax.tree.map(lambda h: jnp.concatenate([h] * 5), history)  # not term by term
+    weights = np.arange(15.0) - 6
+    mixed = trees.columns_combine(jnp.asarray(weights, jnp.float32), many, a)
+    np.testing.assert_allclose(mixed["x"], weights @ np.tile([1, 2, 3], 5) * a["x"], rtol=1e-5)
     pushed = trees.columns_push(history, a)
     np.testing.assert_allclose(trees.columns_dot(pushed, a)[:, 0], square * np.array([2, 3, 1]),
                                rtol=1e-5)

@@ -32,6 +32,7 @@ from jaxiter.problem import (
     nothing_measured,
 )
 from jaxiter.solution import Kept, LoopState, Status, most_severe
+from jaxiter.solvers.residual import Evaluation, hosted
 from jaxiter.stop import StepInfo
 
 PyTree = Any
@@ -42,7 +43,7 @@ def init(method: Method, x0: PyTree, *args: PyTree) -> LoopState:
     step, running = jnp.int32(0), jnp.int32(Status.RUNNING)
     problem = method.problem
     memory = () if problem.memory is None else problem.memory(x0, *args)
-    solver = method.solver.init(x0)
+    solver = _own(method.solver).init(x0)
     memory = jax.tree.map(jnp.asarray, memory)
     info = StepInfo(step, x0, x0, infinite, infinite, infinite, jnp.bool_(True), x0, x0, memory)
     valid = trees.finite(x0)
@@ -93,7 +94,8 @@ def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
     def probe(residual: PyTree, state: PyTree) -> None:
         nonlocal same
         merit = jnp.zeros((), trees.norm_dtype(residual))
-        increment, _ = _update(method.solver, residual, state, residual, jnp.int32(0), merit)
+        increment, _ = _update(method.solver, residual, state, residual, jnp.int32(0), merit,
+                               Evaluation(residual, residual))
         pairs = zip(jax.tree.leaves(increment), jax.tree.leaves(residual), strict=True)
         same = all(x is y for x, y in pairs)
 
@@ -138,11 +140,13 @@ def advance(
 
     norms = when_measured(look, nothing_measured(nan))
     merit = None if method.lazy else norms.merit
-    increment, solver = _update(method.solver, residual, state.solver, x, step - 1, merit)
+    previous = Evaluation(state.x, image_and_residual(problem, state.x, state.output)[1])
+    increment, solver = _update(
+        method.solver, residual, state.solver, x, step - 1, merit, previous)
     if problem.epoch is not None:
         changed = epoch(problem, memory) != epoch(problem, state.memory)
         increment = trees.where(changed, residual, increment)
-        solver = trees.where(changed, method.solver.init(image), solver)
+        solver = trees.where(changed, _own(method.solver).init(image), solver)
     following, ahead = None, image
     if state.next is not None:
         following = ahead = trees.add(x, increment)
@@ -217,12 +221,21 @@ def _next(state: LoopState) -> PyTree:
     return state.output if state.next is None else state.next
 
 
+def _own(solver: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The form of the solver that keeps no copy of what the loop carries."""
+    return hosted(solver) or solver
+
+
 def _update(
     solver: optax.GradientTransformation, residual: PyTree, state: PyTree, x: PyTree,
-    step: jax.Array, merit: jax.Array | None,
+    step: jax.Array, merit: jax.Array | None, previous: Evaluation,
 ) -> tuple[PyTree, PyTree]:
     """Ask the solver for an increment; plain optax transformations get no extra arguments."""
-    if isinstance(solver, optax.GradientTransformationExtraArgs):
+    inside = hosted(solver)
+    if inside is not None:
+        increment, new = inside.update(
+            residual, state, x, step=step, merit=merit, previous=previous)
+    elif isinstance(solver, optax.GradientTransformationExtraArgs):
         increment, new = solver.update(residual, state, x, step=step, merit=merit)
     else:
         increment, new = solver.update(residual, state, x)

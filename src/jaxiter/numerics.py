@@ -148,19 +148,22 @@ def pin(tree: PyTree, carried: Any) -> PyTree:
     return lax.optimization_barrier((tree, carried))[0]
 
 
-def if_needed(needed: jax.Array, function: Callable, operands: tuple, like: Any) -> Any:
-    """`function(*operands)` where needed, else zeros: a loop of at most one round.
+def if_needed(
+    needed: jax.Array, function: Callable, operands: tuple, like: Any, otherwise: Any = None
+) -> Any:
+    """`function(*operands)` where needed, else `otherwise` or zeros: a loop of at most one round.
 
     A conditional would do, but JAX rejects one around user code under vmap inside a
     checked shard_map.
     """
-    blank = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
+    if otherwise is None:
+        otherwise = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *operands))
     like = (needed, operands, like)
     return lax.while_loop(
         lambda state: state[0],
         lambda state: anchor((jnp.bool_(False), function(*pin(operands, state[0]))), like),
-        anchor((needed, blank), like))[1]
+        anchor((needed, otherwise), like))[1]
 
 
 def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:
@@ -177,7 +180,7 @@ def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:
     def pack(state: PyTree) -> tuple:
         leaves = jax.tree.leaves(state)
         words = [_to_word(leaves[index]) for index in small]
-        return lax.concatenate(words, 0), [x for i, x in enumerate(leaves) if i not in small]
+        return _joined(words), [x for i, x in enumerate(leaves) if i not in small]
 
     def unpack(carry: tuple) -> PyTree:
         words, rest = carry[0], iter(carry[1])
@@ -200,6 +203,15 @@ def _to_word(leaf: jax.Array) -> jax.Array:
     else:
         word = lax.bitcast_convert_type(leaf, np.int32)
     return lax.reshape(word, (1,))
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    """The parts one after the other, by pads: unlike what is concatenated, all in one kernel."""
+    if len(parts) == 1:
+        return parts[0]
+    left, right = _joined(parts[:len(parts) // 2]), _joined(parts[len(parts) // 2:])
+    return lax.bitwise_or(lax.pad(left, np.int32(0), [(0, right.shape[0], 0)]),
+                          lax.pad(right, np.int32(0), [(left.shape[0], 0, 0)]))
 
 
 def _from_word(word: jax.Array, dtype: Any) -> jax.Array:

@@ -10,23 +10,21 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_count
-from jaxiter.numerics import is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import anchor, is_concrete, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.solvers.guard import guard
-from jaxiter.solvers.residual import residual_solver
+from jaxiter.solvers.residual import Evaluation, residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
 
 
 class AndersonState(NamedTuple):
-    """Ring buffers of m unit-scaled differences, their Gram matrix, and the last point.
+    """Ring buffers of m unit-scaled differences, and their Gram matrix.
 
     `residuals`, `moves`, `points`: leaves `[m, size]`; `points` only for type I.
-    `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by.
+    `gram`: `[m, m]`. `lengths`: `[m]`, what each column was divided by; 0 where it was no good.
     """
 
-    point: PyTree
-    residual: PyTree
     residuals: PyTree
     moves: PyTree
     points: PyTree
@@ -101,33 +99,38 @@ def anderson(
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         m = max(min(memory, size), 1)  # more columns than unknowns are dependent
         history = trees.columns(params, m)
-        zero = trees.zeros_like(params)
         # Real weights where some leaf is real: such a tree is a real vector space.
-        mixed = not all(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(zero))
-        product = trees.norm_dtype(zero) if mixed else jax.eval_shape(trees.dot, zero, zero).dtype
+        mixed = not all(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params))
+        real = trees.norm_dtype(params)
+        product = real if mixed else jax.eval_shape(trees.dot, params, params).dtype
         return AndersonState(
-            zero, zero, history, history, history if kind == 1 else None,
-            jnp.zeros((m, m), product), jnp.ones((m,), trees.norm_dtype(zero)),
-            jnp.int32(0), jnp.int32(0),
+            history, history, history if kind == 1 else None,
+            jnp.zeros((m, m), product), jnp.ones((m,), real), jnp.int32(0), jnp.int32(0),
         )
 
     def update(
-        residual: PyTree, state: AndersonState, params: PyTree, **extra: Any
+        residual: PyTree, state: AndersonState, params: PyTree, *, previous: Evaluation,
+        **extra: Any,
     ) -> tuple[PyTree, AndersonState]:
         del extra
-        state, projected = _store(state, residual, params, mixing)
-        gamma = _weights(state, projected, ridge, kind, machine_epsilon(params))
+        state = _store(state, residual, params, previous, mixing)
         cap = _default_cap(params) if weight_cap is None else weight_cap
-        sound = jnp.linalg.norm(safe_divide(jnp.abs(gamma), state.lengths)) < cap  # false for NaN
+
+        def extrapolated() -> tuple[jax.Array, jax.Array]:
+            gamma = _weights(state, residual, ridge, kind, machine_epsilon(params))
+            size = jnp.linalg.norm(safe_divide(jnp.abs(gamma), state.lengths))
+            sound = size < cap  # false for NaN
+            return jnp.where(sound, gamma, 0), jnp.where(sound, state.stored, 0)
+
+        # Only m numbers leave the conditional: on the plain steps the history is not even read.
+        plain = anchor((jnp.zeros_like(state.gram[0]), state.stored), (residual, state.gram))
         due = (state.age % period == 0) & (state.stored > 0)
-        used = due & sound
-        gamma = jnp.where(used, gamma, 0)
+        gamma, stored = lax.cond(due, extrapolated, lambda: plain)
         correction = trees.columns_combine(gamma, state.moves, params)
         increment = trees.subtract(trees.scale(mixing, residual), correction)
-        stored = jnp.where(due & ~sound, 0, state.stored)
         return increment, state._replace(stored=stored, age=state.age + 1)
 
-    core = residual_solver("anderson", init, update, ("params",))
+    core = residual_solver("anderson", init, update, ("params", "previous"))
     if safeguard is None:
         return core
     return guard(core, safeguard, reset=_forget, mixing=mixing)
@@ -144,11 +147,11 @@ def _default_cap(params: PyTree) -> float:
 
 
 def _store(
-    state: AndersonState, residual: PyTree, params: PyTree, mixing: Any
-) -> tuple[AndersonState, jax.Array]:
-    """Add the newest pair of differences; also return the projections of the residual, [m]."""
-    y = trees.subtract(residual, state.residual)
-    s = trees.subtract(params, state.point)
+    state: AndersonState, residual: PyTree, params: PyTree, previous: Evaluation, mixing: Any
+) -> AndersonState:
+    """Add the newest pair of differences, and a row and a column to the Gram matrix."""
+    y = trees.subtract(residual, previous.residual)
+    s = trees.subtract(params, previous.point)
     length = jnp.sqrt(trees.squared_norm(stop_gradient(y)))
     # A first step has no predecessor; a column that vanishes, underflows or is not finite
     # carries nothing and must not reach the history: 0 * NaN would poison the sums.
@@ -165,24 +168,26 @@ def _store(
     moves = trees.columns_set(state.moves, slot, unit(trees.axpy(mixing, y, s)))
     if state.points is None:
         points = None
-        products = _like(trees.columns_dot(residuals, newest, residual), state.gram)
-        row = jnp.conj(products[:, 0])
+        column = _products(residuals, newest, state.gram)
+        row = jnp.conj(column)
     else:
         point = unit(s)
         points = trees.columns_set(state.points, slot, point)
-        products = _like(trees.columns_dot(points, newest, residual), state.gram)
-        row = _like(jnp.conj(trees.columns_dot(residuals, point)[:, 0]), state.gram)
-    gram = lax.dynamic_update_index_in_dim(state.gram, products[:, 0], slot, 1)
+        column = _products(points, newest, state.gram)
+        row = jnp.conj(_products(residuals, point, state.gram))
+    gram = lax.dynamic_update_index_in_dim(state.gram, column, slot, 1)
     gram = lax.dynamic_update_index_in_dim(gram, row, slot, 0)
-    new = AndersonState(
-        params, residual, residuals, moves, points, gram,
-        lax.dynamic_update_index_in_dim(state.lengths, length, slot, 0),
+    return AndersonState(
+        residuals, moves, points, gram,
+        lax.dynamic_update_index_in_dim(
+            state.lengths, jnp.where(usable, length, 0), slot, 0),
         state.stored + usable.astype(jnp.int32), state.age,
     )
-    return new, products[:, 1]
 
 
-def _like(products: jax.Array, gram: jax.Array) -> jax.Array:
+def _products(history: PyTree, column: PyTree, gram: jax.Array) -> jax.Array:
+    """Inner products of the stored columns with one, [m], real where the Gram matrix is."""
+    products = trees.columns_dot(history, column)[:, 0]
     return products if jnp.iscomplexobj(gram) else products.real
 
 
@@ -194,12 +199,14 @@ def _times(factor: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def _weights(
-    state: AndersonState, projected: jax.Array, ridge: Any, kind: int, epsilon: float
+    state: AndersonState, residual: PyTree, ridge: Any, kind: int, epsilon: float
 ) -> jax.Array:
     """gamma in units of the scaled columns, [m]; zero for empty slots."""
+    left = state.residuals if state.points is None else state.points
+    projected = _products(left, residual, state.gram)
     m = state.lengths.shape[0]
     filled = jnp.arange(m, dtype=jnp.int32) < state.stored
-    filled &= jnp.abs(jnp.diagonal(state.gram)) > 0  # an unusable pair left a zero column
+    filled &= state.lengths > 0  # an unusable pair left a zero column
     both = filled[:, None] & filled[None, :]
     matrix = jnp.where(both, state.gram, jnp.eye(m, dtype=state.gram.dtype))
     rhs = jnp.where(filled, projected, 0)

@@ -10,7 +10,7 @@ import optax
 
 from jaxiter import trees
 from jaxiter.numerics import is_concrete
-from jaxiter.solvers.residual import residual_solver
+from jaxiter.solvers.residual import Evaluation, hosted, residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -28,15 +28,15 @@ class GuardState(NamedTuple):
 
     Attributes:
       inner: the solver's state.
-      image: the plain image of the last accepted point, and merit: the merit there.
-      best_image, best: the same of the best point since the solver last began.
+      merit: the merit of the last accepted point.
+      best_image, best: the plain image of the best point since the solver last began, and the
+        merit of that point.
       target: the merit that the solver must reach, else it has failed. waited: steps since it
         was set. plain: plain steps still to take. level: how often the solver failed.
       must_accept: whether the point is one that was returned to. rejected: rejections so far.
     """
 
     inner: PyTree
-    image: PyTree
     best_image: PyTree
     merit: jax.Array
     best: jax.Array
@@ -86,33 +86,36 @@ def guard(
     """
     if is_concrete(factor) and not np.all(np.asarray(factor) >= 1):
         raise ValueError(f"factor must be at least 1, got {factor}.")
-    solver = optax.with_extra_args_support(solver)
+    inside = hosted(solver)
+    solver = optax.with_extra_args_support(solver if inside is None else inside)
 
     def init(params: PyTree) -> GuardState:
         # Widened like every merit, so that a carried state keeps its dtype.
         merit, zero = jnp.full((), jnp.inf, trees.norm_dtype(params)), jnp.int32(0)
-        none = trees.zeros_like(params)
         return GuardState(
-            solver.init(params), none, none, merit, merit, merit, zero, zero, zero,
+            solver.init(params), trees.zeros_like(params), merit, merit, merit, zero, zero, zero,
             jnp.bool_(True), zero)
 
     def update(
-        residual: PyTree, state: GuardState, params: PyTree, *, merit: jax.Array, **extra: Any
+        residual: PyTree, state: GuardState, params: PyTree, *, merit: jax.Array,
+        previous: Evaluation, **extra: Any,
     ) -> tuple[PyTree, GuardState]:
         verdict, state = _judge(state, merit, jnp.asarray(factor).astype(merit.dtype))
-        increment, inner = solver.update(residual, state.inner, params, merit=merit, **extra)
+        handed = extra if inside is None else {**extra, "previous": previous}
+        increment, inner = solver.update(residual, state.inner, params, merit=merit, **handed)
         fresh = solver.init(params) if reset is None else reset(inner, params)
         step = trees.scale(mixing, residual)
-        plain = trees.add(params, step)
-        best_image = trees.where(verdict.better, plain, state.best_image)
-        image = trees.where(verdict.wild, state.image, plain)
+        best_image = trees.where(verdict.better, trees.add(params, step), state.best_image)
+        # What follows a point that was returned to is accepted: the point before one that is out
+        # of bounds was the last accepted.
+        image = trees.axpy(mixing, previous.residual, previous.point)
         image = trees.where(verdict.late, best_image, image)
         move = trees.where(state.plain > 0, step, increment)
         move = trees.where(state.must_accept, trees.subtract(image, params), move)
         inner = trees.where(state.must_accept | (state.plain > 0), fresh, inner)
-        return move, state._replace(inner=inner, image=image, best_image=best_image)
+        return move, state._replace(inner=inner, best_image=best_image)
 
-    return residual_solver("guard", init, update, ("params", "merit"))
+    return residual_solver("guard", init, update, ("params", "merit", "previous"))
 
 
 class _Verdict(NamedTuple):

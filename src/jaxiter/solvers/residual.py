@@ -1,7 +1,7 @@
 """What all solvers share: the current point and the merit that they ask for, and errors by name."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +12,20 @@ from jaxiter import trees
 from jaxiter.numerics import stop_gradient
 
 PyTree = Any
+
+
+class Evaluation(NamedTuple):
+    """A point and its residual."""
+
+    point: PyTree
+    residual: PyTree
+
+
+class RememberingState(NamedTuple):
+    """The last evaluation, kept where no driver does, and the state of the solver itself."""
+
+    previous: Evaluation
+    solver: PyTree
 
 
 def residual_solver(
@@ -27,6 +41,8 @@ def residual_solver(
       needs: "params" where update cannot do without the current point, and "merit" where it wants
         one also if the caller gave none (steps that are not measured, training loops): then
         the l2 norm of the residual. A merit that is needed comes in the dtype of that norm.
+        "previous": the `Evaluation` of the update before, zeros at the first. The driver carries
+        it anyway and hands it over; anywhere else, in a chain too, the state keeps a copy.
 
     >>> import jax.numpy as jnp, jaxiter
     >>> half = residual_solver("half", lambda x: (), lambda r, state, x, **extra: (r / 2, state))
@@ -49,7 +65,40 @@ def residual_solver(
             merit = jnp.asarray(merit).astype(trees.norm_dtype(updates))
         return update(updates, state, params, merit=merit, **extra)
 
-    return optax.GradientTransformationExtraArgs(start, step)
+    own = optax.GradientTransformationExtraArgs(start, step)
+    return _remembering(own) if "previous" in needs else own
+
+
+def _remembering(
+    solver: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """The solver with the evaluation before in its state."""
+
+    def init(params: PyTree) -> RememberingState:
+        none = Evaluation(trees.zeros_like(params), trees.zeros_like(params))
+        return trees.unshared(RememberingState(none, solver.init(params)), params)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, RememberingState]:
+        increment, inner = solver.update(
+            updates, state.solver, params, previous=state.previous, **extra)
+        return increment, RememberingState(Evaluation(params, updates), inner)
+
+    # Found by `hosted` also through `as_value`, and by nobody through a chain, whose members see
+    # other residuals than its owner does.
+    update.__dict__["hosted"] = solver
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def hosted(
+    solver: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs | None:
+    """The same solver without a copy of the last evaluation: `update(..., previous=)` takes it.
+
+    None for a solver that asks for none.
+    """
+    return getattr(solver.update, "hosted", None)
 
 
 def of_optax(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
