@@ -59,7 +59,8 @@ def cases() -> dict[str, dict[str, Callable[[float], Any]]]:
         "fixed_point, anderson(5)": {"jaxiter": lambda e: solved(w, e)},
         "its gradient": {"jaxiter": slope(plain), "optimistix": slope(theirs),
                          "jaxopt": slope(jaxopts)},
-        "root": {"jaxiter": lambda e: ji.root(lambda z, w: z + e - jnp.tanh(z @ w), z, w).value},
+        "root": {"jaxiter": lambda e: ji.root(
+            lambda z, w, e: z + e - jnp.tanh(z @ w), z, w, jnp.float32(e)).value},
         "solve_many, 100": {"jaxiter": lambda e: ji.solve_many(
             lambda z, w: jnp.tanh(z @ w + 0.3), many, w, in_axes=None,
             stop=ji.tolerance(rtol=1e-4 + e)).value},

@@ -275,8 +275,9 @@ class Reader:
         return self._object(f)
 
 
-#: What may be traced of a call: all numbers, the arrays alone, or no more than there must be.
-NUMBERS, ARRAYS, FEWEST = (float, np.ndarray, np.generic), (np.ndarray, np.generic), ()
+#: What may be traced of a call: all numbers, all but numpy arrays (tables that are read on the
+#: host), or no more than there must be.
+NUMBERS, FLOATS, FEWEST = (float, np.ndarray, np.generic), (float, np.generic), ()
 
 
 def is_operand(leaf: Any, kinds: tuple) -> bool:

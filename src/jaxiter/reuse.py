@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxiter.known import Check, again, recording
 from jaxiter.numerics import is_array
-from jaxiter.reading import ARRAYS, FEWEST, NUMBERS, Reader, Unkeyed, rebuilt
+from jaxiter.reading import FEWEST, FLOATS, NUMBERS, Reader, Unkeyed, rebuilt
 
 PyTree = Any
 Front = TypeVar("Front", bound=Callable)
@@ -88,7 +88,7 @@ def reused(front: Front) -> Front:
     def call(*args: Any, **keywords: Any) -> Any:
         if getattr(jax.config, OFF) or recording_trace():
             return front(*args, **keywords)
-        for kinds in (NUMBERS, FEWEST):
+        for kinds in (NUMBERS, FLOATS, FEWEST):
             given = Given(args[:named], args[named:], keywords).with_steps(kinds)
             try:
                 reader = Reader()
@@ -115,21 +115,26 @@ class Given(NamedTuple):
     def with_steps(self, kinds: tuple) -> "Given":
         """`max_steps` as a number like others, although it is an integer."""
         steps = self.keywords.get("max_steps")
-        if kinds is not NUMBERS or type(steps) is not int or not 0 <= steps < 2**31:
+        if kinds is FEWEST or type(steps) is not int or not 0 <= steps < 2**31:
             return self
         return self._replace(keywords=self.keywords | {"max_steps": np.int32(steps)})
 
     def read(self, reader: Reader, kinds: tuple) -> tuple:
         """Tokens of all of them."""
         return reader.call(((self.named, self.keywords), kinds),
-                           (self.rest, ARRAYS if kinds is NUMBERS else kinds))
+                           (self.rest, _of_a_map(kinds)))
 
     def rebuilt(self, operands: list, kinds: tuple) -> "Given":
         """The same call with other operands."""
         left = iter(operands)
         named, keywords = rebuilt((self.named, self.keywords), left, kinds)
-        return Given(named, rebuilt(self.rest, left, ARRAYS if kinds is NUMBERS else kinds),
+        return Given(named, rebuilt(self.rest, left, _of_a_map(kinds)),
                      keywords)
+
+
+def _of_a_map(kinds: tuple) -> tuple:
+    """What may be traced of the args of a map, which may branch on a float."""
+    return tuple(kind for kind in kinds if kind is not float)
 
 
 def _context() -> tuple:
