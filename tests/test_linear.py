@@ -133,7 +133,8 @@ def test_what_breaks_bicgstab_down_is_solved(name, a, b):
     a, b = np.asarray(matrix, float), np.asarray(side, float)
     assert np.linalg.norm(a @ np.asarray(out.value, float) - b) < 3e-5 * np.linalg.norm(b), name
     assert out.status in (Status.CONVERGED, Status.PRECISION_FLOOR)
-    assert float(out.condition) < 1.1 * float(np.linalg.cond(a))  # a lower bound, where it broke down too
+    # A lower bound, where it broke down too.
+    assert float(out.condition) < 1.1 * float(np.linalg.cond(a))
 
 
 def test_gradient_through_a_saddle_point():
