@@ -54,7 +54,7 @@ def true_error(cost: np.ndarray, f: Any, g: Any, epsilon: float, b: Any = None) 
     return float(np.abs(rows - 1 / n).sum() + np.abs(columns - b).sum())
 
 
-def transports(epsilon: float, n: int) -> dict[str, Callable]:
+def transports(epsilon: float) -> dict[str, Callable]:
     """cost -> (f, g, steps, converged) of every contender."""
     def ours(cost: jax.Array, method: str) -> tuple:
         out = sinkhorn(cost, epsilon=epsilon, method=method, max_steps=4000,
@@ -91,7 +91,7 @@ def transport(quick: bool) -> list[dict]:
         for share in (0.05, 0.01):
             host, epsilon = problem(n, share)
             cost = jnp.asarray(host)
-            contenders = transports(epsilon, n)
+            contenders = transports(epsilon)
             if n > 10_000 and share < 0.05:  # log iterations of these take the whole budget
                 contenders = {k: f for k, f in contenders.items() if "log" not in k}
             compiled, seconds = compile_all(contenders, cost, repeats=1)

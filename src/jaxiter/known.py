@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxiter.numerics import is_concrete
-from jaxiter.values import Made
+from jaxiter.values import Made, remade
 
 PyTree = Any
 
@@ -81,8 +81,7 @@ def _present(tree: PyTree, operands: list) -> PyTree:
         if not isinstance(leaf, Later):
             return leaf
         args, keywords = _present(leaf.given, operands)
-        made = leaf.factory(*args, **keywords)
-        return made if leaf.place is None else made[leaf.place]
+        return remade(leaf.factory, args, keywords, leaf.place)
 
     return jax.tree.map(leaf, tree, is_leaf=lambda x: isinstance(x, Later))
 
@@ -131,22 +130,28 @@ def check_count(**numbers: Any) -> None:
 def check_positive(**numbers: Any) -> None:
     """Refuse numbers that are known and not positive; traced ones pass."""
     for name, number in numbers.items():
-        known(partial(_within, name, "positive", lambda n: n > 0), number)
+        known(partial(_within, name, "be positive", lambda n: n > 0), number)
+
+
+def check_not_negative(**numbers: Any) -> None:
+    """Refuse numbers that are known and negative or NaN; traced ones pass."""
+    for name, number in numbers.items():
+        known(partial(_within, name, "not be negative", lambda n: n >= 0), number)
 
 
 def check_fraction(**numbers: Any) -> None:
     """Refuse numbers that are known and outside [0, 1)."""
     for name, number in numbers.items():
-        known(partial(_within, name, "in [0, 1)", lambda n: (n >= 0) & (n < 1)), number)
+        known(partial(_within, name, "be in [0, 1)", lambda n: (n >= 0) & (n < 1)), number)
 
 
 def check_share(**numbers: Any) -> None:
     """Refuse numbers that are known and outside (0, 1]."""
     for name, number in numbers.items():
-        known(partial(_within, name, "in (0, 1]", lambda n: (n > 0) & (n <= 1)), number)
+        known(partial(_within, name, "be in (0, 1]", lambda n: (n > 0) & (n <= 1)), number)
 
 
-def _within(name: str, where: str, holds: Callable, number: Any) -> None:
+def _within(name: str, must: str, holds: Callable, number: Any) -> None:
     if isinstance(number, int | float | np.ndarray | np.generic | jax.Array) and not np.all(
             holds(np.asarray(number))):
-        raise ValueError(f"{name} must be {where}, got {number}.")
+        raise ValueError(f"{name} must {must}, got {number}.")

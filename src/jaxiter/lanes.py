@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split
-from jaxiter.driver import conclude
+from jaxiter.driver import conclude, forward
 from jaxiter.implicit import as_adjoint
 from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
@@ -130,7 +130,7 @@ def solve_many(
     ((3, 2), True)
     """
     chosen = choose("solve_many", options, {"resume": "call vmap(fixed_point) with it"})
-    check_count(refill_every=refill_every, **({} if lanes is None else {"lanes": lanes}))
+    check_count(refill_every=refill_every, lanes=1 if lanes is None else lanes)
     method = make_method(problem, chosen, has_aux)
     adjoint, max_steps = as_adjoint(chosen.adjoint), chosen.max_steps
     if adjoint.differentiates_loop:
@@ -142,13 +142,18 @@ def solve_many(
     count = batch_size(x0s, args, axes)
     arrays, restore = split(args)
 
+    def alone(x0: PyTree, *arrays: PyTree) -> LoopState:
+        return forward(method, adjoint, x0, arrays, restore, max_steps, None)
+
+    width = default_lanes(x0s, count) if lanes is None else min(lanes, count)
     if count == 0:
         end = jax.vmap(lambda x0, *arrays: init(method, x0, *restore(arrays)),
                        in_axes=(0, *axes))(x0s, *arrays)
+    elif width == count:  # nothing to refill
+        end = jax.vmap(alone, in_axes=(0, *axes))(x0s, *arrays)
     else:
-        width = default_lanes(x0s, count) if lanes is None else min(lanes, count)
-        end = _forward(method, adjoint, x0s, arrays, axes, restore, max_steps, width,
-                       refill_every, count)
+        end = _queue(method, adjoint, x0s, arrays, axes, restore, max_steps, width,
+                     refill_every, count)
 
     def finished(state: LoopState, *arrays: PyTree) -> Solution:
         return conclude(method, adjoint, state, arrays, restore, max_steps)
@@ -162,13 +167,15 @@ AT_ONCE = 1 << 26
 
 def default_lanes(x0s: PyTree, count: int) -> int:
     """How many problems run side by side where nothing is said, by the static shapes."""
+    if count == 0:
+        return 0
     if jax.default_backend() == "cpu":
         return min(count, max(32, min(1024, 2 ** round(math.log2(3 * count**0.5)))))
     numbers = max(1, sum(leaf.size for leaf in jax.tree.leaves(x0s)) // count)
     return min(count, max(1024, AT_ONCE // numbers))
 
 
-def _forward(
+def _queue(
     method: Method, adjoint: Adjoint, x0s: PyTree, arrays: tuple, axes: tuple,
     restore: Callable, max_steps: Any, width: int, refill_every: int, count: int,
 ) -> LoopState:
@@ -187,13 +194,6 @@ def _forward(
     def begin(idle: jax.Array, x0: PyTree, *arrays: PyTree) -> LoopState:
         state = init(method, x0, *restore(arrays))
         return state._replace(status=jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status))
-
-    def at_once(given: tuple, max_steps: jax.Array) -> LoopState:
-        def whole(x0: PyTree, *arrays: PyTree) -> LoopState:
-            state = anchor(init(method, x0, *restore(arrays)), like)
-            return run(method, adjoint.loop, state, restore(arrays), max_steps)
-
-        return jax.vmap(whole, in_axes=(0, *axes))(given[0], *given[1])
 
     def queue(given: tuple, max_steps: jax.Array) -> LoopState:
         def fresh(owner: jax.Array) -> LoopState:
@@ -228,7 +228,7 @@ def _forward(
     _, constants, _ = hoist(lambda given: one(given[0], *given[1]), given)
     like = (given, constants, max_steps)
     operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
-    pure, constants, _ = hoist(queue if width < count else at_once, *operands)
+    pure, constants, _ = hoist(queue, *operands)
     return pure(stop_gradient(constants), *operands)
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.core
 import numpy as np
 
-from jaxiter.values import Call, Made
+from jaxiter.values import Call, Made, remade
 
 PyTree = Any
 
@@ -298,8 +298,7 @@ def rebuilt(tree: PyTree, operands: Iterator, kinds: tuple) -> PyTree:
             return leaf
         factory, args, keywords = leaf._call
         args, keywords = rebuilt((args, keywords), operands, kinds)
-        made = factory(*args, **keywords)
-        return made if leaf._place is None else made[leaf._place]
+        return remade(factory, args, keywords, leaf._place)
 
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [leaf(x) for x in leaves])

@@ -88,11 +88,12 @@ def reused(front: Front) -> Front:
     def call(*args: Any, **keywords: Any) -> Any:
         if getattr(jax.config, OFF) or recording_trace():
             return front(*args, **keywords)
+        context = _context()
         for kinds in (NUMBERS, FLOATS, FEWEST):
             given = Given(args[:named], args[named:], keywords).with_steps(kinds)
             try:
                 reader = Reader()
-                key = front, kinds, given.read(reader, kinds), _context()
+                key = front, kinds, given.read(reader, kinds), context
                 program = _known(key)
             except (Unkeyed, TypeError, ValueError, RecursionError):
                 break
@@ -121,15 +122,13 @@ class Given(NamedTuple):
 
     def read(self, reader: Reader, kinds: tuple) -> tuple:
         """Tokens of all of them."""
-        return reader.call(((self.named, self.keywords), kinds),
-                           (self.rest, _of_a_map(kinds)))
+        return reader.call(((self.named, self.keywords), kinds), (self.rest, _of_a_map(kinds)))
 
     def rebuilt(self, operands: list, kinds: tuple) -> "Given":
         """The same call with other operands."""
         left = iter(operands)
         named, keywords = rebuilt((self.named, self.keywords), left, kinds)
-        return Given(named, rebuilt(self.rest, left, _of_a_map(kinds)),
-                     keywords)
+        return Given(named, rebuilt(self.rest, left, _of_a_map(kinds)), keywords)
 
 
 def _of_a_map(kinds: tuple) -> tuple:

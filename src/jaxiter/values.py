@@ -58,10 +58,11 @@ class Made:
         return f"{self._call.factory.__name__}({', '.join(given)})"
 
     def __reduce__(self) -> tuple:
-        return _remade, (*self._call, self._place)
+        return remade, (*self._call, self._place)
 
 
-def _remade(factory: Callable, args: tuple, keywords: dict, place: int | None) -> Callable:
+def remade(factory: Callable, args: tuple, keywords: dict, place: int | None) -> Callable:
+    """What stands at a place of what the factory makes, or all of it."""
     made = factory(*args, **keywords)
     return made if place is None else made[place]
 

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.known import known
+from jaxiter.known import check_not_negative
 from jaxiter.linear import LinearSolver, cg
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
 from jaxiter.reuse import reused
@@ -149,11 +148,6 @@ def _check(
         if shape != ():
             raise ValueError(f"outer and inner must return a scalar; {name} returns "
                              f"{'a pytree' if shape is None else f'shape {shape}'}.")
-
-    def no_less(damping: Any) -> None:
-        if not np.all(np.asarray(damping) >= 0):
-            raise ValueError(f"damping must not be negative, got {damping}.")
-
-    known(no_less, damping)
+    check_not_negative(damping=damping)
     if v_init is not None:
         trees.check_same_structure(y, v_init, "v_init")

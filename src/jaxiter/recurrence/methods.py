@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.known import check_count
-from jaxiter.numerics import is_concrete, machine_epsilon
+from jaxiter.known import check_count, check_not_negative
+from jaxiter.numerics import machine_epsilon
 from jaxiter.recurrence.linearize import (
     Rows,
     apply,
@@ -195,8 +195,7 @@ def elk(damping: Any = 1e-3) -> RowMethod:
     parallelization of nonlinear RNNs", 2024; filter by scans: Sarkka and Garcia-Fernandez,
     "Temporal parallelization of Bayesian smoothers", 2021.
     """
-    if is_concrete(damping) and not damping >= 0:
-        raise ValueError(f"damping must not be negative, got {damping}.")
+    check_not_negative(damping=damping)
     return Elk(damping)
 
 

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.known import check_fraction, known
+from jaxiter.known import check_fraction, check_not_negative
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import (
@@ -85,11 +85,6 @@ def adaptive(tolerance: Any = 1e-3, rate: float = 0.1, largest: Any = None) -> A
     return Adaptive(tolerance, rate, largest)
 
 
-def _check_tolerance(tolerance: Any) -> None:
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
-
-
 @reused
 def parallel_optimize(
     optimizer: optax.GradientTransformation, grad_fn: Callable, params: PyTree, *, steps: int,
@@ -138,7 +133,7 @@ def parallel_optimize(
         raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
     chosen = without_derivatives("parallel_optimize", options, steps, most=0)
     rule = tolerance if isinstance(tolerance, Adaptive) else Adaptive(tolerance, 0.0)
-    known(_check_tolerance, rule.tolerance)
+    check_not_negative(tolerance=rule.tolerance)
     trees.check_same_structure(
         params, jax.eval_shape(grad_fn, params, jax.ShapeDtypeStruct((), jnp.int32)),
         "The gradient")
@@ -192,8 +187,8 @@ def _round(
     index = jnp.minimum(stop + jnp.arange(window, dtype=jnp.int32), window - 1)
     ahead = jax.tree.map(lambda leaf: leaf[index], rolled)
     # A guess that ran off is replaced: no gradient could bring it back.
-    known = finite_rows(ahead)
-    ahead = jax.tree.map(lambda g, h: jnp.where(spread(known, g), g, h), ahead, here)
+    sound = finite_rows(ahead)
+    ahead = jax.tree.map(lambda g, h: jnp.where(spread(sound, g), g, h), ahead, here)
     allowed = run.allowed
     if rate and window > 1:
         typical = (1 - rate) * allowed + rate * jnp.median(change)

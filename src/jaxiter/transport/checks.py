@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.adjoint import Adjoint, refuse_series
-from jaxiter.known import known
+from jaxiter.known import check_positive, known
 from jaxiter.numerics import (
     accumulation_dtype,
     if_needed,
@@ -34,8 +34,7 @@ def prepare(
     """Checked operands with strong types."""
     geometry = jax.tree.map(strong, as_geometry(cost))
     (n, m), dtype = geometry.shape, geometry.dtype
-    given_a = np.full(n, 1 / n, dtype) if a is None else a
-    given_b = np.full(m, 1 / m, dtype) if b is None else b
+    given_a, given_b = or_uniform(a, n, dtype), or_uniform(b, m, dtype)
     a = jnp.full((n,), 1 / n, dtype) if a is None else strong(a).astype(dtype)
     b = jnp.full((m,), 1 / m, dtype) if b is None else strong(b).astype(dtype)
     for name, weights, size in (("a", a, n), ("b", b, m)):
@@ -44,12 +43,17 @@ def prepare(
                              f"({size},), got {weights.shape}.")
     rhos = []
     for name, rho in (("rho_a", rho_a), ("rho_b", rho_b)):
-        known(partial(_check_strength, name), rho)
+        check_positive(**{name: rho})
         constraint = is_concrete(rho) and np.all(np.isinf(np.asarray(rho)))
         rhos.append(None if constraint else jnp.asarray(rho, dtype))
     marginals = Marginals(a, b, strong(epsilon).astype(dtype), *rhos)
     _check(marginals, cost.cost if isinstance(cost, Dense) else cost, given_a, given_b, epsilon)
     return geometry, marginals
+
+
+def or_uniform(weights: Any, count: int, dtype: Any) -> Any:
+    """Weights as they were given, for a check that reads them; uniform ones where none were."""
+    return np.full(count, 1 / count, dtype) if weights is None else weights
 
 
 def reduce(
@@ -93,11 +97,6 @@ def mass_agrees(a: Any, b: Any, dtype: Any) -> Any:
     """Whether two weight vectors have the same sum, up to the rounding of `dtype`."""
     slack = float(np.sqrt(jnp.finfo(dtype).eps))
     return abs(a.sum() - b.sum()) <= slack * abs(a.sum())
-
-
-def _check_strength(name: str, rho: Any) -> None:
-    if not np.all(np.asarray(rho) > 0):
-        raise ValueError(f"{name} must be positive, got {rho}.")
 
 
 def check_signs(name: str, host: np.ndarray) -> None:
@@ -283,8 +282,8 @@ def warn_below_floor(stop: Stop, cost: Any, a: Any, b: Any, epsilon: Any) -> Non
     """Warn when a problem, as given, cannot reach its tolerance in the log domain."""
     host = np.asarray(cost)
     host = host if np.issubdtype(host.dtype, np.floating) else host.astype(np.float32)
-    a, b = (np.full(n, 1 / n, host.dtype) if w is None else np.asarray(w)
-            for w, n in zip((a, b), host.shape, strict=True))
+    a, b = (np.asarray(or_uniform(weights, count, host.dtype))
+            for weights, count in zip((a, b), host.shape, strict=True))
     rows = np.min(host[:, b > 0], axis=1)
     columns = np.min((host - rows[:, None])[a > 0], axis=0)
     middle = rows[a > 0].mean()

@@ -4,12 +4,11 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import check_count, known
+from jaxiter.known import check_count, check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.reuse import reused
@@ -21,12 +20,7 @@ from jaxiter.transport.sinkhorn import sinkhorn
 def _check(scores: jax.Array, tau: Any) -> None:
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square [..., k, k], got shape {scores.shape}.")
-
-    def positive(tau: Any) -> None:
-        if not np.all(np.asarray(tau) > 0):
-            raise ValueError(f"tau must be positive, got {tau}.")
-
-    known(positive, tau)
+    check_positive(tau=tau)
 
 
 @reused

@@ -19,7 +19,13 @@ from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, only_implicit
+from jaxiter.transport.checks import (
+    check_masses,
+    check_signs,
+    mass_agrees,
+    only_implicit,
+    or_uniform,
+)
 from jaxiter.transport.rounding import round_to_polytope
 
 
@@ -69,8 +75,8 @@ def _check(cost: Any, a: Any, b: Any, gamma: Any) -> None:
         raise ValueError("cost must be finite; k-sparse plans cannot forbid pairs.")
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")
-    a, b = (np.full(n, 1 / n, host.dtype) if weights is None else np.asarray(weights)
-            for weights, n in zip((a, b), host.shape, strict=True))
+    a, b = (np.asarray(or_uniform(weights, count, host.dtype))
+            for weights, count in zip((a, b), host.shape, strict=True))
     check_signs("a", a)
     check_signs("b", b)
     check_masses(a, b, "normalise them")
