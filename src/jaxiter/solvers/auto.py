@@ -10,7 +10,7 @@ from jaxiter import trees
 from jaxiter.solvers.anderson import _forget, anderson
 from jaxiter.solvers.guard import guard
 from jaxiter.solvers.overrelaxation import overrelaxed
-from jaxiter.solvers.residual import Evaluation, hosted, residual_solver
+from jaxiter.solvers.residual import hosted, residual_solver
 from jaxiter.values import as_value
 
 PyTree = Any

@@ -83,10 +83,10 @@ def squarem(safeguard: Any = 10.0) -> optax.GradientTransformationExtraArgs:
 
 
 def _step_length(residual: PyTree, turn: PyTree, bound: jax.Array) -> jax.Array:
-    """|r| / |v| between 1 and the bound; the bound where v vanishes, 1 where it is not finite."""
+    """|r| / |v| between 1 and the bound; 1 where v vanishes or something is not finite."""
     r, v = (trees.norm(part).astype(bound.dtype) for part in (residual, turn))
     turns = v != 0
-    ratio = jnp.where(turns, r / jnp.where(turns, v, 1), bound)
+    ratio = jnp.where(turns, r / jnp.where(turns, v, 1), 1)
     return jnp.where(ratio > 1, jnp.minimum(ratio, bound), 1)
 
 
