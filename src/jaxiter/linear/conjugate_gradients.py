@@ -89,7 +89,8 @@ def normal_cg(
     have a solution it finds the one of least norm. Squares the condition number.
 
     Two products per step, one with A and one with its adjoint. The residual that
-    stops it is that of A x = b. Arguments and statuses as in `bicgstab`, `ridge` as in `cg`: it is added to A.
+    stops it is that of A x = b. Arguments and statuses as in `bicgstab`; `ridge`
+    is added to A, not to its square.
 
     Reference: Paige and Saunders, "LSQR: an algorithm for sparse linear equations and sparse least
     squares", ACM Trans. Math. Softw. 8, 1982 (which compares it); and that of `cg`.

@@ -46,8 +46,6 @@ class GuardState(NamedTuple):
     level: jax.Array
     must_accept: jax.Array
     rejected: jax.Array
-    image: PyTree = None
-    pending: jax.Array | None = None
 
 
 @as_value
@@ -56,7 +54,6 @@ def guard(
     factor: Any = 2.0,
     reset: Callable[[PyTree, PyTree], PyTree] | None = None,
     mixing: Any = 1.0,
-    grace: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Let a solver move as it likes, as long as the merit falls; else take plain steps.
 
@@ -97,14 +94,13 @@ def guard(
         merit, zero = jnp.full((), jnp.inf, trees.norm_dtype(params)), jnp.int32(0)
         return GuardState(
             solver.init(params), trees.zeros_like(params), merit, merit, merit, zero, zero, zero,
-            jnp.bool_(True), zero,
-            *((trees.zeros_like(params), zero) if grace else ()))
+            jnp.bool_(True), zero)
 
     def update(
         residual: PyTree, state: GuardState, params: PyTree, *, merit: jax.Array,
         previous: Evaluation, **extra: Any,
     ) -> tuple[PyTree, GuardState]:
-        verdict, state = _judge(state, merit, jnp.asarray(factor).astype(merit.dtype), grace)
+        verdict, state = _judge(state, merit, jnp.asarray(factor).astype(merit.dtype))
         handed = extra if inside is None else {**extra, "previous": previous}
         increment, inner = solver.update(residual, state.inner, params, merit=merit, **handed)
         fresh = solver.init(params) if reset is None else reset(inner, params)
@@ -112,17 +108,11 @@ def guard(
         best_image = trees.where(verdict.better, trees.add(params, step), state.best_image)
         # What follows a point that was returned to is accepted: the point before one that is out
         # of bounds was the last accepted.
-        if grace:
-            last, pending = state.image, state.pending > 0
-        else:
-            last, pending = trees.axpy(mixing, previous.residual, previous.point), False
-        image = trees.where(verdict.late, best_image, last)
-        move = trees.where((state.plain > 0) | pending, step, increment)
+        image = trees.axpy(mixing, previous.residual, previous.point)
+        image = trees.where(verdict.late, best_image, image)
+        move = trees.where(state.plain > 0, step, increment)
         move = trees.where(state.must_accept, trees.subtract(image, params), move)
         inner = trees.where(state.must_accept | (state.plain > 0), fresh, inner)
-        if grace:
-            accepted = ~(pending | state.must_accept)
-            state = state._replace(image=trees.where(accepted, trees.add(params, step), last))
         return move, state._replace(inner=inner, best_image=best_image)
 
     return residual_solver("guard", init, update, ("params", "merit", "previous"))
@@ -137,26 +127,21 @@ class _Verdict(NamedTuple):
 
 
 def _judge(
-    state: GuardState, merit: jax.Array, factor: jax.Array, grace: int = 0
+    state: GuardState, merit: jax.Array, factor: jax.Array
 ) -> tuple[_Verdict, GuardState]:
     """The verdict on a point of this merit, and the state after it, its vectors aside."""
     free = state.plain == 0  # the solver moves, no plain steps are due
     bound = jnp.minimum(factor * state.merit, LARGEST_RISE * state.best)
     wild = free & ~state.must_accept & ~(merit <= bound)  # also for NaN
     begins = free & (state.waited == 0)  # after plain steps the solver starts from what it finds
-    hopeful = jnp.bool_(False)
-    if grace:
-        hopeful = wild & (state.pending < grace) & (merit <= LARGEST_RISE * state.best)
-        wild = wild & ~hopeful
-        state = state._replace(pending=jnp.where(hopeful, state.pending + 1, 0))
-    better = ~wild & ~hopeful & ((merit < state.best) | begins)
+    better = ~wild & ((merit < state.best) | begins)
     best = jnp.where(better, merit, state.best)
     reached = merit <= state.target
     waited = jnp.where(reached, 1, state.waited + 1)
     late = free & ~reached & (waited > PATIENCE * 2**state.level)
     back = wild | late
     return _Verdict(wild, late, better), state._replace(
-        merit=jnp.where(late, best, jnp.where(wild | hopeful, state.merit, merit)),
+        merit=jnp.where(late, best, jnp.where(wild, state.merit, merit)),
         best=best,
         target=jnp.where(reached | begins, best / 2, state.target),
         waited=jnp.where(free & ~late, waited, 0),
