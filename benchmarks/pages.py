@@ -60,11 +60,11 @@ def choosing() -> str:
         "holds; at most 20,000 evaluations)\n\n"
         + table(["", "median", "ninth decile", "worst", f"beyond {data['allowed']}", "unsolved"],
                 rows)
-        + "\n\"auto\" is the rule of `choosing.py`, which begins with Anderson acceleration and may "
-        "change to over-relaxation. It was tuned on half of the maps and does not hold what it was "
-        "made for on the other half, within 1.3 of the best everywhere; nor is it better than "
-        "`anderson()` in the median or at worst. So it is no solver of the library: take "
-        "`anderson()`, and `damped()` where a map answers with a slope far below -1.\n")
+        + "\nThe rule of `choosing.py`, \"auto\", begins with Anderson acceleration and may change "
+        "to\nover-relaxation. Tuned on half of the maps, it is not within 1.3 of the best on all "
+        "of the others,\nand no better than `anderson()` in the median or at worst. So it is no "
+        "solver of the library: take\n`anderson()`, and `damped()` where a map answers with slopes far "
+        "below -1.\n")
 
 
 def gradients() -> str:
@@ -239,8 +239,8 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 
 
 def main() -> None:
-    blocks = [fixed_points(), choosing(), gradients(), training(), lanes(), transport(), diffusion(),
-              few_steps(), bilevel(), optim(), compiling(), prompts(), audit()]
+    blocks = [fixed_points(), choosing(), gradients(), training(), lanes(), transport(),
+              diffusion(), few_steps(), bilevel(), optim(), compiling(), prompts(), audit()]
     pictures = "\n".join(f"![{n}](../benchmarks/results/{n}.png)" for n in PLOTS)
     (ROOT / "docs" / "benchmarks.md").write_text(
         "# Benchmarks\n\nWritten by `benchmarks/pages.py` from `benchmarks/results/`. Two CPU "
