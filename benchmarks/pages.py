@@ -63,8 +63,8 @@ def choosing() -> str:
         + "\nThe rule of `choosing.py`, \"auto\", begins with Anderson acceleration and may change "
         "to\nover-relaxation. Tuned on half of the maps, it is not within 1.3 of the best on all "
         "of the others,\nand no better than `anderson()` in the median or at worst. So it is no "
-        "solver of the library: take\n`anderson()`, and `damped()` where a map answers with slopes far "
-        "below -1.\n")
+        "solver of the library: take\n`anderson()`, and where a map answers with slopes below -1 "
+        "`anderson(mixing=0.5)` or `damped()`.\n")
 
 
 def gradients() -> str:
