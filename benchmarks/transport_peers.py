@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import ot
-from ott.geometry import geometry
+from ott.geometry import epsilon_scheduler, geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn
 
@@ -17,7 +17,17 @@ def ott(cost: Any, a: Any, b: Any, epsilon: float, lse: bool, **keywords: Any) -
     return sinkhorn.Sinkhorn(lse_mode=lse, **keywords)(problem)
 
 
-def pot_rows(cost: Any, a: Any, b: Any, epsilon: float, tol: float) -> list[dict]:
+def ott_scheduled(
+    cost: Any, a: Any, b: Any, epsilon: Any, lse: bool, **keywords: Any
+) -> Any:
+    """With epsilon falling from ten times its end by a tenth every ten steps."""
+    schedule = epsilon_scheduler.Epsilon(target=epsilon, init=10.0, decay=0.9)
+    return ott(cost, a, b, schedule, lse, **keywords)
+
+
+def pot_rows(
+    cost: Any, a: Any, b: Any, epsilon: float, tol: float, log: bool = True
+) -> list[dict]:
     """POT's Sinkhorns, stopped at the same error (the slow log one after 300), and its exact LP."""
     common = {"stopThr": tol, "log": True, "warn": False}
     methods: dict[str, Callable] = {
@@ -26,6 +36,8 @@ def pot_rows(cost: Any, a: Any, b: Any, epsilon: float, tol: float) -> list[dict
         "POT log, float64": lambda: ot.bregman.sinkhorn_log(
             a, b, cost, epsilon, numItermax=300, **common),
         "POT emd (exact)": lambda: ot.lp.emd(a, b, cost, numItermax=10**6, log=True)}
+    if not log:
+        methods.pop("POT log, float64")
     rows = []
     for name, method in methods.items():
         start = time.perf_counter()

@@ -31,8 +31,9 @@ from jaxiter.transport.newton import newton_problem
 
 PyTree = Any
 
-#: "auto" gives accelerated Sinkhorn this many steps before it turns to Newton.
-AUTO_STEPS = 150
+#: "auto" gives accelerated Sinkhorn this many steps before it turns to Newton. A fixed number: the
+#: residual often stands still for long and then falls fast, so that its trend foretells little.
+AUTO_STEPS = 600
 #: "newton" starts from a plan with this relative row error, or after so many iterations.
 WARMUP_ERROR, WARMUP_STEPS = 0.1, 200
 #: A larger epsilon is solved to this relative error, in at most so many steps.
@@ -67,7 +68,8 @@ def solve_stages(
     first = _sinkhorn(parts, marginals, choices, schedule)
     if choices.method in ("auto", "newton"):
         status = first.status
-        needed = status == Status.MAX_STEPS
+        # Newton's plan, changed by multiplication, says less of rounding than the kernel.
+        needed = (status == Status.MAX_STEPS) | (status == Status.PRECISION_FLOOR)
         if choices.method == "newton":
             needed = (status != Status.BAD_INPUT) & (status != Status.NONFINITE)
         first = follow(
