@@ -1,0 +1,197 @@
+"""Powell's hybrid method: Newton's step where it can be trusted, bent to the gradient elsewhere.
+
+Source: Powell, "A hybrid method for nonlinear equations", in Numerical Methods for Nonlinear
+Algebraic Equations, 1970; More, Garbow and Hillstrom, "User guide for MINPACK-1", 1980, whose
+scaling and whose rules for the radius these are. The Jacobian is a new one at every point.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
+from jaxiter.problem import Problem
+from jaxiter.roots.newton import PROGRESS, Course, Point, begin, judged, judging
+from jaxiter.roots.vectors import flat, unflat, value_and_jacobian
+
+PyTree = Any
+
+#: The first radius, in sizes of x0; the share of the predicted fall that moves the start of the
+#: next step, that is too little, and that is plenty; what a radius falls by where F is no number.
+FACTOR, ACCEPTED, POOR, PLENTY, UNDEFINED = 100.0, 1e-4, 0.1, 0.5, 0.1
+#: Where F does not change with some entry at x0, the entry moves by so much of the size of x0.
+FIRST_MOVE = 0.01
+#: Newton's step is one where its linear system is solved to this share of |F|.
+SOLVED = 0.5
+
+
+class Model(NamedTuple):
+    """F about a point that was accepted, in scaled variables `s = D x` and units of F.
+
+    Attributes:
+      x, value: the point, and F there. newton, left: Newton's step and `F + J newton`.
+      descent, change: the step to the least |F| along the gradient, and what it changes F by.
+      usable: whether newton solves its system. diagonal: D.
+    """
+
+    x: jax.Array
+    value: jax.Array
+    newton: jax.Array
+    left: jax.Array
+    descent: jax.Array
+    change: jax.Array
+    usable: jax.Array
+    diagonal: jax.Array
+
+
+class Trust(NamedTuple):
+    """The memory of a solve.
+
+    Attributes:
+      model: of the last accepted point. unit: size of the first Jacobian; 0 before.
+      radius: of the region where the model is trusted. length: of the last step.
+      predicted: |F| of the model where it led. whole: whether it was Newton's.
+      free: whether it is accepted whatever comes of it. successes: good steps in a row.
+      steep: equations that ever changed with x. value: F at the point evaluated last.
+      course: the judge's.
+    """
+
+    model: Model
+    unit: jax.Array
+    radius: jax.Array
+    length: jax.Array
+    predicted: jax.Array
+    whole: jax.Array
+    free: jax.Array
+    successes: jax.Array
+    steep: jax.Array
+    value: PyTree
+    course: Course
+
+
+def hybrid_problem(evaluate: Callable, x0: PyTree, has_aux: bool) -> Problem:
+    """The problem whose map leads from trial to trial; `evaluate(x, *args) -> (F, aux)`."""
+    dtype = trees.norm_dtype(x0)
+
+    def step(x: PyTree, trust: Trust, *args: PyTree) -> tuple:
+        value, jacobian, aux = value_and_jacobian(lambda x: evaluate(x, *args), x, dtype)
+        at = flat(x, dtype)
+        following, trust = _advance(at, flat(value, dtype), jacobian, trust, machine_epsilon(x))
+        out = unflat(following - at, x), trust._replace(value=value)
+        return (out, aux) if has_aux else out
+
+    return judging(Problem(
+        residual=step, memory=lambda x, *args: _begin(x, dtype),
+        equations=lambda x, trust, *args: evaluate(x, *args)[0]), machine_epsilon(x0))
+
+
+def _begin(x0: PyTree, dtype: Any) -> Trust:
+    x = flat(x0, dtype)
+    none, zero, no = jnp.zeros_like(x), jnp.zeros((), dtype), jnp.bool_(False)
+    model = Model(x, none, none, none, none, none, no, none)
+    return Trust(model, zero, zero, zero, zero, no, no, jnp.int32(0), jnp.zeros(x.shape, bool),
+                 trees.full_like(x0, jnp.inf), begin(zero))
+
+
+def _advance(
+    x: jax.Array, value: jax.Array, jacobian: jax.Array, trust: Trust, epsilon: float
+) -> tuple[jax.Array, Trust]:
+    """The next trial, and the memory after one more evaluation."""
+    first = trust.unit == 0
+    size = trees.magnitude(jnp.where(jnp.any(jacobian != 0), jnp.max(jnp.abs(jacobian)),
+                                     jnp.max(jnp.abs(value))))
+    unit = jnp.where(first, size, trust.unit)
+    value, jacobian = value / unit, jacobian / unit
+    norm, x_norm, before = trees.norm(value), trees.norm(x), trust.course.norm / unit
+    sound = trees.finite((value, jacobian))
+    fell = 1 - (norm / before) ** 2
+    ratio = safe_divide(fell, 1 - (trust.predicted / before) ** 2)
+    good = sound & (first | trust.free | (ratio >= ACCEPTED))
+    columns, rows = (jnp.max(jnp.abs(jacobian), axis) for axis in (0, 1))
+    start = FIRST_MOVE * jnp.where(x_norm > 0, x_norm, 1)
+    still = first & (columns == 0) & (norm > 0)
+    known = jnp.where(still, jnp.diag(jnp.full_like(x, norm / start)), jacobian)
+    model = _model(x, value, known, jnp.where(first, 0, trust.model.diagonal), epsilon)
+    newton = jnp.where(model.usable, trees.norm(model.newton / model.diagonal), jnp.inf)
+    flattened = jnp.any((rows == 0) & trust.steep)
+    noise = 4 * epsilon * trees.norm(jnp.matmul(jnp.abs(jacobian), jnp.abs(x), precision=HIGHEST))
+    radius, successes = _radius(trust, ratio, sound)
+    scaled = trees.norm(model.diagonal * x)
+    radius = jnp.where(first, FACTOR * jnp.where(scaled > 0, scaled, 1), radius)
+    useful = (fell >= PROGRESS) | (radius > trust.radius) | ~sound
+    course = judged(trust.course, Point(
+        norm * unit, x_norm, newton, noise * unit, trust.whole, flattened, good, useful), epsilon)
+    model = jax.tree.map(lambda new, old: jnp.where(good, new, old), model, trust.model)
+    move, predicted, whole = _dogleg(model, radius)
+    length = trees.norm(move)
+    return model.x + move / model.diagonal, Trust(
+        model, unit, jnp.where(first, jnp.minimum(radius, length), radius), length,
+        predicted, whole, jnp.any(still), successes, trust.steep | (good & (rows > 0)),
+        trust.value, course)
+
+
+def _radius(trust: Trust, ratio: jax.Array, sound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The radius after a step that brought `ratio` of what was predicted, and successes in a row.
+
+    A poor step is as good as one of its length: a radius beyond it would try it again.
+    """
+    radius, length = trust.radius, trust.length
+    poor = ~(ratio >= POOR)
+    successes = jnp.where(poor | ~sound, 0, trust.successes + 1)
+    larger = jnp.where((ratio >= PLENTY) | (successes > 1), jnp.maximum(radius, 2 * length), radius)
+    larger = jnp.where(jnp.abs(ratio - 1) <= 0.1, 2 * length, larger)
+    smaller = jnp.minimum(radius, length) * jnp.where(sound, 0.5, UNDEFINED)
+    return jnp.where(poor | ~sound, smaller, larger), successes
+
+
+def _model(
+    x: jax.Array, value: jax.Array, jacobian: jax.Array, diagonal: jax.Array, epsilon: float
+) -> Model:
+    """F about x. Rows and columns are taken in units of their own, D never shrinks."""
+    columns = jax.vmap(trees.norm, in_axes=1)(jacobian)
+    diagonal = jnp.maximum(diagonal, columns)
+    diagonal = jnp.where(diagonal > 0, diagonal, 1)
+    scaled = jacobian / diagonal
+    rows = jnp.max(jnp.abs(scaled), 1)
+    rows = jnp.where(rows > 0, rows, 1)
+    # What rounding may add anyway: so a singular matrix has a finite answer too, which is of use
+    # where the system can be solved.
+    shifted = scaled / rows[:, None] + epsilon * jnp.eye(x.size, dtype=x.dtype)
+    norm = trees.norm(value)
+    newton = -jnp.linalg.solve(shifted, value / rows)
+    left = value + jnp.matmul(scaled, newton, precision=HIGHEST)
+    usable = trees.finite(newton) & (trees.norm(left) <= SOLVED * norm)
+    # Of F / |F|, for squares of F may leave the float range.
+    gradient = jnp.matmul(safe_divide(value, norm), scaled, precision=HIGHEST)
+    along = jnp.matmul(scaled, gradient, precision=HIGHEST)
+    far = -norm * safe_divide(trees.squared_norm(gradient), trees.squared_norm(along))
+    return Model(x, value, jnp.where(usable, newton, 0), jnp.where(usable, left, 0),
+                 far * gradient, far * along, usable, diagonal)
+
+
+def _dogleg(model: Model, radius: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The step on the path x, descent, newton that is `radius` long, or newton.
+
+    Returns:
+      The step in scaled variables, |F| of the model there, whether it is Newton's whole step.
+    """
+    reach, descent = trees.norm(model.newton), trees.norm(model.descent)
+    whole = model.usable & (reach <= radius)
+    # In units of the radius; a step that is longer by far shows its direction only.
+    newton = model.newton / radius * jnp.minimum(1, 1e6 * safe_divide(radius, reach))
+    start = model.descent / radius
+    leg = newton - start
+    a, b, c = (trees.dot(leg, leg), trees.dot(start, leg), 1 - trees.dot(start, start))
+    root = jnp.sqrt(jnp.maximum(b * b + a * c, 0))
+    share = jnp.where(b > 0, safe_divide(c, b + root), safe_divide(root - b, a))
+    short = (descent >= radius) | ~model.usable
+    share = jnp.where(short, 0, jnp.clip(share, 0, 1))
+    keep = jnp.where(short, jnp.minimum(1, safe_divide(radius, descent)), 1 - share)
+    long = share * jnp.minimum(1, 1e6 * safe_divide(radius, reach))
+    keep, long = jnp.where(whole, 0, keep), jnp.where(whole, 1, long)
+    model_value = model.value + keep * model.change + long * (model.left - model.value)
+    move = jnp.where(whole, model.newton, keep * model.descent + long * model.newton)
+    return move, trees.norm(model_value), whole
