@@ -1,12 +1,10 @@
 """`root`: zeros of systems, by Newton's methods or by any solver of fixed points."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
@@ -109,8 +107,8 @@ def _way(
 
         return _Way(trail_problem(evaluate, has_aux), chosen, finish)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x0)):
-        raise ValueError(f'method="{method}" solves for real unknowns; give F of real and imaginary '
-                         'parts, or take method="anderson".')
+        raise ValueError(f'method="{method}" solves for real unknowns; give F of real and '
+                         'imaginary parts, or take method="anderson".')
     make = hybrid_problem if method == "hybrid" else krylov_problem
     usual: dict[str, Any] = {"keep_best": True}
     if method == "hybrid":

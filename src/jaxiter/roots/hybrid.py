@@ -3,6 +3,9 @@
 Source: Powell, "A hybrid method for nonlinear equations", in Numerical Methods for Nonlinear
 Algebraic Equations, 1970; More, Garbow and Hillstrom, "User guide for MINPACK-1", 1980, whose
 scaling and whose rules for the radius these are. The Jacobian is a new one at every point.
+
+Where |F| has a minimum that is no root, or a valley in which the region of trust stays small, the
+plain method of Newton is tried once from x0: it does not mind |F| rising, nor any units.
 """
 
 from collections.abc import Callable
@@ -14,16 +17,23 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
-from jaxiter.roots.newton import PROGRESS, Course, Point, begin, judged, judging
+from jaxiter.roots.newton import LEFT, PROGRESS, Course, Point, begin, judged, judging
 from jaxiter.roots.vectors import flat, unflat, value_and_jacobian
+from jaxiter.solution import Status
 
 PyTree = Any
 
 #: The first radius, in sizes of x0; the share of the predicted fall that moves the start of the
-#: next step, that is too little, and that is plenty; what a radius falls by where F is no number.
-FACTOR, ACCEPTED, POOR, PLENTY, UNDEFINED = 100.0, 1e-4, 0.1, 0.5, 0.1
+#: next step, that is too little, and that is plenty.
+FACTOR, ACCEPTED, POOR, PLENTY = 100.0, 1e-4, 0.1, 0.5
+#: What a step is shortened to that fell short of the model, or led where F is no number.
+SHORT, UNDEFINED = 0.5, 0.1
+#: A step in so many roundings of x leaves no room for a shorter one.
+ROOM = 10
 #: Where F does not change with some entry at x0, the entry moves by so much of the size of x0.
 FIRST_MOVE = 0.01
+#: Newton's plain method gets so many steps; it begins after so many of the other at the latest.
+PLAIN, TRUSTED = 100, 200
 #: Newton's step is one where its linear system is solved to this share of |F|.
 SOLVED = 0.5
 
@@ -55,6 +65,8 @@ class Trust(NamedTuple):
       radius: of the region where the model is trusted. length: of the last step.
       predicted: |F| of the model where it led. whole: whether it was Newton's.
       free: whether it is accepted whatever comes of it. successes: good steps in a row.
+      origin: x0. count: evaluations. plain: steps of Newton's plain method so far, of which the
+        first leads to x0; 0 before, PLAIN + 1 after.
       steep: equations that ever changed with x. value: F at the point evaluated last.
       course: the judge's.
     """
@@ -67,6 +79,9 @@ class Trust(NamedTuple):
     whole: jax.Array
     free: jax.Array
     successes: jax.Array
+    origin: jax.Array
+    count: jax.Array
+    plain: jax.Array
     steep: jax.Array
     value: PyTree
     course: Course
@@ -92,8 +107,9 @@ def _begin(x0: PyTree, dtype: Any) -> Trust:
     x = flat(x0, dtype)
     none, zero, no = jnp.zeros_like(x), jnp.zeros((), dtype), jnp.bool_(False)
     model = Model(x, none, none, none, none, none, no, none)
-    return Trust(model, zero, zero, zero, zero, no, no, jnp.int32(0), jnp.zeros(x.shape, bool),
-                 trees.full_like(x0, jnp.inf), begin(zero))
+    count = jnp.int32(0)
+    return Trust(model, zero, zero, zero, zero, no, no, count, x, count, count,
+                 jnp.zeros(x.shape, bool), trees.full_like(x0, jnp.inf), begin(zero))
 
 
 def _advance(
@@ -101,36 +117,62 @@ def _advance(
 ) -> tuple[jax.Array, Trust]:
     """The next trial, and the memory after one more evaluation."""
     first = trust.unit == 0
-    size = trees.magnitude(jnp.where(jnp.any(jacobian != 0), jnp.max(jnp.abs(jacobian)),
-                                     jnp.max(jnp.abs(value))))
-    unit = jnp.where(first, size, trust.unit)
+    plain = (trust.plain > 0) & (trust.plain <= PLAIN)
+    unit = jnp.where(first, _unit(value, jacobian), trust.unit)
     value, jacobian = value / unit, jacobian / unit
-    norm, x_norm, before = trees.norm(value), trees.norm(x), trust.course.norm / unit
+    norm, x_norm, before = trees.norm(value), trees.norm(x), trees.norm(trust.model.value)
     sound = trees.finite((value, jacobian))
-    fell = 1 - (norm / before) ** 2
-    ratio = safe_divide(fell, 1 - (trust.predicted / before) ** 2)
-    good = sound & (first | trust.free | (ratio >= ACCEPTED))
-    columns, rows = (jnp.max(jnp.abs(jacobian), axis) for axis in (0, 1))
-    start = FIRST_MOVE * jnp.where(x_norm > 0, x_norm, 1)
-    still = first & (columns == 0) & (norm > 0)
-    known = jnp.where(still, jnp.diag(jnp.full_like(x, norm / start)), jacobian)
-    model = _model(x, value, known, jnp.where(first, 0, trust.model.diagonal), epsilon)
-    newton = jnp.where(model.usable, trees.norm(model.newton / model.diagonal), jnp.inf)
-    flattened = jnp.any((rows == 0) & trust.steep)
-    noise = 4 * epsilon * trees.norm(jnp.matmul(jnp.abs(jacobian), jnp.abs(x), precision=HIGHEST))
+    fell = 1 - safe_divide(norm, before) ** 2
+    ratio = safe_divide(fell, 1 - safe_divide(trust.predicted, before) ** 2)
+    good = sound & (first | trust.free | (ratio >= ACCEPTED)) & ~plain
+    here = _model(x, value, _shown(jacobian, norm, x_norm, first),
+                  jnp.where(first, 0, trust.model.diagonal), epsilon)
+    still = first & jnp.any(jnp.all(jacobian == 0, 0)) & (norm > 0)
+    scaled = trees.norm(here.diagonal * x)
     radius, successes = _radius(trust, ratio, sound)
-    scaled = trees.norm(model.diagonal * x)
-    radius = jnp.where(first, FACTOR * jnp.where(scaled > 0, scaled, 1), radius)
-    useful = (fell >= PROGRESS) | (radius > trust.radius) | ~sound
+    radius = jnp.where(first, FACTOR * jnp.where(scaled > 0, scaled, 1),
+                       jnp.where(plain, trust.radius, radius))
+    # A refused step is of use, too, while there is room for a shorter one and |F| can be resolved.
+    room = trust.length > ROOM * epsilon * scaled
+    useful = (fell >= PROGRESS) | (radius > trust.radius) | ~sound | plain | (
+        ~good & room & (trust.course.norm > trust.course.noise))
+    sloped = jnp.any(jacobian != 0, 1)
+    newton = jnp.where(here.usable, trees.norm(here.newton / here.diagonal), jnp.inf)
+    noise = 4 * epsilon * trees.norm(jnp.matmul(jnp.abs(jacobian), jnp.abs(x), precision=HIGHEST))
+    # F that oscillates may seem to contract: what the region of trust had was no root, so a root
+    # has much less.
+    whole = trust.whole & (~plain | (norm <= LEFT * before))
     course = judged(trust.course, Point(
-        norm * unit, x_norm, newton, noise * unit, trust.whole, flattened, good, useful), epsilon)
-    model = jax.tree.map(lambda new, old: jnp.where(good, new, old), model, trust.model)
+        norm * unit, x_norm, newton, noise * unit, whole, jnp.any(trust.steep & ~sloped),
+        good | (plain & sound), useful), epsilon)
+    stuck = (trust.plain == 0) & (
+        (course.code == Status.STAGNATED) | (trust.count >= TRUSTED)) & sound
+    course = course._replace(  # a point of the plain method that is no better has no say
+        merit=jnp.where(plain & (norm > before), jnp.inf, course.merit),
+        slow=jnp.where(stuck, 0, course.slow),
+        code=jnp.where(stuck & (course.code == Status.STAGNATED), Status.RUNNING, course.code))
+    model = jax.tree.map(lambda new, old: jnp.where(good, new, old), here, trust.model)
     move, predicted, whole = _dogleg(model, radius)
-    length = trees.norm(move)
-    return model.x + move / model.diagonal, Trust(
-        model, unit, jnp.where(first, jnp.minimum(radius, length), radius), length,
-        predicted, whole, jnp.any(still), successes, trust.steep | (good & (rows > 0)),
-        trust.value, course)
+    length, onward = trees.norm(move), plain & here.usable & (trust.plain < PLAIN)
+    following = jnp.where(onward, x + here.newton / here.diagonal, model.x + move / model.diagonal)
+    taken = jnp.where(plain, jnp.where(onward, trust.plain + 1, PLAIN + 1), trust.plain)
+    return jnp.where(stuck, trust.origin, following), Trust(
+        model, unit, jnp.where(first, jnp.minimum(radius, length), radius), length, predicted,
+        onward | (whole & ~stuck), still, successes, trust.origin, trust.count + 1,
+        jnp.where(stuck, 1, taken), trust.steep | (good & sloped), trust.value, course)
+
+
+def _unit(value: jax.Array, jacobian: jax.Array) -> jax.Array:
+    """The size of the Jacobian; of F where that is zero."""
+    slope = jnp.max(jnp.abs(jacobian))
+    return trees.magnitude(jnp.where(slope > 0, slope, jnp.max(jnp.abs(value))))
+
+
+def _shown(jacobian: jax.Array, norm: jax.Array, x_norm: jax.Array, first: jax.Array) -> jax.Array:
+    """The Jacobian; at x0 with a slope where F does not change with an entry, which then moves."""
+    slope = norm / (FIRST_MOVE * jnp.where(x_norm > 0, x_norm, 1))
+    still = first & jnp.all(jacobian == 0, 0) & (norm > 0)
+    return jnp.where(still, slope * jnp.eye(still.size, dtype=jacobian.dtype), jacobian)
 
 
 def _radius(trust: Trust, ratio: jax.Array, sound: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -143,7 +185,7 @@ def _radius(trust: Trust, ratio: jax.Array, sound: jax.Array) -> tuple[jax.Array
     successes = jnp.where(poor | ~sound, 0, trust.successes + 1)
     larger = jnp.where((ratio >= PLENTY) | (successes > 1), jnp.maximum(radius, 2 * length), radius)
     larger = jnp.where(jnp.abs(ratio - 1) <= 0.1, 2 * length, larger)
-    smaller = jnp.minimum(radius, length) * jnp.where(sound, 0.5, UNDEFINED)
+    smaller = jnp.minimum(radius, length) * jnp.where(sound, SHORT, UNDEFINED)
     return jnp.where(poor | ~sound, smaller, larger), successes
 
 

@@ -48,9 +48,9 @@ class Course(NamedTuple):
     """What was seen so far, scalars; and the verdict on the point evaluated last.
 
     Attributes:
-      start, size: |F| and |x| at x0; start is inf before. norm, step: |F| and the length of
-        Newton's step at the last good point. lost: evaluations in a row far from everything.
-      slow: those that brought nothing.
+      start, size: |F| and |x| at x0; start is inf before. norm, step, noise: |F|, the length of
+        Newton's step and the rounding at the last good point. lost: evaluations in a row far from
+        everything. slow: those that brought nothing.
       merit, scale, code: of the point evaluated last, as a `Problem` says them.
     """
 
@@ -58,6 +58,7 @@ class Course(NamedTuple):
     size: jax.Array
     norm: jax.Array
     step: jax.Array
+    noise: jax.Array
     lost: jax.Array
     slow: jax.Array
     merit: jax.Array
@@ -68,7 +69,7 @@ class Course(NamedTuple):
 def begin(zero: jax.Array) -> Course:
     """Nothing seen yet."""
     endless, none = zero + jnp.inf, jnp.int32(0)
-    return Course(endless, zero, endless, endless, none, none, endless, zero,
+    return Course(endless, zero, endless, endless, zero, none, none, endless, zero,
                   jnp.int32(Status.RUNNING))
 
 
@@ -82,7 +83,8 @@ def judged(course: Course, at: Point, epsilon: float) -> Course:
     size = jnp.where(first, at.x_norm, course.size)
     start = jnp.where(first, at.norm, course.start)
     length = jnp.maximum(at.x_norm, 0.1 * jnp.minimum(size, 1))
-    contracts = at.whole & ~first & (at.norm <= LEFT * course.norm) & (at.step <= SHORTER * course.step)
+    contracts = at.whole & ~first & (at.norm <= LEFT * course.norm) & (
+        at.step <= SHORTER * course.step)
     rounded = (at.norm <= at.noise) | (at.step <= ROUNDINGS * epsilon * length)
     near = (contracts | rounded) & at.good & ~at.flat & jnp.isfinite(at.step)
     scale = jnp.where(near, at.norm * safe_divide(length, at.step), 0)
@@ -91,13 +93,13 @@ def judged(course: Course, at: Point, epsilon: float) -> Course:
     slow = jnp.where(first | at.useful, 0, course.slow + 1)
     # Down to nothing on the way, without a root: what is exactly 0 there has underflowed.
     vanished = (at.norm == 0) & at.flat & (course.norm <= epsilon**2 * start)
-    least = jnp.minimum(at.norm, course.norm)
-    floor = (slow >= SLOW_AT_FLOOR) & (least <= at.noise)
+    norm, step, noise = (jnp.where(at.good, new, old) for new, old in (
+        (at.norm, course.norm), (at.step, course.step), (at.noise, course.noise)))
+    floor = (slow >= SLOW_AT_FLOOR) & (norm <= noise)
     code = first_case(
         ((lost >= PATIENCE) | vanished | (floor & at.flat), Status.DIVERGED),
         (floor, Status.PRECISION_FLOOR), (slow >= SLOW, Status.STAGNATED))
-    return Course(start, size, jnp.where(at.good, at.norm, course.norm),
-                  jnp.where(at.good, at.step, course.step), lost, slow, at.norm, scale, code)
+    return Course(start, size, norm, step, noise, lost, slow, at.norm, scale, code)
 
 
 def judging(problem: Problem, epsilon: float) -> Problem:

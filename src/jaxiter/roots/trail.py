@@ -1,5 +1,4 @@
-"""Zeros of F as fixed points of `x - F(x)`, for any solver: F is judged by how it changes on the way.
-"""
+"""Zeros of F as fixed points of `x - F(x)`, by any solver: F is judged by its slopes on the way."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
