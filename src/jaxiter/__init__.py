@@ -36,10 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
     "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel",
-    "bracketed_root", "callback", "cite", "damped", "descending", "diagnose", "diffusion", "divergence", "estimators",
-    "fixed_point", "frozen", "guard", "halpern", "implicit", "in_stages", "inertial", "iterate",
-    "iterate_many", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
-    "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
-    "recurrence", "restarted", "root", "root_many", "solve_many", "solve_splitting",
-    "spectral_norm", "spectral_rescale", "stagnation", "tolerance", "transport", "unrolled",
+    "bracketed_root", "callback", "cite", "damped", "descending", "diagnose", "diffusion",
+    "divergence", "estimators", "fixed_point", "frozen", "guard", "halpern", "implicit",
+    "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear", "neumann",
+    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
+    "printer", "progress", "record", "recurrence", "restarted", "root", "root_many", "solve_many",
+    "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation", "tolerance", "transport",
+    "unrolled",
 ]

@@ -39,16 +39,18 @@ SOLVED = 0.5
 
 
 class Model(NamedTuple):
-    """F about a point that was accepted, in scaled variables `s = D x` and units of F.
+    """F about a point that was accepted, in scaled variables `s = D x` and a unit of F.
 
     Attributes:
-      x, value: the point, and F there. newton, left: Newton's step and `F + J newton`.
+      x, value, norm, unit: the point, F there, |F|, and the unit of F. newton, left: Newton's step and `F + J newton`.
       descent, change: the step to the least |F| along the gradient, and what it changes F by.
       usable: whether newton solves its system. diagonal: D.
     """
 
     x: jax.Array
     value: jax.Array
+    norm: jax.Array
+    unit: jax.Array
     newton: jax.Array
     left: jax.Array
     descent: jax.Array
@@ -61,7 +63,7 @@ class Trust(NamedTuple):
     """The memory of a solve.
 
     Attributes:
-      model: of the last accepted point. unit: size of the first Jacobian; 0 before.
+      model: of the last accepted point. unit: size of the first Jacobian, that of D; 0 before.
       radius: of the region where the model is trusted. length: of the last step.
       predicted: |F| of the model where it led. whole: whether it was Newton's.
       free: whether it is accepted whatever comes of it. successes: good steps in a row.
@@ -106,7 +108,7 @@ def hybrid_problem(evaluate: Callable, x0: PyTree, has_aux: bool) -> Problem:
 def _begin(x0: PyTree, dtype: Any) -> Trust:
     x = flat(x0, dtype)
     none, zero, no = jnp.zeros_like(x), jnp.zeros((), dtype), jnp.bool_(False)
-    model = Model(x, none, none, none, none, none, no, none)
+    model = Model(x, none, zero, zero, none, none, none, none, no, none)
     count = jnp.int32(0)
     return Trust(model, zero, zero, zero, zero, no, no, count, x, count, count,
                  jnp.zeros(x.shape, bool), trees.full_like(x0, jnp.inf), begin(zero))
@@ -118,17 +120,19 @@ def _advance(
     """The next trial, and the memory after one more evaluation."""
     first = trust.unit == 0
     plain = (trust.plain > 0) & (trust.plain <= PLAIN)
-    unit = jnp.where(first, _unit(value, jacobian), trust.unit)
-    value, jacobian = value / unit, jacobian / unit
-    norm, x_norm, before = trees.norm(value), trees.norm(x), trees.norm(trust.model.value)
+    # F in units of its own slope here: from far starts both may fall by the whole float range.
+    norm, x_norm, before, unit = (
+        trees.norm(value), _size(x), trust.model.norm, _unit(value, jacobian))
+    start = jnp.where(first, unit, trust.unit)
     sound = trees.finite((value, jacobian))
+    value, jacobian = value / unit, jacobian / unit
     fell = 1 - safe_divide(norm, before) ** 2
     ratio = safe_divide(fell, 1 - safe_divide(trust.predicted, before) ** 2)
     good = sound & (first | trust.free | (ratio >= ACCEPTED)) & ~plain
-    here = _model(x, value, _shown(jacobian, norm, x_norm, first),
-                  jnp.where(first, 0, trust.model.diagonal), epsilon)
+    here = _model(x, value, norm, unit, _shown(jacobian, norm / unit, x_norm, first),
+                  jnp.where(first, 0, trust.model.diagonal), unit / start, epsilon)
     still = first & jnp.any(jnp.all(jacobian == 0, 0)) & (norm > 0)
-    scaled = trees.norm(here.diagonal * x)
+    scaled = _size(here.diagonal * x)
     radius, successes = _radius(trust, ratio, sound)
     radius = jnp.where(first, FACTOR * jnp.where(scaled > 0, scaled, 1),
                        jnp.where(plain, trust.radius, radius))
@@ -137,13 +141,13 @@ def _advance(
     useful = (fell >= PROGRESS) | (radius > trust.radius) | ~sound | plain | (
         ~good & room & (trust.course.norm > trust.course.noise))
     sloped = jnp.any(jacobian != 0, 1)
-    newton = jnp.where(here.usable, trees.norm(here.newton / here.diagonal), jnp.inf)
+    newton = jnp.where(here.usable, _size(here.newton / here.diagonal), jnp.inf)
     noise = 4 * epsilon * trees.norm(jnp.matmul(jnp.abs(jacobian), jnp.abs(x), precision=HIGHEST))
     # F that oscillates may seem to contract: what the region of trust had was no root, so a root
     # has much less.
     whole = trust.whole & (~plain | (norm <= LEFT * before))
     course = judged(trust.course, Point(
-        norm * unit, x_norm, newton, noise * unit, whole, jnp.any(trust.steep & ~sloped),
+        norm, x_norm, newton, noise * unit, whole, jnp.any(trust.steep & ~sloped),
         good | (plain & sound), useful), epsilon)
     stuck = (trust.plain == 0) & (
         (course.code == Status.STAGNATED) | (trust.count >= TRUSTED)) & sound
@@ -152,12 +156,12 @@ def _advance(
         slow=jnp.where(stuck, 0, course.slow),
         code=jnp.where(stuck & (course.code == Status.STAGNATED), Status.RUNNING, course.code))
     model = jax.tree.map(lambda new, old: jnp.where(good, new, old), here, trust.model)
-    move, predicted, whole = _dogleg(model, radius)
-    length, onward = trees.norm(move), plain & here.usable & (trust.plain < PLAIN)
+    move, length, predicted, whole = _dogleg(model, radius)
+    onward = plain & here.usable & (trust.plain < PLAIN)
     following = jnp.where(onward, x + here.newton / here.diagonal, model.x + move / model.diagonal)
     taken = jnp.where(plain, jnp.where(onward, trust.plain + 1, PLAIN + 1), trust.plain)
     return jnp.where(stuck, trust.origin, following), Trust(
-        model, unit, jnp.where(first, jnp.minimum(radius, length), radius), length, predicted,
+        model, start, jnp.where(first, jnp.minimum(radius, length), radius), length, predicted,
         onward | (whole & ~stuck), still, successes, trust.origin, trust.count + 1,
         jnp.where(stuck, 1, taken), trust.steep | (good & sloped), trust.value, course)
 
@@ -190,11 +194,15 @@ def _radius(trust: Trust, ratio: jax.Array, sound: jax.Array) -> tuple[jax.Array
 
 
 def _model(
-    x: jax.Array, value: jax.Array, jacobian: jax.Array, diagonal: jax.Array, epsilon: float
+    x: jax.Array, value: jax.Array, norm: jax.Array, unit: jax.Array, jacobian: jax.Array,
+    diagonal: jax.Array, share: jax.Array, epsilon: float,
 ) -> Model:
-    """F about x. Rows and columns are taken in units of their own, D never shrinks."""
-    columns = jax.vmap(trees.norm, in_axes=1)(jacobian)
-    diagonal = jnp.maximum(diagonal, columns)
+    """F about x. Rows and columns are taken in units of their own, D never shrinks.
+
+    `share`: the unit of F and J over that of D.
+    """
+    size = norm / unit
+    diagonal = jnp.maximum(diagonal, share * jnp.max(jnp.abs(jacobian), 0))
     diagonal = jnp.where(diagonal > 0, diagonal, 1)
     scaled = jacobian / diagonal
     rows = jnp.max(jnp.abs(scaled), 1)
@@ -202,23 +210,29 @@ def _model(
     # What rounding may add anyway: so a singular matrix has a finite answer too, which is of use
     # where the system can be solved.
     shifted = scaled / rows[:, None] + epsilon * jnp.eye(x.size, dtype=x.dtype)
-    norm = trees.norm(value)
     newton = -jnp.linalg.solve(shifted, value / rows)
     left = value + jnp.matmul(scaled, newton, precision=HIGHEST)
-    usable = trees.finite(newton) & (trees.norm(left) <= SOLVED * norm)
+    usable = trees.finite(newton) & (trees.norm(left) <= SOLVED * size)
     # Of F / |F|, for squares of F may leave the float range.
-    gradient = jnp.matmul(safe_divide(value, norm), scaled, precision=HIGHEST)
+    gradient = jnp.matmul(safe_divide(value, size), scaled, precision=HIGHEST)
     along = jnp.matmul(scaled, gradient, precision=HIGHEST)
-    far = -norm * safe_divide(trees.squared_norm(gradient), trees.squared_norm(along))
-    return Model(x, value, jnp.where(usable, newton, 0), jnp.where(usable, left, 0),
+    far = -size * safe_divide(trees.squared_norm(gradient), trees.squared_norm(along))
+    return Model(x, value, norm, unit, jnp.where(usable, newton, 0), jnp.where(usable, left, 0),
                  far * gradient, far * along, usable, diagonal)
 
 
-def _dogleg(model: Model, radius: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _size(vector: jax.Array) -> jax.Array:
+    """The largest magnitude: in one pass, and in the float range whatever the entries are."""
+    return jnp.max(jnp.abs(vector))
+
+
+def _dogleg(
+    model: Model, radius: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The step on the path x, descent, newton that is `radius` long, or newton.
 
     Returns:
-      The step in scaled variables, |F| of the model there, whether it is Newton's whole step.
+      The step in scaled variables, its length, |F| of the model there, whether it is Newton's whole step.
     """
     reach, descent = trees.norm(model.newton), trees.norm(model.descent)
     whole = model.usable & (reach <= radius)
@@ -236,4 +250,5 @@ def _dogleg(model: Model, radius: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     keep, long = jnp.where(whole, 0, keep), jnp.where(whole, 1, long)
     model_value = model.value + keep * model.change + long * (model.left - model.value)
     move = jnp.where(whole, model.newton, keep * model.descent + long * model.newton)
-    return move, trees.norm(model_value), whole
+    length = jnp.where(whole, reach, jnp.where(short, jnp.minimum(descent, radius), radius))
+    return move, length, model.unit * trees.norm(model_value), whole

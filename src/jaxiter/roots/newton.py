@@ -27,7 +27,7 @@ class Point(NamedTuple):
     """One evaluation.
 
     Attributes:
-      norm: |F|. x_norm: |x|. step: length of Newton's step there, not finite where there is none.
+      norm: |F|. x_norm: size of x. step: of Newton's step there, not finite where there is none.
       noise: what rounding of x may change F by. whole: x is where a whole step of Newton led.
       flat: some equation has lost all slope, as those do that underflow.
       good: the next step starts here, for |F| fell. useful: it fell by a good deal, or steps
