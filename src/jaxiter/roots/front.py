@@ -43,7 +43,47 @@ def root(
     function: Callable, x0: PyTree, *args: PyTree, method: str | None = None,
     has_aux: bool = False, **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Solve `F(x, *args) = 0`."""
+    """Solve `F(x, *args) = 0`.
+
+    CONVERGED is said only where a root is near, and multiplying F by a constant changes nothing.
+    The methods of Newton know its step p at x and say it where `|p| <= rtol |x|` and the step that
+    led to x did what Newton's does near a root: at most a third of |F| was left, and p is the
+    shorter of both (`tolerance` is asked with `|F|` for the merit and `|F| |x| / |p|` for the
+    scale). `tolerance(rtol=0, atol=...)` asks for `|F(x)| <= atol` alone.
+
+    Args:
+      function: F, as many real numbers as x has, of one dtype; another tree or other shapes than
+        those of x pass, entry by entry. With has_aux `(F, aux)`.
+      x0, *args, has_aux: as in `fixed_point`.
+      method: "hybrid", Powell's: dense Jacobians by forward mode, Newton's step in a region of
+        trust, bent to the gradient; where that is stuck once the plain method from x0. The default
+        up to 100 unknowns. "krylov": matrix-free, by GMRES with Eisenstat and Walker's forcing
+        terms, shortened until |F| falls; the default beyond. "anderson": a multisecant method of F
+        in the units of x, for F without a forward derivative (`jax.custom_vjp`, callbacks),
+        complex x, and maps that are nearly contractions; judged by F's slopes along the way.
+      **options: those of `fixed_point`. `solver` means that solver, of the map `x - F(x)`: for a
+        gradient F, `damped(alpha)` is descent with step alpha. The methods of Newton return the
+        best point that they saw (`keep_best`), and "hybrid" has dense adjoints.
+
+    Returns:
+      A `Solution`; its residual is the norm of F, its steps evaluations of F, its derivatives those
+      of the root. STAGNATED where |F| has a minimum that is no root; DIVERGED where x runs to
+      infinity, also where F tends to zero there; NONFINITE where F(x0) is not a number. A singular
+      Jacobian is no status by itself: the step is then one of least |F| along the gradient.
+
+    Raises:
+      TypeError: F with another number of entries, or dtype, than x.
+      ValueError: an unknown method, one of Newton's beside a solver or for complex x.
+
+    Reference: Powell, "A hybrid method for nonlinear equations", in Numerical Methods for Nonlinear
+    Algebraic Equations, 1970; Eisenstat and Walker, "Choosing the forcing terms in an inexact
+    Newton method", SIAM J. Sci. Comput. 17, 1996.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> solution = jaxiter.root(lambda x, a: 1e-6 * (x * x - a), jnp.array(1.0), 2.0)
+    >>> round(float(solution.value), 4), bool(solution.converged)
+    (1.4142, True)
+    """
     x0, evaluate = as_point(x0), _evaluation(function, has_aux)
     way = _way("root", evaluate, x0, args, method, has_aux, options)
     solution = fixed_point(way.problem, x0, *args, has_aux=has_aux, **way.options._asdict())
@@ -57,7 +97,23 @@ def root_many(
     refill_every: int = 4, method: str | None = None, has_aux: bool = False,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Solve `F(x, *args) = 0` for many x0 and args, in lanes that refill when theirs ends."""
+    """Solve `F(x, *args) = 0` for many x0 and args, in lanes that refill when theirs ends.
+
+    Args:
+      function, method, has_aux: as in `root`, for one problem.
+      x0s: starts, leaves `[n, *shape]`. *args: batched along `in_axes`.
+      lanes, in_axes, refill_every: as in `solve_many`.
+      **options: as in `root`; no `resume`, no `unrolled()`.
+
+    Returns:
+      A batched `Solution`.
+
+    >>> import jax.numpy as jnp, jaxiter
+    >>> squares = jnp.array([4.0, 9.0, 1e4])
+    >>> out = jaxiter.root_many(lambda x, a: x * x - a, jnp.ones(3), squares, lanes=2)
+    >>> out.value.round(2).tolist(), bool(out.converged.all())
+    ([2.0, 3.0, 100.0], True)
+    """
     x0s, evaluate = as_point(x0s), _evaluation(function, has_aux)
     axes = normalise_axes(in_axes, len(args))
     batch_size(x0s, args, axes)
@@ -137,7 +193,10 @@ def _default(evaluate: Callable, x0: PyTree, args: tuple) -> str:
 def _differentiable(evaluate: Callable, x0: PyTree, args: tuple) -> bool:
     """Whether F has a derivative in forward mode; one with a custom rule or a callback has none."""
     try:
-        jax.eval_shape(lambda x: jax.jvp(lambda x: evaluate(x, *args)[0], (x,), (x,)), x0)
+        # Under vmap, for only there a custom rule in the way is met.
+        jax.eval_shape(jax.vmap(lambda x, dot: jax.jvp(
+            lambda x: evaluate(x, *args)[0], (x,), (dot,))[1], in_axes=(None, 0)),
+            x0, jax.tree.map(lambda leaf: leaf[None], x0))
     except (TypeError, ValueError, NotImplementedError):
         return False
     return True

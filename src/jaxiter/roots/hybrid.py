@@ -42,7 +42,8 @@ class Model(NamedTuple):
     """F about a point that was accepted, in scaled variables `s = D x` and a unit of F.
 
     Attributes:
-      x, value, norm, unit: the point, F there, |F|, and the unit of F. newton, left: Newton's step and `F + J newton`.
+      x, value, norm, unit: the point, F there, |F|, and the unit of F. newton, left: Newton's step
+        and `F + J newton`.
       descent, change: the step to the least |F| along the gradient, and what it changes F by.
       usable: whether newton solves its system. diagonal: D.
     """
@@ -232,7 +233,7 @@ def _dogleg(
     """The step on the path x, descent, newton that is `radius` long, or newton.
 
     Returns:
-      The step in scaled variables, its length, |F| of the model there, whether it is Newton's whole step.
+      The step in scaled variables, its length, |F| of the model there, whether it is Newton's.
     """
     reach, descent = trees.norm(model.newton), trees.norm(model.descent)
     whole = model.usable & (reach <= radius)
