@@ -24,6 +24,7 @@ from jaxiter.solvers import (
     overrelaxed,
     picard,
     restarted,
+    squarem,
 )
 from jaxiter.spectral import spectral_norm
 from jaxiter.splitting import SplitResult, Splitting, solve_splitting
@@ -41,6 +42,6 @@ __all__ = [
     "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear", "neumann",
     "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
     "printer", "progress", "record", "recurrence", "restarted", "root", "root_many", "solve_many",
-    "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation", "tolerance", "transport",
-    "unrolled",
+    "solve_splitting", "spectral_norm", "spectral_rescale", "squarem", "stagnation", "tolerance",
+    "transport", "unrolled",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import (
     LinearSolution,
     LinearSolver,
@@ -23,12 +24,12 @@ PyTree = Any
 
 
 @as_value
-def dense(rtol: Any = None) -> LinearSolver:
+def dense(rtol: Any = None, *, ridge: Any = 0.0) -> LinearSolver:
     """Build the matrix column by column and factorise it (LU); for up to about 1,000 unknowns.
 
     CONVERGED when the recomputed relative residual is within `rtol` (default ten
     times that of the iterative solvers), else PRECISION_FLOOR, LINEAR_FAILURE or NONFINITE.
-    Half precision is solved in float32.
+    Half precision is solved in float32. `ridge` as in `cg`.
 
     >>> import jax.numpy as jnp
     >>> dense()(lambda v: 4 * v, jnp.array([8.0])).value.tolist()
@@ -54,4 +55,4 @@ def dense(rtol: Any = None) -> LinearSolver:
             gains = gains.seeing(safe_divide(trees.norm(known), trees.norm(image)))
         return direct_report(x, b, matvec(x), gains, rtol, flat.size)
 
-    return solve
+    return with_ridge(solve, ridge)
