@@ -157,8 +157,10 @@ def _way(
         chosen = choose(front, options, {}, solver=in_units(
             anderson(period=1, safeguard=None, weight_cap=1e12)))
 
+        forward = _differentiable(evaluate, x0, args)
+
         def finish(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
-            return confirmed(
+            return solution if not forward else confirmed(
                 solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule)
 
         return _Way(trail_problem(evaluate, has_aux), chosen, finish)
