@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
@@ -152,8 +153,12 @@ def _of_one(
         trees.check_same_structure(x, value, "f")
         return value
 
+    def step(x: jax.Array, b: Bracket, upper: jax.Array, *args: PyTree) -> tuple:
+        # Computed once: in two fusions f may round to two signs, and the bracket loses its root.
+        return _narrowed(x, lax.optimization_barrier(f(x, *args)), b, upper)
+
     problem = Problem(
-        step=lambda x, b, upper, *args: _narrowed(x, f(x, *args), b, upper),
+        step=step,
         memory=lambda x, *args: _begin(x),
         merit=lambda x, out, b, *args: jnp.where(b.f == 0, 0, b.width),
         scale=lambda x, out, b, *args: jnp.abs(b.x), floor=0.0,
