@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
@@ -153,12 +152,8 @@ def _of_one(
         trees.check_same_structure(x, value, "f")
         return value
 
-    def step(x: jax.Array, b: Bracket, upper: jax.Array, *args: PyTree) -> tuple:
-        # Computed once: in two fusions f may round to two signs, and the bracket loses its root.
-        return _narrowed(x, lax.optimization_barrier(f(x, *args)), b, upper)
-
     problem = Problem(
-        step=step,
+        step=lambda x, b, upper, *args: _narrowed(x, f(x, *args), b, upper),
         memory=lambda x, *args: _begin(x),
         merit=lambda x, out, b, *args: jnp.where(b.f == 0, 0, b.width),
         scale=lambda x, out, b, *args: jnp.abs(b.x), floor=0.0,
@@ -196,6 +191,12 @@ def _narrowed(
 ) -> tuple[jax.Array, Bracket]:
     """The next point, and the bracket after f was evaluated at x. The first two are the bounds."""
     second, between = b.count == 1, b.count >= 2
+    # XLA may compute f twice, and round it to two signs next to a root: what was chosen by one is
+    # set right by the other, which is the one remembered.
+    wrong = between & (jnp.sign(b.f) * jnp.sign(b.f_other) > 0)
+    b = b._replace(
+        other=jnp.where(wrong, b.old, b.other), f_other=jnp.where(wrong, b.f_old, b.f_other),
+        old=jnp.where(wrong, b.other, b.old), f_old=jnp.where(wrong, b.f_other, b.f_old))
     same = between & (jnp.sign(f) == jnp.sign(b.f))
     other, f_other = jnp.where(same, b.other, b.x), jnp.where(same, b.f_other, b.f)
     old, f_old = jnp.where(same, b.x, b.other), jnp.where(same, b.f, b.f_other)
