@@ -12,7 +12,7 @@ from jaxiter.lanes import over_mesh, solve_many
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
 from jaxiter.process import Batches, Process, iterate, iterate_many
-from jaxiter.roots import root
+from jaxiter.roots import bracketed_root, root, root_many
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers import (
     anderson,
@@ -36,11 +36,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
-    "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel", "callback",
-    "cite", "damped", "descending", "diagnose", "diffusion", "divergence", "estimators",
-    "fixed_point", "frozen", "guard", "halpern", "implicit", "in_stages", "inertial", "iterate",
-    "iterate_many", "jacobian_penalty", "linear", "neumann", "no_fixed_point", "one_step",
-    "operators", "optim", "over_mesh", "overrelaxed", "picard", "printer", "progress", "record",
-    "recurrence", "restarted", "root", "solve_many", "solve_splitting", "spectral_norm",
-    "spectral_rescale", "squarem", "stagnation", "tolerance", "transport", "unrolled",
+    "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel",
+    "bracketed_root", "callback", "cite", "damped", "descending", "diagnose", "diffusion",
+    "divergence", "estimators", "fixed_point", "frozen", "guard", "halpern", "implicit",
+    "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear", "neumann",
+    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
+    "printer", "progress", "record", "recurrence", "restarted", "root", "root_many", "solve_many",
+    "solve_splitting", "spectral_norm", "spectral_rescale", "squarem", "stagnation", "tolerance",
+    "transport", "unrolled",
 ]

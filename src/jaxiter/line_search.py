@@ -200,23 +200,23 @@ def _search(function: Callable, low: jax.Array, high: jax.Array) -> jax.Array:
 
 def _open(b: _Bracket) -> jax.Array:
     """Where there is a float between the ends."""
-    return b.sound & (_key(b.low) < _key(b.high) - 1)
+    return b.sound & (key_of_float(b.low) < key_of_float(b.high) - 1)
 
 
 def _narrowed(function: Callable, b: _Bracket) -> _Bracket:
     """The bracket after one more evaluation of every element that is open."""
-    ends = _key(b.low), _key(b.high)
+    ends = key_of_float(b.low), key_of_float(b.high)
     v_low, v_high = jnp.minimum(b.w_low, 1) * b.f_low, jnp.minimum(b.w_high, 1) * b.f_high
     secant = b.low + (b.high - b.low) * (v_low / (v_low - v_high))
     middle = (ends[0] >> 1) + (ends[1] >> 1) + (ends[0] & ends[1] & 1)
     # Never an end again: next to a root the secant rounds to it.
-    inside = jnp.clip(_key(secant), ends[0] + 1, ends[1] - 1)
-    x = _unkey(jnp.where(b.halving | ~jnp.isfinite(secant), middle, inside), b.low.dtype)
+    inside = jnp.clip(key_of_float(secant), ends[0] + 1, ends[1] - 1)
+    x = float_of_key(jnp.where(b.halving | ~jnp.isfinite(secant), middle, inside), b.low.dtype)
     f, still = function(x), _open(b)
     up = still & ((jnp.sign(f) == jnp.sign(b.f_low)) | (f == 0))  # x is the new low end
     down = still & ((jnp.sign(f) == jnp.sign(b.f_high)) | (f == 0))
     low, high = jnp.where(up, x, b.low), jnp.where(down, x, b.high)
-    width, was = ((_key(top) >> 1) - (_key(bottom) >> 1)
+    width, was = ((key_of_float(top) >> 1) - (key_of_float(bottom) >> 1)
                   for bottom, top in ((low, high), (b.low, b.high)))
     return _Bracket(
         low, high, jnp.where(up, f, b.f_low), jnp.where(down, f, b.f_high),
@@ -229,12 +229,13 @@ def _integer(dtype: Any) -> Any:
     return jnp.dtype(f"int{jnp.finfo(dtype).bits}")
 
 
-def _key(x: jax.Array) -> jax.Array:
+def key_of_float(x: jax.Array) -> jax.Array:
     """Integers in the order of the floats: neighbours differ by one."""
     return _mirrored(lax.bitcast_convert_type(x, _integer(x.dtype)))
 
 
-def _unkey(key: jax.Array, dtype: Any) -> jax.Array:
+def float_of_key(key: jax.Array, dtype: Any) -> jax.Array:
+    """The float of such an integer."""
     return lax.bitcast_convert_type(_mirrored(key), dtype)
 
 

@@ -135,7 +135,8 @@ def advance(
         held = stop_gradient((x, output))
         norm = _length(problem, held[0]) if method.lazy else state.next_norm
         norms = norm, *_image_and_residual_norms(problem, *held)
-        rest = stop_gradient((norms, cache, state.memory, args))
+        known = memory if problem.hindsight else state.memory
+        rest = stop_gradient((norms, cache, known, args))
         return stop_gradient(measure(problem, *held, *rest))
 
     norms = when_measured(look, nothing_measured(nan))

@@ -54,6 +54,8 @@ class Problem(NamedTuple):
       calls: what one evaluation of T costs in calls of the user's oracles: a tree of integers,
         such as `{"gradients": 2}`, or a function `calls(x, *args)` that returns one; summed in
         `Solution.calls`.
+      hindsight: whether merit, scale, floor and certify get the memory as the evaluation at x
+        left it, and not as it found it: for a step that learns there what x is worth.
     """
 
     step: Callable | None = None
@@ -71,6 +73,7 @@ class Problem(NamedTuple):
     residual: Callable | None = None
     epoch: Callable | None = None
     calls: Callable | PyTree | None = None
+    hindsight: bool = False
 
 
 class Measure(NamedTuple):

@@ -133,6 +133,10 @@ def equations() -> Iterator[Case]:
         for system in SYSTEMS:
             yield 0.3, partial(audit_root, system=system, solver=solver, solver_name=name,
                                free=name == "default")
+    for method in ("krylov", "anderson"):
+        for system in SYSTEMS:
+            yield 0.3, partial(audit_root, system=system, solver=None, solver_name=method,
+                               method=method, free=method == "anderson")
     for system in SYSTEMS:
         yield 0.3, in_float64(partial(audit_root, system=system, solver=None, free=True,
                                       solver_name="default", dtype=jnp.float64))

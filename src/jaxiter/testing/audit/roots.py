@@ -180,14 +180,14 @@ ALL = {**SYSTEMS, **ROOTLESS}
 
 
 @cache
-def _program(solver: Any) -> Callable:
+def _program(solver: Any, method: str | None) -> Callable:
     """One program for all systems: which of them it is, is data."""
     def function(x: jax.Array, which: jax.Array, p: jax.Array, factor: jax.Array) -> jax.Array:
         branches = [lambda x, p, f=system.f: f(jnp, x, p) for system in ALL.values()]
         return factor * lax.switch(which, branches, x, p)
 
     def solve(x0: jax.Array, *args: jax.Array) -> tuple:
-        out = root(function, x0, *args, solver=solver, max_steps=300)
+        out = root(function, x0, *args, solver=solver, method=method, max_steps=300)
         return out.value, out.status
 
     return jax.jit(jax.vmap(solve, (0, None, 0, 0)))
@@ -202,7 +202,7 @@ def _starts(rng: np.random.Generator, count: int, far: float) -> np.ndarray:
 
 def audit_root(
     seed: int, count: int, system: str, solver: Any, solver_name: str, dtype: Any = jnp.float32,
-    free: bool = False,
+    free: bool = False, method: str | None = None,
 ) -> Verdict:
     """One system with many parameters, starts and factors, each problem also with factor 1.
 
@@ -216,7 +216,7 @@ def audit_root(
     factor = 2.0 ** rng.integers(-30, 31, count) * rng.choice([1, -1], count, p=[0.7, 0.3])
     x0, p, factor, plain = cast(dtype, x0, p, factor, np.ones(count))
     which = jnp.int32(list(ALL).index(system))
-    answers = [_program(solver)(x0, which, p, scale) for scale in (factor, plain)]
+    answers = [_program(solver, method)(x0, which, p, scale) for scale in (factor, plain)]
     start, exact_p, *scales = exactly(x0, p, factor, plain)
     honest, says = [], []
     for (x, status), scale in zip(answers, scales, strict=True):

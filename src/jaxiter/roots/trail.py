@@ -1,22 +1,18 @@
-"""Zeros of F as fixed points."""
+"""Zeros of F as fixed points of `x - F(x)`, by any solver: F is judged by its slopes on the way."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.driver import fixed_point
 from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
-from jaxiter.numerics import machine_epsilon, on_own_mesh, safe_divide, stop_gradient
-from jaxiter.options import SolveOptions, choose
-from jaxiter.problem import Problem, as_point
-from jaxiter.reuse import reused
+from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
-from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, accepts
 
@@ -195,7 +191,7 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
     return residual_solver("in_units", init, update, ("params",))
 
 
-def _confirmed(
+def confirmed(
     solution: Solution, function: Callable, x0: PyTree, args: tuple, stop: Stop
 ) -> Solution:
     """The solution, DIVERGED where it says CONVERGED and Newton's step sees no root near.
@@ -234,50 +230,8 @@ def _confirmed(
         status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))
 
 
-@reused
-@on_own_mesh
-def root(
-    function: Callable, x0: PyTree, *args: PyTree, has_aux: bool = False,
-    **options: Unpack[SolveOptions],
-) -> Solution:
-    """Solve `F(x, *args) = 0` as the fixed point of `x - F(x)`.
-
-    F is judged by itself, so that multiplying it by a constant changes nothing: with the flattest
-    slope of F along the last 10 moves, `|F(x)| <= rtol * slope * |x|`, that is, the root is
-    within rtol of x if F is about linear there. `tolerance(rtol=0, atol=...)` asks for
-    `|F(x)| <= atol`. PRECISION_FLOOR where the rounding of x alone, along the steepest of them,
-    changes F by more. CONVERGED is said only where Newton's step at x, one linear solve at the end,
-    agrees that a root is near (where F has a forward derivative).
-
-    Args:
-      function: F, same tree, shapes and dtypes as x; with has_aux, `(F, aux)`.
-      x0, *args, has_aux: as in `fixed_point`.
-      **options: those of `fixed_point`. The default solver is a multisecant method,
-        `anderson(period=1, safeguard=None)` of F in the units of x, found by a first move of a
-        hundredth of x0. For a gradient F, `damped(alpha)` is descent with step alpha.
-
-    Returns:
-      A `Solution`; its residual is the norm of F, its derivatives those of the root. DIVERGED
-      where x runs to infinity, also where F tends to zero there, and where F is small without
-      a root near.
-
-    Raises:
-      TypeError: F of another structure than x.
-
-    >>> import jax.numpy as jnp, jaxiter
-    >>> solution = jaxiter.root(lambda x, a: 1e-6 * (x * x - a), jnp.array(1.0), 2.0)
-    >>> round(float(solution.value), 4), bool(solution.converged)
-    (1.4142, True)
-    """
-    x0, default = as_point(x0), in_units(anderson(period=1, safeguard=None, weight_cap=1e12))
-    chosen = choose("root", options, {}, solver=default)
-
-    def evaluate(x: PyTree, *args: PyTree) -> tuple[PyTree, PyTree]:
-        out = function(x, *args)
-        value, aux = out if has_aux else (out, None)
-        value = jax.tree.map(jnp.asarray, value)
-        trees.check_same_structure(x, value, "F")
-        return value, aux
+def trail_problem(evaluate: Callable, has_aux: bool) -> Problem:
+    """The problem whose residual is -F; `evaluate(x, *args) -> (F, aux)`."""
 
     def residual(x: PyTree, trail: Trail, *args: PyTree) -> tuple:
         value, aux = evaluate(x, *args)
@@ -287,9 +241,7 @@ def root(
     def of_value(function: Callable) -> Callable:
         return lambda x, r, trail, *args: function(x, trees.negative(r), trail)
 
-    problem = Problem(
+    return Problem(
         residual=residual, memory=_begin, scale=of_value(_scale),
         floor=lambda x, trail, *args: _floor(x, trail), certify=of_value(_runs_away),
         equations=lambda x, trail, *args: evaluate(x, *args)[0])
-    solution = fixed_point(problem, x0, *args, has_aux=has_aux, **chosen._asdict())
-    return _confirmed(solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule)
