@@ -52,7 +52,7 @@ def make_box(x0: PyTree, lower: Any, upper: Any) -> Box:
     def side(name: str, bound: Any, missing: float) -> tuple[PyTree, jax.Array]:
         bound = missing if bound is None else bound
         if jax.tree.structure(bound) != jax.tree.structure(x0):
-            if np.ndim(bound) if jax.tree.structure(bound).num_leaves == 1 else True:
+            if jax.tree.structure(bound) != jax.tree.structure(0) or np.ndim(bound):
                 raise TypeError(f"{name} must be a number or a tree like x0, "
                                 f"{jax.tree.structure(x0)}, got {jax.tree.structure(bound)}.")
             bound = jax.tree.map(lambda leaf: bound, x0)

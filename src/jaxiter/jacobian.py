@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter.numerics import anchor
+
 PyTree = Any
 
 
@@ -36,7 +38,7 @@ def dense_jacobian(function: Callable, x: PyTree) -> tuple[jax.Array, jax.Array]
     >>> f.tolist(), j.tolist()
     ([1.0, 9.0], [[2.0, 0.0], [0.0, 6.0]])
     """
-    basis = jnp.eye(flat(x).size, dtype=flat(x).dtype)
+    basis = anchor(jnp.eye(flat(x).size, dtype=flat(x).dtype), x)
     value, product = jax.linearize(lambda x: flat(function(x)), x)
     columns = jax.vmap(lambda row: product(unflat(row, x)))(basis)
     return value, columns.T

@@ -12,7 +12,7 @@ from jaxiter import trees
 from jaxiter.fit import Box, Fit, FitMethod
 from jaxiter.jacobian import dense_jacobian, flat, unflat
 from jaxiter.known import check_positive
-from jaxiter.linear.dense import triangle
+from jaxiter.linear.dense import damped_triangle, triangle
 from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
@@ -33,6 +33,8 @@ RANK = 10
 ROUNDINGS = 2
 #: A full step longer than this power of epsilon, as a share of x, is no rounding.
 BLIND = 0.25
+#: An unknown is far from its start that is more than so many times as large.
+RAN = 10
 #: Steps of Newton's method for the damping: from below, the first are nearly exact.
 SECULAR = 6
 
@@ -72,13 +74,14 @@ class Move(NamedTuple):
 class Trust(NamedTuple):
     """What a solve remembers: the point it is at, what comes next, and how far that is trusted.
 
-    radius: the longest step, `|D d|`; inf before the first. alive: which unknowns have had an
-    effect. lost: whether one of them has none now.
+    radius: the longest step, `|D d|`; inf before the first. start: x0. alive: which unknowns have
+    had an effect. lost: whether one of them, far from its start, has none now.
     """
 
     seen: Seen
     move: Move
     radius: jax.Array
+    start: jax.Array
     alive: jax.Array
     lost: jax.Array
 
@@ -136,7 +139,7 @@ def _begin(x: jax.Array) -> Trust:
     endless, nan, no = none + jnp.inf, none + jnp.nan, jnp.bool_(False)
     nothing = Seen(vector, jnp.zeros((x.size, x.size), x.dtype), vector, vector, endless, endless,
                    jnp.bool_(True), nan, nan)
-    return Trust(nothing, Move(vector, none, none, no, no), endless, vector > 0, no)
+    return Trust(nothing, Move(vector, none, none, no, no), endless, x, vector > 0, no)
 
 
 def _step(
@@ -157,11 +160,12 @@ def _step(
     # The first radius is as long as the first step at most.
     limit = jnp.where(first, jnp.minimum(start, move.length), _radius(trust, finite, ratio))
     alive = trust.alive | (columns > 0) & accepted
-    lost = accepted & jnp.any(alive & (columns == 0))
+    far = jnp.abs(there) > RAN * jnp.abs(trust.start)
+    lost = accepted & jnp.any(alive & (columns == 0) & far)
     # Where the start itself cannot be evaluated there is no way on.
     image = trees.where(accepted, trial, x)
     image = trees.where(first & ~finite, trees.full_like(x, jnp.nan), image)
-    return image, Trust(seen, move, limit, alive, lost)
+    return image, Trust(seen, move, limit, trust.start, alive, lost)
 
 
 def _look(
@@ -240,12 +244,29 @@ def _move(x: jax.Array, seen: Seen, radius: jax.Array, box: Box) -> Move:
     """The step within the radius."""
     damping = _damping(seen, radius)
     away = safe_divide(seen.values * seen.pull, seen.values**2 + damping)
-    step = box.clip(x - _product(seen.basis.T, away) / seen.units) - x
+    step = -_product(seen.basis.T, away) / seen.units
+    if box.lower is not None:
+        step = _within(x, step, seen, damping, box)
     change = seen.values * _product(seen.basis, seen.units * step)
     unit = _positive(seen.size)
     predicted = -_product((2 * seen.pull + change) / unit, change / unit)
     return Move(step, trees.norm(seen.units * step), predicted, damping == 0,
                 jnp.all(x + step == x) & seen.moves)
+
+
+def _within(
+    x: jax.Array, step: jax.Array, seen: Seen, damping: jax.Array, box: Box
+) -> jax.Array:
+    """The step of the others where those that would cross their bounds go to them."""
+    inside = box.clip(x + step) - x
+    crosses = (x + step < box.lower) | (x + step > box.upper)
+    matrix = seen.values[:, None] * seen.basis
+    moved = jnp.where(crosses, seen.units * inside, 0)
+    smallest = RANK * x.size * machine_epsilon(x)
+    factor, rhs = damped_triangle(jnp.where(crosses, 0, matrix), seen.pull + _product(
+        matrix, moved), jnp.maximum(jnp.sqrt(damping), smallest))
+    others = -jax.scipy.linalg.solve_triangular(factor, rhs) / seen.units
+    return box.clip(x + jnp.where(crosses, inside, others)) - x
 
 
 def _damping(seen: Seen, radius: jax.Array) -> jax.Array:
@@ -274,4 +295,5 @@ def _certify(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array
     """DIVERGED where an unknown ran to where it has no effect; STAGNATED where no step is left."""
     del x, image, args
     stuck = jnp.where(trust.move.stuck, jnp.int32(Status.STAGNATED), jnp.int32(Status.RUNNING))
-    return jnp.where(trust.lost, jnp.int32(Status.DIVERGED), stuck)
+    lost = trust.lost & (trust.seen.full <= machine_epsilon(trust.start)**BLIND * trust.seen.scale)
+    return jnp.where(lost, jnp.int32(Status.DIVERGED), stuck)

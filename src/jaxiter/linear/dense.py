@@ -102,8 +102,3 @@ def damped_triangle(
     lower = jnp.pad(damping * jnp.eye(n, dtype=matrix.dtype), ((0, 0), (0, 1)))
     r = jnp.linalg.qr(jnp.concatenate([upper, lower]), mode="r")
     return r[:n, :n], r[:n, n]
-
-
-def solve_triangle(r: jax.Array, c: jax.Array) -> jax.Array:
-    """x of the upper triangular `R x = c`."""
-    return jax.scipy.linalg.solve_triangular(r, c)
