@@ -137,6 +137,7 @@ class Fit(NamedTuple):
             return slope
         held = stop_gradient((flat(x), flat(slope)))
         pinned, low = box.pinned(*held), held[0] <= box.lower
+        assert pinned is not None
         # Where both hold the entry, the lower one: they are equal.
         bound = jnp.where(low, box.lower, box.upper)
         safe = jnp.where(pinned, bound, 0)

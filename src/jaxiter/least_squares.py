@@ -206,7 +206,7 @@ def least_squares(
     >>> t = jnp.linspace(0.0, 2.0, 20)
     >>> decay = lambda x, t, y: x[0] * jnp.exp(-x[1] * t) - y
     >>> fit = jaxiter.least_squares(decay, jnp.ones(2), t, 3 * jnp.exp(-0.5 * t))
-    >>> fit.value.round(3).tolist(), bool(fit.converged)
+    >>> [round(float(v), 3) for v in fit.value], bool(fit.converged)
     ([3.0, 0.5], True)
     """
     x0 = as_point(x0)
@@ -247,7 +247,7 @@ def least_squares_many(
     >>> fits = jaxiter.least_squares_many(
     ...     lambda x, t, y: x[0] * jnp.exp(-x[1] * t) - y, jnp.ones((3, 2)), t, decays,
     ...     in_axes=(None, 0), lanes=2)
-    >>> fits.value[:, 1].round(3).tolist(), bool(fits.converged.all())
+    >>> [round(float(v), 3) for v in fits.value[:, 1]], bool(fits.converged.all())
     ([0.2, 1.0, 3.0], True)
     """
     x0s = as_point(x0s)

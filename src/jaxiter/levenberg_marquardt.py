@@ -34,7 +34,7 @@ ROUNDINGS = 2
 #: A full step longer than this power of epsilon, as a share of x, is no rounding.
 BLIND = 0.25
 #: An unknown is far from its start that is more than so many times as large.
-RAN = 10
+RAN = 2
 #: Steps of Newton's method for the damping: from below, the first are nearly exact.
 SECULAR = 6
 
@@ -44,8 +44,10 @@ class Seen(NamedTuple):
     `W diag(values) basis`, without those of unknowns that are held at a bound.
 
     values: singular values, 0 for those that rounding cannot tell from 0. basis: `[n, n]`.
-    pull: W^T r. units: D, the largest lengths of the columns so far. size: the root of twice the cost. full: length of the undamped step in residuals,
-    `|C d|`, C being the lengths of the columns here, and whether it moves x at all. scale: `|C x|`. floor: what rounding makes of `full`.
+    pull: W^T r. units: D, the largest lengths of the columns so far. size: the root of twice the
+    cost. full: length of the undamped step in residuals, `|C d|`, C being the lengths of the
+    columns here. moves: whether it moves x at all. scale: `|C x|`. floor: what rounding makes of
+    `full`.
     """
 
     values: jax.Array
@@ -212,9 +214,9 @@ def _positive(lengths: jax.Array) -> jax.Array:
 
 
 def _lengths(matrix: jax.Array) -> jax.Array:
-    """Norms of the columns, in units of the largest entry."""
-    unit = trees.magnitude(matrix)
-    return jnp.sqrt(jnp.sum((matrix / unit) ** 2, axis=0)) * unit
+    """Norms of the columns, each in units of its largest entry."""
+    units = _positive(jnp.max(jnp.abs(matrix), axis=0))
+    return jnp.sqrt(jnp.sum((matrix / units) ** 2, axis=0)) * units
 
 
 def _judge(trust: Trust, new: Seen) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """Losses of a fit: how much a residual counts, so that outliers pull less."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,4 +102,4 @@ def as_loss(loss: Any) -> Loss | None:
         return LOSSES[loss]()
     if not callable(loss):
         raise TypeError(f"loss must be a name or a function of squared residuals, got {loss!r}.")
-    return loss
+    return cast(Loss, loss)
