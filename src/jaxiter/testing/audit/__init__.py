@@ -30,8 +30,9 @@ from jaxiter.testing.audit.verdict import SPECIAL, Verdict
 
 __all__ = [
     "SPECIAL", "Verdict", "all_cases", "audit_accuracy", "audit_batched", "audit_clouds",
-    "audit_fit", "audit_fixed_point", "audit_grids", "audit_hypergradient", "audit_inner", "audit_linear",
-    "audit_logits", "audit_near_singular", "audit_piecewise", "audit_process", "audit_recurrence",
-    "audit_resume", "audit_root", "audit_rows", "audit_sample", "audit_sinkhorn", "audit_sixteen",
-    "audit_splitting", "audit_stages", "audit_unbalanced", "audit_unrolled",
+    "audit_fit", "audit_fixed_point", "audit_grids", "audit_hypergradient", "audit_inner",
+    "audit_linear", "audit_logits", "audit_near_singular", "audit_piecewise", "audit_process",
+    "audit_recurrence", "audit_resume", "audit_root", "audit_rows", "audit_sample",
+    "audit_sinkhorn", "audit_sixteen", "audit_splitting", "audit_stages", "audit_unbalanced",
+    "audit_unrolled",
 ]

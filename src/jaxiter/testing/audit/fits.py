@@ -11,7 +11,15 @@ import numpy as np
 from jaxiter.least_squares import least_squares
 from jaxiter.losses import cauchy, huber, soft_l1
 from jaxiter.solution import Status
-from jaxiter.testing.audit.verdict import TOLERANCES, Verdict, cast, exactly, name, smallest, verdict
+from jaxiter.testing.audit.verdict import (
+    TOLERANCES,
+    Verdict,
+    cast,
+    exactly,
+    name,
+    smallest,
+    verdict,
+)
 
 #: Where the data are. A fit has this many points and three unknowns.
 TIMES = np.linspace(0.0, 4.0, 12)
@@ -99,8 +107,9 @@ def audit_fit(
     x0, p, y = cast(dtype, x0, p, y)
     x, status = _program(loss, bounded)(x0, p, y)
     good = np.asarray(status) == Status.CONVERGED
+    x, p, y = exactly(x, p, y)
     with np.errstate(all="ignore"):
-        false = good & ~stationary(*exactly(x, p, y), loss, bounded, dtype)
+        false = good & ~stationary(x, p, y, loss, bounded, dtype)
     easy = near & ~odd & (noise == 0)
     solved = good | (np.asarray(status) == Status.PRECISION_FLOOR)
     kind = "bounded" if bounded else "free"
