@@ -36,7 +36,7 @@ BLIND = 0.25
 #: An unknown is far from its start that is more than so many times as large.
 RAN = 2
 #: Steps of Newton's method for the damping: from below, the first are nearly exact.
-SECULAR = 6
+SECULAR = 3
 
 
 class Seen(NamedTuple):

@@ -17,7 +17,7 @@ from jaxiter.linear.system import (
     no_gains,
     stacked,
 )
-from jaxiter.numerics import HIGHEST, safe_divide
+from jaxiter.numerics import HIGHEST, anchor, safe_divide
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -48,7 +48,7 @@ def dense(rtol: Any = None, scaled: bool = False) -> LinearSolver:
         flat, unravel = ravel_pytree(b)
         # LAPACK knows no half precision.
         wide = np.promote_types(flat.dtype, np.float32)
-        basis = jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))
+        basis = jax.vmap(unravel)(anchor(jnp.eye(flat.size, dtype=flat.dtype), b))
         columns = jax.vmap(lambda column: ravel_pytree(column)[0])(stacked(matvec, basis))
         if scaled:
             return _scaled(columns.T.astype(wide), flat, unravel, rtol)
