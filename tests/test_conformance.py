@@ -16,6 +16,7 @@ SOLVERS = {
     "inertial": ji.inertial(0.05),
     "descending": ji.descending(optax.sgd(0.8, momentum=0.1)),
     "overrelaxed": ji.overrelaxed(),
+    "squarem": ji.squarem(),
     "anderson": ji.anderson(4),
     "anderson-1": ji.anderson(4, kind=1),
     "halpern": ji.halpern("adaptive"),

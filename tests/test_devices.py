@@ -26,6 +26,7 @@ SOLVERS = {
     "inertial": ji.inertial(0.2),
     "descending": ji.descending(optax.sgd(0.7)),
     "anderson": ji.anderson(3),
+    "squarem": ji.squarem(),
     "anderson-1": ji.anderson(3, kind=1),
     "halpern": ji.halpern("adaptive"),
     "restarted": ji.restarted(ji.halpern(), every=6),

@@ -1,5 +1,7 @@
 """What the implicit adjoint does where its linear solve fails, and in half precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,3 +193,25 @@ def test_stability_tools():
     value, slope = jax.jit(jax.value_and_grad(penalty))(w, jax.random.key(0))
     np.testing.assert_allclose(value, jnp.sum(jacobian**2) / 6, rtol=0.15)
     assert np.all(np.isfinite(slope))
+
+
+def test_keyword_arguments_by_partial():
+    """Derivatives by what a partial holds are those by args."""
+    def step(x, rate, *, shift, power=1.0):
+        return rate * jnp.cos(x) ** power + shift
+
+    def by_keyword(shift):
+        return ji.fixed_point(
+            functools.partial(step, shift=shift, power=2.0), jnp.zeros(2), 0.3).value.sum()
+
+    def by_position(shift):
+        return ji.fixed_point(lambda x, rate, shift: step(x, rate, shift=shift, power=2.0),
+                              jnp.zeros(2), 0.3, shift).value.sum()
+
+    shift = jnp.array([0.5, 0.8])
+    for derivative in (jax.grad, jax.hessian):
+        np.testing.assert_allclose(derivative(by_keyword)(shift), derivative(by_position)(shift),
+                                   rtol=1e-5)
+    root = jax.grad(lambda a: ji.attach_implicit(
+        functools.partial(lambda x, *, a: x * x - a, a=a), jnp.array(3.0)))(9.0)
+    np.testing.assert_allclose(root, 1 / 6, rtol=1e-5)

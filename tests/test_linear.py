@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxiter import Status, attach_implicit, linear
+from jaxiter import Status, attach_implicit, fixed_point, implicit, linear
 
 METHODS = {"bicgstab": linear.bicgstab, "gmres": linear.gmres, "normal_cg": linear.normal_cg,
            "dense": linear.dense}
@@ -185,3 +185,49 @@ def test_lanes_of_a_batch_break_down_alone():
         jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
     rest = np.einsum("bij,bj->bi", a, np.asarray(out.value, float)) - b
     assert np.all(np.linalg.norm(rest, axis=1) < 3e-5 * np.linalg.norm(b, axis=1))
+
+
+RIDGED = {"cg": linear.cg, "normal_cg": linear.normal_cg, "gmres": linear.gmres,
+          "dense": linear.dense}
+
+
+@pytest.mark.parametrize("method", RIDGED)
+def test_ridge_adds_the_identity(method):
+    """Of a symmetric matrix with an eigenvalue of 0; traced, as a tree, and for rows alone."""
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a = basis @ np.diag([0.0, 0.5, 1.0, 1.5, 2.0, 3.0]) @ basis.T
+    b = rng.normal(size=6)
+    exact = np.linalg.solve(a + 0.1 * np.eye(6), b)
+    matrix, rhs = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+
+    @jax.jit
+    def solve(ridge):
+        made = RIDGED[method](ridge=ridge)
+        return (made(lambda v: matrix @ v, rhs),
+                linear.by_rows(made)(lambda v: v @ matrix, jnp.stack([rhs, 2 * rhs])))
+
+    one, rows = solve(0.1)
+    assert one.converged and rows.converged.all()
+    np.testing.assert_allclose(one.value, exact, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(rows.value, [exact, 2 * exact], rtol=1e-3, atol=1e-4)
+
+
+def test_ridge_of_an_adjoint():
+    """A map with a line of fixed points has no derivative; with a ridge that of the ridge."""
+    flat = np.array([[0.5, 0.5], [0.5, 0.5]], np.float32)
+
+    def loss(c, ridge):
+        adjoint = implicit(ridge=ridge)
+        return jnp.sum(jnp.array([1.0, 2.0]) * fixed_point(
+            lambda x, c: flat @ x + c, jnp.ones(2), c, adjoint=adjoint).value)
+
+    zero = jnp.zeros(2)
+    assert np.all(np.isnan(jax.jit(jax.grad(lambda c: loss(c, 0.0)))(zero)))
+    exact = np.linalg.solve(np.eye(2) - flat + 0.5 * np.eye(2), [1.0, 2.0])
+    for ridge in (0.5, jnp.array(0.5)):
+        np.testing.assert_allclose(
+            jax.jit(jax.grad(lambda c, r=ridge: loss(c, r)))(zero), exact, rtol=1e-4)
+    assert implicit(ridge=0.5) == implicit(ridge=0.5) != implicit(ridge=0.25)
+    with pytest.raises(ValueError, match="finite scalar"):
+        linear.cg(ridge=jnp.ones(2))

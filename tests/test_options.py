@@ -27,6 +27,7 @@ def affine(x, a):
     ("keep_best", "yes", TypeError, "True or False"),
     ("check_every", 0, ValueError, "check_every"),
     ("max_steps", 1.5, TypeError, "integer"),
+    ("min_steps", -1, ValueError, "min_steps must be from 0"),
     ("max_iter", 3, TypeError, "unexpected argument 'max_iter'.*max_steps"),
 ])
 def test_kinds(name, value, error, text):
@@ -109,3 +110,21 @@ def test_methods_of_rows():
         solve_recurrence(lambda s, x: s + x, jnp.zeros(1), drivers, method=ji.picard())
     with pytest.raises(ValueError, match="pair"):
         solve_recurrence(lambda s, p, x: s + p + x, jnp.zeros(1), drivers, order=2)
+
+
+def test_min_steps():
+    """No verdict ends a solve before; what is not finite does. Steps of a process, of lanes too."""
+    def steps(**options):
+        return int(ji.fixed_point(affine, jnp.full(2, 10.0), 1.0, **options).steps)
+
+    assert (steps(), steps(min_steps=7), steps(min_steps=7, max_steps=5)) == (1, 7, 5)
+    assert int(jax.jit(lambda least: ji.fixed_point(
+        affine, jnp.full(2, 10.0), 1.0, min_steps=least).steps)(9)) == 9
+    broken = ji.fixed_point(lambda x: x / 0.0, jnp.ones(2), min_steps=50)
+    assert broken.status == Status.NONFINITE and broken.steps < 5
+    many = ji.solve_many(affine, jnp.full((3, 2), 10.0), jnp.array([1.0, 1.0, 2.0]), min_steps=6)
+    assert many.steps[:2].tolist() == [6, 6] and many.steps[2] > 6 and many.converged.all()
+    settled = ji.Process(lambda x0: x0, lambda x, key: 0.5 * x, merit=lambda x: jnp.abs(x))
+    run = ji.iterate(settled, 1e-9, key=jax.random.key(0), min_steps=7, check_every=3,
+                     stop=ji.tolerance(rtol=0, atol=1e-3), max_steps=30)
+    assert run.steps == 9 and run.converged

@@ -28,6 +28,7 @@ from jaxiter.solvers import (
     overrelaxed,
     picard,
     restarted,
+    squarem,
 )
 from jaxiter.spectral import spectral_norm
 from jaxiter.splitting import SplitResult, Splitting, solve_splitting
@@ -46,6 +47,6 @@ __all__ = [
     "least_squares", "least_squares_many", "levenberg_marquardt", "linear", "neumann",
     "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
     "printer", "progress", "record", "recurrence", "restarted", "root", "soft_l1", "solve_many",
-    "solve_splitting", "spectral_norm", "spectral_rescale", "stagnation", "tolerance",
+    "solve_splitting", "spectral_norm", "spectral_rescale", "squarem", "stagnation", "tolerance",
     "transport", "unrolled",
 ]

@@ -63,6 +63,7 @@ def fixed_point(
     stop: Stop | None = None,
     adjoint: Adjoint | None = None,
     max_steps: Any = 1000,
+    min_steps: Any = 0,
     check_every: int = 1,
     keep_best: bool = False,
     has_aux: bool = False,
@@ -84,6 +85,8 @@ def fixed_point(
       stop: a stop rule; default `tolerance()`.
       adjoint: how derivatives pass; default `implicit()`.
       max_steps: most evaluations of T, including those inside `resume`; may be traced.
+      min_steps: the stop rule ends no solve before so many steps, whatever it sees, but for what
+        is not finite; may be traced.
       check_every: measure norms only every so many steps (one large problem over
         many devices: saves reductions). Solvers then see no merit.
       keep_best: return the measured point with the smallest merit, not the last.
@@ -99,7 +102,7 @@ def fixed_point(
 
     Raises:
       TypeError: T changes tree, shape or dtype (names the leaf); integer leaves in x0.
-      ValueError: empty or non-finite x0, negative max_steps (when concrete).
+      ValueError: empty or non-finite x0, negative max_steps or min_steps (when concrete).
 
     >>> import jax.numpy as jnp, jaxiter
     >>> solution = jaxiter.fixed_point(jnp.cos, 1.0)
@@ -107,7 +110,8 @@ def fixed_point(
     (0.7391, True)
     """
     method = make_method(problem, Options(
-        solver, stop, adjoint, max_steps, check_every, keep_best, monitor, resume), has_aux)
+        solver, stop, adjoint, max_steps, min_steps, check_every, keep_best, monitor, resume),
+        has_aux)
     adjoint = as_adjoint(adjoint)
     x0 = as_point(x0)
     arrays, restore = split(args)

@@ -17,6 +17,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, split, truncated_series, with_jvp
 from jaxiter.linear import LinearSolution, LinearSolver, bicgstab, by_rows
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.numerics import (
     anchor,
     machine_epsilon,
@@ -199,7 +200,7 @@ def nan_derivative_unless(good: jax.Array, value: PyTree) -> PyTree:
 
 def implicit(
     solve: LinearSolver | None = None, *, mode: str = "jvp", on_unconverged: str = "ignore",
-    on_failure: Any = "nan", rows: bool = False, failures: Any = None,
+    on_failure: Any = "nan", rows: bool = False, failures: Any = None, ridge: Any = 0.0,
 ) -> Adjoint:
     """Exact derivatives by the implicit function theorem; matrix-free; the default.
 
@@ -227,6 +228,8 @@ def implicit(
         (a batch in one array): each gets a linear solve, and fails, by itself.
       failures: a float scalar, 0.0, whose cotangent is the number of backward solves that failed:
         `grad(loss, argnums=(0, 1))(params, 0.0)` returns it beside the gradient.
+      ridge: times the identity, added to -dF/dx, which is I - T' for a map: for singular or nearly
+        singular solutions, at the price of a biased derivative.
 
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> half = lambda a: jaxiter.fixed_point(lambda x, a: 0.5 * x + a, jnp.zeros(()), a).value
@@ -248,6 +251,7 @@ def implicit(
     solve = bicgstab() if solve is None else solve
     if not callable(solve):
         raise TypeError(f"solve must be a linear solver such as gmres(), got {solve!r}.")
+    solve = with_ridge(solve, ridge)
     return _Implicit(solve, mode, on_unconverged, terms, rows, failures)
 
 

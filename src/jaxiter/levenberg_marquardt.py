@@ -36,7 +36,7 @@ BLIND = 0.25
 #: An unknown is far from its start that is more than so many times as large.
 RAN = 2
 #: Steps of Newton's method for the damping: from below, the first are nearly exact.
-SECULAR = 3
+SECULAR = 6
 
 
 class Seen(NamedTuple):
@@ -105,7 +105,7 @@ class LevenbergMarquardt(FitMethod):
             return _begin(flat(x0))
 
         return Problem(
-            step=step, memory=begin, merit=lambda x, image, trust, *args: trust.seen.full,
+            step=step, memory=begin, merit=_merit,
             scale=lambda x, image, trust, *args: trust.seen.scale,
             floor=lambda x, trust, *args: trust.seen.floor, certify=_certify,
             equations=lambda x, trust, box, *args: fit.equations(x, box, *args))
@@ -291,6 +291,15 @@ def _damping(seen: Seen, radius: jax.Array) -> jax.Array:
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def _merit(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array:
+    """The length of the full step. What is longer than x and r together is as good as unknown, and
+    how much longer means nothing.
+    """
+    del x, image, args
+    most = trust.seen.scale + trust.seen.size
+    return jnp.where(trust.seen.full > most, most, trust.seen.full)
 
 
 def _certify(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array:

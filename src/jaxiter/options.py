@@ -1,5 +1,6 @@
 """The options of a solve, by the same names in every front function."""
 
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -25,6 +26,7 @@ class SolveOptions(TypedDict, total=False):
     stop: Stop | None
     adjoint: Adjoint | None
     max_steps: Any
+    min_steps: Any
     check_every: int
     keep_best: bool
     monitor: Monitor | None
@@ -41,6 +43,7 @@ class Options(NamedTuple):
     stop: Stop | None = None
     adjoint: Adjoint | None = None
     max_steps: Any = 1000
+    min_steps: Any = 0
     check_every: int = 1
     keep_best: bool = False
     monitor: Monitor | None = None
@@ -90,7 +93,7 @@ def checked(options: Options) -> Options:
 
     Raises:
       TypeError: another kind, such as a factory that was not called, or a solution for a state.
-      ValueError: check_every below 1, a negative max_steps.
+      ValueError: check_every below 1, a negative max_steps or min_steps.
     """
     solver = options.solver
     kinds = {
@@ -109,27 +112,28 @@ def checked(options: Options) -> Options:
             state = "; pass its .state" if hasattr(value, "state") else ""
             raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}{called}{state}.")
     check_count(check_every=options.check_every)
-    _check_max_steps(options.max_steps)
+    _check_steps("max_steps", options.max_steps)
+    _check_steps("min_steps", options.min_steps)
     return options
 
 
-def _check_max_steps(max_steps: Any) -> None:
-    """Refuse a max_steps that is no int32 of at least 0, as far as that is known.
+def _check_steps(name: str, steps: Any) -> None:
+    """Refuse steps that are no int32 of at least 0, as far as that is known.
 
     Raises:
       TypeError: when it is not an integer.
       ValueError: when it is negative or beyond int32.
     """
-    if not isinstance(max_steps, int | np.integer | np.ndarray | jax.Array) or (
-            not jnp.issubdtype(jnp.result_type(max_steps), jnp.integer)):
-        raise TypeError(f"max_steps must be an integer, got {max_steps!r}.")
-    if np.ndim(max_steps):
-        raise TypeError(f"max_steps must be a scalar, got shape {np.shape(max_steps)}; map the "
+    if not isinstance(steps, int | np.integer | np.ndarray | jax.Array) or (
+            not jnp.issubdtype(jnp.result_type(steps), jnp.integer)):
+        raise TypeError(f"{name} must be an integer, got {steps!r}.")
+    if np.ndim(steps):
+        raise TypeError(f"{name} must be a scalar, got shape {np.shape(steps)}; map the "
                         "solve over it with vmap.")
+    known(partial(_in_range, name), steps)
 
-    def in_range(max_steps: Any) -> None:
-        host = np.asarray(max_steps)
-        if np.any(host < 0) or np.any(host > 2**31 - 1):
-            raise ValueError(f"max_steps must be from 0 to 2**31 - 1, got {max_steps}.")
 
-    known(in_range, max_steps)
+def _in_range(name: str, steps: Any) -> None:
+    host = np.asarray(steps)
+    if np.any(host < 0) or np.any(host > 2**31 - 1):
+        raise ValueError(f"{name} must be from 0 to 2**31 - 1, got {steps}.")

@@ -193,7 +193,8 @@ def _adapted(options: Options, process: Process) -> Options:
     """The options of the driver, whose evaluations are `check_every` steps each."""
     stride = options.check_every
     return options._replace(
-        stop=_rule(process, options), max_steps=options.max_steps // stride, check_every=1,
+        stop=_rule(process, options), max_steps=options.max_steps // stride,
+        min_steps=-(-options.min_steps // stride), check_every=1,
         monitor=_seeing_all(options.monitor, process, stride))
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import (
     Gains,
     LinearSolver,
@@ -36,7 +37,7 @@ class _State(NamedTuple):
 @as_value
 def cg(
     rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000,
-    precondition: Callable[[PyTree], PyTree] | None = None,
+    precondition: Callable[[PyTree], PyTree] | None = None, ridge: Any = 0.0,
 ) -> LinearSolver:
     """Conjugate gradients for symmetric (Hermitian) positive definite systems.
 
@@ -45,6 +46,7 @@ def cg(
     Args:
       rtol, atol, max_steps: as in `bicgstab`, and so are the statuses.
       precondition: an approximate inverse, symmetric positive definite and linear.
+      ridge: solve `(A + ridge I) x = b` instead; may be traced.
 
     Reference: Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems",
     J. Res. Natl. Bur. Stand. 49, 1952.
@@ -76,16 +78,19 @@ def cg(
         z, gamma = scaled(r)
         return _loop(body, _State(x, r, z, gamma, norm, jnp.int32(0), no_gains(norm)), tol, budget)
 
-    return restarted(cycle, rtol, atol, max_steps)
+    return with_ridge(restarted(cycle, rtol, atol, max_steps), ridge)
 
 
 @as_value
-def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
+def normal_cg(
+    rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000, *, ridge: Any = 0.0
+) -> LinearSolver:
     """CGLS: conjugate gradients on `A^H A x = A^H b`, for any square A; of singular systems that
     have a solution it finds the one of least norm. Squares the condition number.
 
     Two products per step, one with A and one with its adjoint. The residual that
-    stops it is that of A x = b. Arguments and statuses as in `bicgstab`.
+    stops it is that of A x = b. Arguments and statuses as in `bicgstab`; `ridge`
+    is added to A, not to its square.
 
     Reference: Paige and Saunders, "LSQR: an algorithm for sparse linear equations and sparse least
     squares", ACM Trans. Math. Softw. 8, 1982 (which compares it); and that of `cg`.
@@ -121,7 +126,7 @@ def normal_cg(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linea
             x, r, gradient, trees.squared_norm(gradient), norm, jnp.int32(1), no_gains(norm)),
             tol, budget)
 
-    return restarted(cycle, rtol, atol, max_steps)
+    return with_ridge(restarted(cycle, rtol, atol, max_steps), ridge)
 
 
 def _loop(body: Callable, start: _State, tol: Any, budget: Any) -> tuple:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import (
     LinearSolution,
     LinearSolver,
@@ -24,12 +25,12 @@ PyTree = Any
 
 
 @as_value
-def dense(rtol: Any = None, scaled: bool = False) -> LinearSolver:
+def dense(rtol: Any = None, *, scaled: bool = False, ridge: Any = 0.0) -> LinearSolver:
     """Build the matrix column by column and factorise it (LU); for up to about 1,000 unknowns.
 
     CONVERGED when the recomputed relative residual is within `rtol` (default ten
     times that of the iterative solvers), else PRECISION_FLOOR, LINEAR_FAILURE or NONFINITE.
-    Half precision is solved in float32.
+    Half precision is solved in float32. `ridge` as in `cg`.
 
     Args:
       rtol: as said.
@@ -63,7 +64,7 @@ def dense(rtol: Any = None, scaled: bool = False) -> LinearSolver:
             gains = gains.seeing(safe_divide(trees.norm(known), trees.norm(image)))
         return direct_report(x, b, matvec(x), gains, rtol, flat.size)
 
-    return solve
+    return with_ridge(solve, ridge)
 
 
 def _scaled(matrix: jax.Array, b: jax.Array, unravel: Callable, rtol: Any) -> LinearSolution:

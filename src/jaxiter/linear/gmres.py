@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, safe_divide, while_loop
 from jaxiter.values import as_value
@@ -28,13 +29,15 @@ class _State(NamedTuple):
 
 @as_value
 def gmres(
-    restart: int = 20, rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000
+    restart: int = 20, rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000, *,
+    ridge: Any = 0.0,
 ) -> LinearSolver:
     """GMRES(restart) with twice-orthogonalised Arnoldi vectors and Givens rotations.
 
     One product per step and memory of `restart + 1` vectors. It minimises the
     residual in each cycle; with a restart shorter than the dimension it may
-    stagnate, and says LINEAR_FAILURE then. Arguments as in `bicgstab`.
+    stagnate, and says LINEAR_FAILURE then. Arguments as in `bicgstab`, `ridge`
+    as in `cg`.
 
     Reference: Saad and Schultz, "GMRES: a generalized minimal residual algorithm for solving
     nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 7, 1986.
@@ -77,7 +80,7 @@ def gmres(
         gains = gains.seeing(jnp.min(jnp.where(used, diagonal, jnp.inf)))
         return trees.add(x, trees.columns_combine(weights, end.basis, x)), end.j, gains
 
-    return restarted(cycle, rtol, atol, max_steps, patience=20)
+    return with_ridge(restarted(cycle, rtol, atol, max_steps, patience=20), ridge)
 
 
 def _arnoldi_step(matvec: Matvec, s: _State, like: PyTree, restart: int) -> _State:

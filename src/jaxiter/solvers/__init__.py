@@ -6,6 +6,7 @@ from jaxiter.solvers.guard import guard, restarted
 from jaxiter.solvers.halpern import halpern
 from jaxiter.solvers.mixing import damped, inertial, picard
 from jaxiter.solvers.overrelaxation import overrelaxed
+from jaxiter.solvers.squarem import squarem
 
 __all__ = ["anderson", "damped", "descending", "guard", "halpern", "inertial", "overrelaxed",
-           "picard", "restarted"]
+           "picard", "restarted", "squarem"]
