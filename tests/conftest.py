@@ -2,15 +2,18 @@
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
+# A jaxlib that does not know a flag ends the process.
+OLD_EMITTERS = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     # Compiling takes most of the time here. XLA's own passes all run; fusions are emitted as by
-    # the older of its two emitters, in half the time; LLVM does not try hard, and in one piece: the
-    # workers keep the cores busy.
-    " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-    " --xla_cpu_parallel_codegen_split_count=1"
+    # the older of its two emitters, where there are two, in half the time; LLVM does not try hard,
+    # and in one piece: the workers keep the cores busy.
+    + " --xla_cpu_use_fusion_emitters=false" * OLD_EMITTERS
+    + " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Workers, subprocesses and later runs share what is compiled: a second run takes half the time.

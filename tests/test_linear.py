@@ -215,12 +215,12 @@ def test_ridge_adds_the_identity(method):
 
 def test_ridge_of_an_adjoint():
     """A map with a line of fixed points has no derivative; with a ridge that of the ridge."""
-    flat = np.array([[0.5, 0.5], [0.5, 0.5]], np.float32)
+    flat = np.array([[0.5, 0.5], [0.5, 0.5]])
 
     def loss(c, ridge):
         adjoint = implicit(ridge=ridge)
         return jnp.sum(jnp.array([1.0, 2.0]) * fixed_point(
-            lambda x, c: flat @ x + c, jnp.ones(2), c, adjoint=adjoint).value)
+            lambda x, c: jnp.asarray(flat, x.dtype) @ x + c, jnp.ones(2), c, adjoint=adjoint).value)
 
     zero = jnp.zeros(2)
     assert np.all(np.isnan(jax.jit(jax.grad(lambda c: loss(c, 0.0)))(zero)))
