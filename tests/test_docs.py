@@ -11,7 +11,7 @@ PAGE = (DOCS / "coming_from.md").read_text()
 NAMES = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
 SECTIONS = PAGE.split("\n## ")
 ROWS = [(section.splitlines()[0], row.split("|")[2].strip().strip("`"))
-        for section in SECTIONS if section.startswith(("jaxopt", "optimistix", "OTT"))
+        for section in SECTIONS if section.startswith(("jaxopt", "optimistix", "scipy", "OTT"))
         for row in section.splitlines() if row.startswith("| `")]
 
 
@@ -33,7 +33,7 @@ def test_call(call, namespace):
 
 
 def test_every_section_has_rows():
-    assert {section for section, _ in ROWS} == {"jaxopt", "optimistix", "OTT-JAX"}
+    assert {section for section, _ in ROWS} == {"jaxopt", "optimistix", "scipy.optimize", "OTT-JAX"}
 
 
 def test_the_scaling_page_runs(capsys):

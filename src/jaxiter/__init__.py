@@ -6,9 +6,13 @@ from jaxiter.adjoint import frozen, neumann, one_step, unrolled
 from jaxiter.citation import cite
 from jaxiter.diagnose import adjoint_report, diagnose
 from jaxiter.driver import fixed_point
+from jaxiter.gauss_newton import gauss_newton
 from jaxiter.implicit import attach_implicit, implicit
 from jaxiter.infeasibility import no_fixed_point
 from jaxiter.lanes import over_mesh, solve_many
+from jaxiter.least_squares import LeastSquares, least_squares, least_squares_many
+from jaxiter.levenberg_marquardt import levenberg_marquardt
+from jaxiter.losses import cauchy, huber, soft_l1
 from jaxiter.monitor import callback, printer, progress, record
 from jaxiter.problem import Problem
 from jaxiter.process import Batches, Process, iterate, iterate_many
@@ -35,13 +39,14 @@ from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batches", "Problem", "Process", "Solution", "SplitResult", "Splitting", "Status", "accuracy",
-    "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit", "bilevel",
-    "bracketed_root", "callback", "cite", "damped", "descending", "diagnose", "diffusion",
-    "divergence", "estimators", "fixed_point", "frozen", "guard", "halpern", "implicit",
-    "in_stages", "inertial", "iterate", "iterate_many", "jacobian_penalty", "linear", "neumann",
-    "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed", "picard",
-    "printer", "progress", "record", "recurrence", "restarted", "root", "root_many", "solve_many",
-    "solve_splitting", "spectral_norm", "spectral_rescale", "squarem", "stagnation", "tolerance",
-    "transport", "unrolled",
+    "Batches", "LeastSquares", "Problem", "Process", "Solution", "SplitResult", "Splitting",
+    "Status", "accuracy", "adjoint_report", "all_of", "anderson", "any_of", "attach_implicit",
+    "bilevel", "bracketed_root", "callback", "cauchy", "cite", "damped", "descending", "diagnose",
+    "diffusion", "divergence", "estimators", "fixed_point", "frozen", "gauss_newton", "guard",
+    "halpern", "huber", "implicit", "in_stages", "inertial", "iterate", "iterate_many",
+    "jacobian_penalty", "least_squares", "least_squares_many", "levenberg_marquardt", "linear",
+    "neumann", "no_fixed_point", "one_step", "operators", "optim", "over_mesh", "overrelaxed",
+    "picard", "printer", "progress", "record", "recurrence", "restarted", "root", "root_many",
+    "soft_l1", "solve_many", "solve_splitting", "spectral_norm", "spectral_rescale", "squarem",
+    "stagnation", "tolerance", "transport", "unrolled",
 ]

@@ -33,10 +33,11 @@ PyTree = Any
 
 
 class Queue(NamedTuple):
-    """What the refill loop carries: the lanes' states, whose problem each holds, the results."""
+    """What the refill loop carries: lanes, the problem and the start of each, the results."""
 
     lanes: LoopState
     owner: jax.Array
+    tried: jax.Array
     waiting: jax.Array
     done: LoopState
 
@@ -96,6 +97,7 @@ def solve_many(
     in_axes: Any = 0,
     refill_every: int = 16,
     has_aux: bool = False,
+    retries: PyTree = None,
     **options: Unpack[SolveOptions],
 ) -> Solution:
     """Solve a batch of problems of uneven difficulty, refilling lanes that finish.
@@ -113,6 +115,9 @@ def solve_many(
         to 2**26 numbers in all their points.
       in_axes: int, None (shared), or one of these per argument.
       refill_every: steps between two looks for finished lanes.
+      retries: other starts, leaves `[tries, n, *shape]`, from which a lane goes on in turn with a
+        problem that ended neither CONVERGED nor PRECISION_FLOOR. The last one counts, its steps
+        alone.
       has_aux, **options: those of `fixed_point`. No `resume`, no `unrolled()`: both are for
         `vmap(fixed_point)`.
 
@@ -149,16 +154,29 @@ def solve_many(
     if count == 0:
         end = jax.vmap(lambda x0, *arrays: init(method, x0, *restore(arrays)),
                        in_axes=(0, *axes))(x0s, *arrays)
-    elif width == count:  # nothing to refill
+    elif width == count and retries is None:  # nothing to refill
         end = jax.vmap(alone, in_axes=(0, *axes))(x0s, *arrays)
     else:
-        end = _queue(method, adjoint, x0s, arrays, axes, restore, max_steps, width,
-                     refill_every, count)
+        end = _queue(method, adjoint, _starts(x0s, retries), arrays, axes, restore, max_steps,
+                     width, refill_every, count)
 
     def finished(state: LoopState, *arrays: PyTree) -> Solution:
         return conclude(method, adjoint, state, arrays, restore, max_steps)
 
     return jax.vmap(finished, in_axes=(0, *axes))(end, *arrays)
+
+
+def _starts(x0s: PyTree, retries: PyTree) -> PyTree:
+    """All starts of all problems, leaves `[1 + tries, n, *shape]`.
+
+    Raises:
+      TypeError: retries of another tree or dtype. ValueError: of other shapes.
+    """
+    if retries is None:
+        return jax.tree.map(lambda leaf: leaf[None], x0s)
+    retries = as_point(retries)
+    trees.check_same_structure(x0s, jax.tree.map(lambda leaf: leaf[0], retries), "Each of retries")
+    return jax.tree.map(lambda first, more: jnp.concatenate([first[None], more]), x0s, retries)
 
 
 #: Numbers in the points of all lanes that accelerators take at once.
@@ -176,56 +194,62 @@ def default_lanes(x0s: PyTree, count: int) -> int:
 
 
 def _queue(
-    method: Method, adjoint: Adjoint, x0s: PyTree, arrays: tuple, axes: tuple,
+    method: Method, adjoint: Adjoint, starts: PyTree, arrays: tuple, axes: tuple,
     restore: Callable, max_steps: Any, width: int, refill_every: int, count: int,
 ) -> LoopState:
     """Final states of all problems, leaves `[n, ...]`, cut off from every derivative."""
+    tries = jax.tree.leaves(starts)[0].shape[0]
     refresh = 1 if method.problem.cache is None else method.problem.refresh
     block = -(-refill_every // refresh) * refresh  # a cache lives for whole blocks only
 
-    def gather(owner: jax.Array, x0s: PyTree, arrays: tuple) -> tuple:
+    def gather(owner: jax.Array, tried: jax.Array, starts: PyTree, arrays: tuple) -> tuple:
         """x0 and args of the problems that the lanes own, leaves `[width, ...]`."""
         index = jnp.minimum(owner, count - 1)
         rows = [a if axis is None else
                 jax.tree.map(lambda leaf, axis=axis: jnp.take(leaf, index, axis), a)
                 for a, axis in zip(arrays, axes, strict=True)]
-        return jax.tree.map(lambda leaf: leaf[index], x0s), tuple(rows)
+        return jax.tree.map(lambda leaf: leaf[tried, index], starts), tuple(rows)
 
     def begin(idle: jax.Array, x0: PyTree, *arrays: PyTree) -> LoopState:
         state = init(method, x0, *restore(arrays))
         return state._replace(status=jnp.where(idle, jnp.int32(Status.MAX_STEPS), state.status))
 
     def queue(given: tuple, max_steps: jax.Array) -> LoopState:
-        def fresh(owner: jax.Array) -> LoopState:
-            starts, rows = gather(owner, *given)
-            return jax.vmap(begin, in_axes=(0, 0, *axes))(owner >= count, starts, *rows)
+        def fresh(owner: jax.Array, tried: jax.Array) -> LoopState:
+            first, rows = gather(owner, tried, *given)
+            return jax.vmap(begin, in_axes=(0, 0, *axes))(owner >= count, first, *rows)
 
         def work(state: LoopState, *arrays: PyTree) -> LoopState:
             pause = jnp.minimum(state.step + block, max_steps)
             return run(method, adjoint.loop, state, restore(arrays), max_steps, pause)
 
         def body(q: Queue) -> Queue:
-            rows = gather(q.owner, *given)[1]
+            rows = gather(q.owner, q.tried, *given)[1]
             lanes = jax.vmap(work, in_axes=(0, *axes))(q.lanes, *rows)
             ended = ~jax.vmap(lambda s: active(s, max_steps))(lanes)
             # A lane without a problem owns `count`: out of range, so its row is dropped.
             row = jnp.where(ended, q.owner, count)
             done = jax.tree.map(lambda old, new: old.at[row].set(new, mode="drop"), q.done, lanes)
-            rank = jnp.cumsum(ended.astype(jnp.int32)) - 1
-            owner = jnp.where(ended, jnp.minimum(q.waiting + rank, count), q.owner)
-            lanes = jax.vmap(trees.where)(ended, fresh(owner), lanes)
+            good = (lanes.status == Status.CONVERGED) | (lanes.status == Status.PRECISION_FLOOR)
+            again = ended & ~good & (q.owner < count) & (q.tried < tries - 1)
+            free = ended & ~again
+            rank = jnp.cumsum(free.astype(jnp.int32)) - 1
+            owner = jnp.where(free, jnp.minimum(q.waiting + rank, count), q.owner)
+            tried = jnp.where(free, 0, q.tried + again.astype(jnp.int32))
+            lanes = jax.vmap(trees.where)(ended, fresh(owner, tried), lanes)
             waiting = jnp.minimum(q.waiting + rank[-1] + 1, count)
-            return Queue(lanes, owner, waiting, done)
+            return Queue(lanes, owner, tried, waiting, done)
 
         owner = jnp.arange(width, dtype=jnp.int32)
-        lanes = fresh(owner)
+        tried = jnp.zeros_like(owner)
+        lanes = fresh(owner, tried)
         done = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), lanes)
-        start = anchor(Queue(lanes, owner, jnp.int32(width), done), like)
+        start = anchor(Queue(lanes, owner, tried, jnp.int32(width), done), like)
         return lax.while_loop(lambda q: jnp.any(q.owner < count), body, start).done
 
-    given = (x0s, arrays)
+    given = (starts, arrays)
     one = jax.vmap(lambda x0, *arrays: first_step(method, x0, restore(arrays)), in_axes=(0, *axes))
-    _, constants, _ = hoist(lambda given: one(given[0], *given[1]), given)
+    _, constants, _ = hoist(lambda given: one(trees.first(given[0]), *given[1]), given)
     like = (given, constants, max_steps)
     operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
     pure, constants, _ = hoist(queue, *operands)

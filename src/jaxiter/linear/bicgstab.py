@@ -8,6 +8,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.linear.residuals import conjugate_residuals
+from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, safe_divide, while_loop
 from jaxiter.values import as_value
@@ -37,7 +38,9 @@ class _State(NamedTuple):
 
 
 @as_value
-def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> LinearSolver:
+def bicgstab(
+    rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000, *, ridge: Any = 0.0
+) -> LinearSolver:
     """BiCGStab for general square systems: two products per step, memory of six vectors.
 
     When it believes to be done the true residual is measured, and it restarts from there. Where
@@ -51,6 +54,7 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
       rtol, atol: stop when `norm(b - A x) <= max(rtol * norm(b), atol)`; default rtol
         float64 1e-10, float32 1e-6, and smaller where the matrix turns out to be ill conditioned.
       max_steps: limit on products with A.
+      ridge: solve `(A + ridge I) x = b` instead; may be traced.
 
     Returns:
       A solver; its status is CONVERGED, PRECISION_FLOOR when the residual is as small as
@@ -64,7 +68,8 @@ def bicgstab(rtol: Any = None, atol: Any = 0.0, max_steps: Any = 1000) -> Linear
     >>> bicgstab()(lambda v: A @ v, b).value.round(4).tolist()
     [1.5, 1.0]
     """
-    return restarted(_cycle, rtol, atol, max_steps, rescue=conjugate_residuals)
+    return with_ridge(
+        restarted(_cycle, rtol, atol, max_steps, rescue=conjugate_residuals), ridge)
 
 
 def _cycle(

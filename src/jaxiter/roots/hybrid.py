@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
+from jaxiter.jacobian import flat, unflat
 from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.roots.newton import LEFT, PROGRESS, Course, Point, begin, judged, judging
-from jaxiter.roots.vectors import flat, unflat, value_and_jacobian
+from jaxiter.roots.vectors import value_and_jacobian
 from jaxiter.solution import Status
 
 PyTree = Any

@@ -1,4 +1,4 @@
-"""Trees as vectors of one dtype, and the Jacobian of a function of trees as a matrix."""
+"""F as a vector in the tree of x, and with its Jacobian as a matrix."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,22 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
+from jaxiter.jacobian import flat, unflat
+from jaxiter.numerics import anchor
 
 PyTree = Any
-
-
-def flat(tree: PyTree, dtype: Any) -> jax.Array:
-    """All entries in a row."""
-    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in jax.tree.leaves(tree)])
-
-
-def unflat(vector: jax.Array, like: PyTree) -> PyTree:
-    """The entries in the shapes and dtypes of a tree."""
-    leaves, structure = jax.tree.flatten(like)
-    ends = [sum(leaf.size for leaf in leaves[:i]) for i in range(len(leaves) + 1)]
-    return jax.tree.unflatten(structure, [
-        vector[a:b].reshape(leaf.shape).astype(leaf.dtype)
-        for a, b, leaf in zip(ends, ends[1:], leaves, strict=False)])
 
 
 def as_like(x: PyTree, value: PyTree, what: str) -> PyTree:
@@ -58,4 +46,4 @@ def value_and_jacobian(
         return value, flat(change, dtype), aux
 
     along = partial(jax.vmap, out_axes=(None, -1, None))
-    return along(column)(jnp.eye(size, dtype=dtype))
+    return along(column)(anchor(jnp.eye(size, dtype=dtype), x))

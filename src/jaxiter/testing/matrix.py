@@ -77,6 +77,14 @@ def _sample(theta: jax.Array, solve: Callable = diffusion.sample) -> jax.Array:
     return jnp.sum(solve(sampler, model, jnp.ones(3)) ** 2)
 
 
+def _fit(theta: jax.Array) -> jax.Array:
+    t = jnp.linspace(0.0, 2.0, 8)
+    out = ji.least_squares(
+        lambda x, theta: x[0] * jnp.exp(-x[1] * t) + theta[2] - jnp.cos(theta[0] * t),
+        jnp.ones(2), theta, lower=-2.0, loss=ji.soft_l1(0.5))
+    return jnp.sum(out.value**2)
+
+
 def _inner(theta: jax.Array) -> jax.Array:
     out = bilevel.solve_inner(
         lambda t, y: jnp.sum(jnp.cosh(y - t)) + 0.1 * jnp.sum(y) ** 2, jnp.zeros(3), theta,
@@ -131,6 +139,7 @@ CASES: dict[str, Callable] = {
     "fixed_point, unrolled": _solve(adjoint=ji.unrolled()),
     "root": lambda t: jnp.sum(ji.root(
         lambda x, t: x**3 + x - t, jnp.zeros(3), t, stop=TIGHT).value ** 2),
+    "least_squares": _fit,
     "attach_implicit": _foreign,
     "solve_many": _many,
     "sinkhorn": lambda t: _plan(transport.sinkhorn(_cost(t), epsilon=0.5)),

@@ -10,6 +10,7 @@ one compiled program, and returns a `Verdict`; `all_cases()` is the whole table.
 from jaxiter.testing.audit.accuracy import audit_accuracy
 from jaxiter.testing.audit.bilevel import audit_hypergradient, audit_inner, audit_unrolled
 from jaxiter.testing.audit.cases import all_cases
+from jaxiter.testing.audit.fits import audit_fit
 from jaxiter.testing.audit.gradients import audit_near_singular, audit_rows, audit_sixteen
 from jaxiter.testing.audit.kinds import audit_process, audit_splitting, audit_stages
 from jaxiter.testing.audit.maps import audit_fixed_point
@@ -29,8 +30,9 @@ from jaxiter.testing.audit.verdict import SPECIAL, Verdict
 
 __all__ = [
     "SPECIAL", "Verdict", "all_cases", "audit_accuracy", "audit_batched", "audit_clouds",
-    "audit_fixed_point", "audit_grids", "audit_hypergradient", "audit_inner", "audit_linear",
-    "audit_logits", "audit_near_singular", "audit_piecewise", "audit_process", "audit_recurrence",
-    "audit_resume", "audit_root", "audit_rows", "audit_sample", "audit_sinkhorn", "audit_sixteen",
-    "audit_splitting", "audit_stages", "audit_unbalanced", "audit_unrolled",
+    "audit_fit", "audit_fixed_point", "audit_grids", "audit_hypergradient", "audit_inner",
+    "audit_linear", "audit_logits", "audit_near_singular", "audit_piecewise", "audit_process",
+    "audit_recurrence", "audit_resume", "audit_root", "audit_rows", "audit_sample",
+    "audit_sinkhorn", "audit_sixteen", "audit_splitting", "audit_stages", "audit_unbalanced",
+    "audit_unrolled",
 ]

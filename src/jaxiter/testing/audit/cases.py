@@ -22,6 +22,7 @@ from jaxiter.solvers import (
 )
 from jaxiter.testing.audit.accuracy import SPECTRA, audit_accuracy
 from jaxiter.testing.audit.bilevel import audit_hypergradient, audit_inner, audit_unrolled
+from jaxiter.testing.audit.fits import LOSSES, audit_fit
 from jaxiter.testing.audit.gradients import audit_near_singular, audit_rows, audit_sixteen
 from jaxiter.testing.audit.kinds import audit_process, audit_splitting, audit_stages
 from jaxiter.testing.audit.maps import audit_fixed_point
@@ -232,6 +233,15 @@ def kinds() -> Iterator[Case]:
             yield 0.8, partial(audit_stages, solver=solver, solver_name=name, kind=kind)
 
 
+def fits() -> Iterator[Case]:
+    """Fits by every loss, with and without bounds."""
+    for loss in LOSSES:
+        for bounded in (False, True):
+            yield 0.5, partial(audit_fit, loss=loss, bounded=bounded)
+    for bounded in (False, True):
+        yield 0.5, in_float64(partial(audit_fit, bounded=bounded, dtype=jnp.float64))
+
+
 def accuracies(stop: Callable, name: str) -> Iterator[Case]:
     """True distances, for a rule `stop(rtol, atol)` that claims them."""
     rule: dict[str, Any] = {"stop": stop, "stop_name": name}
@@ -249,6 +259,7 @@ def accuracies(stop: Callable, name: str) -> Iterator[Case]:
 
 def all_cases(stop: Callable | None = None, name: str = "accuracy") -> list[Case]:
     """Every case; those of accuracy where there is a rule for it."""
-    rooms = [maps, contractions, equations, gradients, transport, sequences, bilevel, kinds]
+    rooms = [maps, contractions, equations, gradients, transport, sequences, bilevel, kinds,
+             fits]
     cases = [case for room in rooms for case in room()]
     return cases if stop is None else cases + list(accuracies(stop, name))
