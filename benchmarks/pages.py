@@ -9,6 +9,7 @@ from pathlib import Path
 from harness import load, table
 from pages_families import bilevel, bilevel_peers, diffusion, few_steps, optim
 from pages_gpu import gpu
+from pages_problems import fits, roots, unseen_transport
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -239,7 +240,8 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 
 
 def main() -> None:
-    blocks = [fixed_points(), choosing(), gradients(), training(), lanes(), transport(),
+    blocks = [fixed_points(), choosing(), roots(), fits(), gradients(), training(), lanes(),
+              transport(), unseen_transport(),
               diffusion(), few_steps(), bilevel(), optim(), compiling(), prompts(), audit()]
     pictures = "\n".join(f"![{n}](../benchmarks/results/{n}.png)" for n in PLOTS)
     (ROOT / "docs" / "benchmarks.md").write_text(

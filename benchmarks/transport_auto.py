@@ -19,8 +19,8 @@ from harness import save, show
 from jaxiter.transport import sinkhorn
 from transport_peers import ott, ott_scheduled, pot_rows
 
-TOL, STEPS, EPSILONS = 1e-4, 4000, (0.05, 0.01, 0.002)
-SIZES = {200: EPSILONS, 700: EPSILONS, 1500: EPSILONS, 3000: (0.01,)}
+TOL, STEPS, EPSILONS = 1e-4, 2000, (0.05, 0.01, 0.002)
+SIZES = {200: EPSILONS, 700: EPSILONS, 1500: EPSILONS, 3000: (0.05,)}
 KINDS = ("plane", "clusters", "five", "l1", "random")
 PARTS = ("kernel", "kernel + anderson", "newton")
 

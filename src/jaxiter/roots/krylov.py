@@ -21,6 +21,8 @@ PyTree = Any
 
 #: The linear systems are solved to a share of |F| between these, with so many vectors and products.
 LOOSEST, TIGHTEST, FIRST, VECTORS, PRODUCTS = 0.9, 1e-3, 0.1, 30, 300
+#: A step is Newton's, and may say that a root is near, where it solves its system to this share.
+SOLVED = 0.1
 #: Where F does not change with x at x0, x moves by so much of its size.
 FIRST_MOVE = 0.01
 #: A step is taken that lowers |F| by this share of what its linear system promises.
@@ -108,7 +110,7 @@ def _advance(
                value, line.course)
     old = line._replace(share=short)
     chosen = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    step = jnp.where(good & solves, trees.norm(solved.value), jnp.inf)
+    step = jnp.where(good & (solved.residual <= SOLVED), trees.norm(solved.value), jnp.inf)
     noise = 4 * epsilon * trees.norm(change)
     useful = (1 - (norm / line.norm) ** 2 >= PROGRESS) | ~sound
     course = judged(line.course, Point(
