@@ -86,7 +86,8 @@ def judged(course: Course, at: Point, epsilon: float) -> Course:
     contracts = at.whole & ~first & (at.norm <= LEFT * course.norm) & (
         at.step <= SHORTER * course.step)
     rounded = (at.norm <= at.noise) | (at.step <= ROUNDINGS * epsilon * length)
-    near = (contracts | rounded) & at.good & ~at.flat & jnp.isfinite(at.step)
+    # The scale at x0 is the unit of a default atol, and nothing there tells the unit of F.
+    near = (contracts | rounded) & at.good & ~at.flat & jnp.isfinite(at.step) & ~first
     scale = jnp.where(near, at.norm * safe_divide(length, at.step), 0)
     far = (at.x_norm * epsilon > jnp.maximum(size, 1)) & ~(at.step <= 0.1 * at.x_norm)
     lost = jnp.where(far, course.lost + 1, 0)
