@@ -161,7 +161,8 @@ def _way(
 
         def finish(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
             return solution if not forward else confirmed(
-                solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule)
+                solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule,
+                solution.state.answer.memory.start)
 
         return _Way(trail_problem(evaluate, has_aux), chosen, finish)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x0)):
@@ -171,7 +172,15 @@ def _way(
     usual: dict[str, Any] = {"keep_best": True}
     if method == "hybrid":
         usual["adjoint"] = implicit(dense())
-    return _Way(make(evaluate, x0, has_aux), choose(front, options, {}, **usual), _of_value)
+    chosen = choose(front, options, {}, **usual)
+
+    def judged(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
+        # An inexact step may miss the direction in which the root is far: solved once to the end.
+        return confirmed(
+            _of_value(solution, x0), lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule,
+            solution.state.answer.memory.course.start)
+
+    return _Way(make(evaluate, x0, has_aux), chosen, judged if method == "krylov" else _of_value)
 
 
 def _of_value(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:

@@ -192,16 +192,16 @@ def in_units(solver: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def confirmed(
-    solution: Solution, function: Callable, x0: PyTree, args: tuple, stop: Stop
+    solution: Solution, function: Callable, x0: PyTree, args: tuple, stop: Stop, start: jax.Array
 ) -> Solution:
     """The solution, DIVERGED where it says CONVERGED and Newton's step sees no root near.
 
-    Slopes along the way are not the derivative: F may be steep in one direction and flat in the
+    `start` is |F(x0)|. Slopes along the way are not the derivative: F may be steep in one direction and flat in the
     one that matters, or fall towards zero only at infinity. An absolute tolerance that is met
     needs no such proof.
     """
     x, x0, args = stop_gradient((solution.value, x0, args))
-    first = stop_gradient(solution.state.answer.memory.start)
+    first = stop_gradient(start)
     unit = jnp.where(first > 0, first, 1)
 
     def scaled(x: PyTree) -> PyTree:
