@@ -196,9 +196,9 @@ def confirmed(
 ) -> Solution:
     """The solution, DIVERGED where it says CONVERGED and Newton's step sees no root near.
 
-    `start` is |F(x0)|. Slopes along the way are not the derivative: F may be steep in one direction and flat in the
-    one that matters, or fall towards zero only at infinity. An absolute tolerance that is met
-    needs no such proof.
+    `start` is |F(x0)|. Slopes along the way are not the derivative: F may be steep in one direction
+    and flat in the one that matters, or fall towards zero only at infinity. An absolute tolerance
+    that is met needs no such proof.
     """
     x, x0, args = stop_gradient((solution.value, x0, args))
     first = stop_gradient(start)
