@@ -6,18 +6,19 @@ from harness import load, table
 def roots() -> str:
     data = load("roots")
     solved = [[row["method"], row["dtype"], f"{row['solved']} of {row['cases']}",
-               str(row["claimed"]), str(row["false"])] for row in data["solved"]]
+               str(row["claimed"]), str(row["false"])] for row in data.get("solved", [])]
     times = [[row["system"], row["method"], f"{row['compiled us']:.0f}", f"{row['prompt us']:.0f}"]
              for row in data["times"]]
     brackets = [[row["family"], str(row["converged"]), f"{row['largest ulp']:.1f}",
                  f"{row['mean steps']:.1f}", str(row["most steps"]), f"{1e3 * row['seconds']:.1f}"]
                 for row in data["brackets"]]
-    return (
+    systems = "" if not solved else (
         "**Systems of equations** (`benchmarks/roots.py`; More, Garbow and Hillstrom from 1, 10 "
         "and 100 times their starts and in other units, judged by numpy in float64; hybrid's "
         "limits were set on these systems)\n\n"
-        + table(["", "dtype", "solved", "claimed", "claimed falsely"], solved)
-        + "\n**Small systems** (microseconds of a warm call, float32)\n\n"
+        + table(["", "dtype", "solved", "claimed", "claimed falsely"], solved) + "\n")
+    return (
+        systems + "**Small systems** (microseconds of a warm call, float32)\n\n"
         + table(["", "", "compiled", "from a prompt"], times)
         + "\n**10,000 equations in one call of `bracketed_root`** (float32)\n\n"
         + table(["", "converged", "largest error, ulp", "mean steps", "most", "ms"], brackets))
