@@ -13,7 +13,7 @@ from jaxiter.fit import Box, Fit, FitMethod
 from jaxiter.jacobian import dense_jacobian, flat, unflat
 from jaxiter.known import check_positive
 from jaxiter.linear.dense import damped_triangle, triangle
-from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, product, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
 
@@ -158,9 +158,10 @@ def _step(
     seen = trees.where(accepted, new, trust.seen)
     here = jnp.where(accepted, there, here)
     start = jnp.asarray(radius, here.dtype) * _positive(new.scale)
-    move = _move(here, seen, jnp.where(first, start, _radius(trust, finite, ratio)), box)
+    radius = jnp.where(first, start, _radius(trust, finite, ratio))
+    move = _move(here, seen, radius, box)
     # The first radius is as long as the first step at most.
-    limit = jnp.where(first, jnp.minimum(start, move.length), _radius(trust, finite, ratio))
+    limit = jnp.where(first, jnp.minimum(radius, move.length), radius)
     alive = trust.alive | (columns > 0) & accepted
     far = jnp.abs(there) > RAN * jnp.abs(trust.start)
     lost = accepted & jnp.any(alive & (columns == 0) & far)
@@ -193,14 +194,14 @@ def _measured(
     epsilon, own = machine_epsilon(x), _positive(lengths)
     units = jnp.clip(units, own, own * epsilon**LONGEST)
     matrix, pull = factor[:, :-1] / units, factor[:, -1]
-    pinned = box.pinned(x, _product(matrix.T, pull))
+    pinned = box.pinned(x, product(matrix.T, pull))
     if pinned is not None:
         matrix = jnp.where(pinned, 0, matrix)
     left, values, basis = jnp.linalg.svd(matrix, full_matrices=False)
-    pull = _product(left.T, pull)
+    pull = product(left.T, pull)
     values = jnp.where(values > RANK * x.size * epsilon, values, 0)
     inverse = safe_divide(1, values)
-    full = box.clip(x - _product(basis.T, inverse * pull) / units) - x
+    full = box.clip(x - product(basis.T, inverse * pull) / units) - x
     scale = trees.norm(own * x)
     gain = jnp.sqrt(jnp.sum((inverse[:, None] * basis * (own / units)) ** 2))
     floor = ROUNDINGS * epsilon * gain * (scale + gain * size)
@@ -246,12 +247,12 @@ def _move(x: jax.Array, seen: Seen, radius: jax.Array, box: Box) -> Move:
     """The step within the radius."""
     damping = _damping(seen, radius)
     away = safe_divide(seen.values * seen.pull, seen.values**2 + damping)
-    step = -_product(seen.basis.T, away) / seen.units
+    step = -product(seen.basis.T, away) / seen.units
     if box.lower is not None:
         step = _within(x, step, seen, damping, box)
-    change = seen.values * _product(seen.basis, seen.units * step)
+    change = seen.values * product(seen.basis, seen.units * step)
     unit = _positive(seen.size)
-    predicted = -_product((2 * seen.pull + change) / unit, change / unit)
+    predicted = -product((2 * seen.pull + change) / unit, change / unit)
     return Move(step, trees.norm(seen.units * step), predicted, damping == 0,
                 jnp.all(x + step == x) & seen.moves)
 
@@ -265,7 +266,7 @@ def _within(
     matrix = seen.values[:, None] * seen.basis
     moved = jnp.where(crosses, seen.units * inside, 0)
     smallest = RANK * x.size * machine_epsilon(x)
-    factor, rhs = damped_triangle(jnp.where(crosses, 0, matrix), seen.pull + _product(
+    factor, rhs = damped_triangle(jnp.where(crosses, 0, matrix), seen.pull + product(
         matrix, moved), jnp.maximum(jnp.sqrt(damping), smallest))
     others = -jax.scipy.linalg.solve_triangular(factor, rhs) / seen.units
     return box.clip(x + jnp.where(crosses, inside, others)) - x
@@ -287,10 +288,6 @@ def _damping(seen: Seen, radius: jax.Array) -> jax.Array:
         # Lengths a little above the radius will do.
         damping = damping + jnp.where(length > 1.1, safe_divide(length - 1, slope), 0)
     return damping
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=HIGHEST)
 
 
 def _merit(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array:

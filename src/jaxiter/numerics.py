@@ -27,6 +27,11 @@ PyTree = Any
 HIGHEST = lax.Precision.HIGHEST
 
 
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b` in full precision, whatever the default of the device is."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
 def is_array(leaf: Any) -> bool:
     """Whether a leaf carries numbers that may be traced (a jax or numpy array)."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)

@@ -153,39 +153,40 @@ def _way(
                          "own; leave one of them out.")
     if method is None:
         method = "anderson" if given else _default(evaluate, x0, args)
+
+    def confirm(solution: Solution, x0: PyTree, args: tuple, start: jax.Array) -> Solution:
+        return confirmed(
+            solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule, start)
+
     if method == "anderson":
         chosen = choose(front, options, {}, solver=in_units(
             anderson(period=1, safeguard=None, weight_cap=1e12)))
-
         forward = _differentiable(evaluate, x0, args)
 
         def finish(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
-            return solution if not forward else confirmed(
-                solution, lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule,
-                solution.state.answer.memory.start)
+            start = solution.state.answer.memory.start
+            return confirm(solution, x0, args, start) if forward else solution
 
         return _Way(trail_problem(evaluate, has_aux), chosen, finish)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(x0)):
         raise ValueError(f'method="{method}" solves for real unknowns; give F of real and '
                          'imaginary parts, or take method="anderson".')
-    make = hybrid_problem if method == "hybrid" else krylov_problem
-    usual: dict[str, Any] = {"keep_best": True}
     if method == "hybrid":
-        usual["adjoint"] = implicit(dense())
-    chosen = choose(front, options, {}, **usual)
+        chosen = choose(front, options, {}, keep_best=True, adjoint=implicit(dense()))
+        return _Way(hybrid_problem(evaluate, x0, has_aux), chosen,
+                    lambda solution, *given: _of_value(solution))
+    chosen = choose(front, options, {}, keep_best=True)
 
     def judged(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
         # An inexact step may miss the direction in which the root is far: solved once to the end.
-        return confirmed(
-            _of_value(solution, x0), lambda x, *args: evaluate(x, *args)[0], x0, args, chosen.rule,
-            solution.state.answer.memory.course.start)
+        start = solution.state.answer.memory.course.start
+        return confirm(_of_value(solution), x0, args, start)
 
-    return _Way(make(evaluate, x0, has_aux), chosen, judged if method == "krylov" else _of_value)
+    return _Way(krylov_problem(evaluate, x0, has_aux), chosen, judged)
 
 
-def _of_value(solution: Solution, x0: PyTree, *args: PyTree) -> Solution:
+def _of_value(solution: Solution) -> Solution:
     """The solution with F in place of the step that Newton's method would make next."""
-    del x0, args
     value = solution.state.answer.memory.value
     measured = jnp.isfinite(solution.residual)
     residual = jnp.where(measured, trees.norm(value), solution.residual)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.jacobian import flat, unflat
-from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, product, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.roots.newton import LEFT, PROGRESS, Course, Point, begin, judged, judging
 from jaxiter.roots.vectors import value_and_jacobian
@@ -144,7 +144,7 @@ def _advance(
         ~good & room & (trust.course.norm > trust.course.noise))
     sloped = jnp.any(jacobian != 0, 1)
     newton = jnp.where(here.usable, _size(here.newton / here.diagonal), jnp.inf)
-    noise = 4 * epsilon * trees.norm(jnp.matmul(jnp.abs(jacobian), jnp.abs(x), precision=HIGHEST))
+    noise = 4 * epsilon * trees.norm(product(jnp.abs(jacobian), jnp.abs(x)))
     # F that oscillates may seem to contract: what the region of trust had was no root, so a root
     # has much less.
     whole = trust.whole & (~plain | (norm <= LEFT * before))
@@ -213,11 +213,11 @@ def _model(
     # where the system can be solved.
     shifted = scaled / rows[:, None] + epsilon * jnp.eye(x.size, dtype=x.dtype)
     newton = -jnp.linalg.solve(shifted, value / rows)
-    left = value + jnp.matmul(scaled, newton, precision=HIGHEST)
+    left = value + product(scaled, newton)
     usable = trees.finite(newton) & (trees.norm(left) <= SOLVED * size)
     # Of F / |F|, for squares of F may leave the float range.
-    gradient = jnp.matmul(safe_divide(value, size), scaled, precision=HIGHEST)
-    along = jnp.matmul(scaled, gradient, precision=HIGHEST)
+    gradient = product(safe_divide(value, size), scaled)
+    along = product(scaled, gradient)
     far = -size * safe_divide(trees.squared_norm(gradient), trees.squared_norm(along))
     return Model(x, value, norm, unit, jnp.where(usable, newton, 0), jnp.where(usable, left, 0),
                  far * gradient, far * along, usable, diagonal)

@@ -196,9 +196,9 @@ def confirmed(
 ) -> Solution:
     """The solution, DIVERGED where it says CONVERGED and Newton's step sees no root near.
 
-    `start` is |F(x0)|. Slopes along the way are not the derivative: F may be steep in one direction
-    and flat in the one that matters, or fall towards zero only at infinity. An absolute tolerance
-    that is met needs no such proof.
+    F has a forward derivative; `start` is |F(x0)|. Slopes along the way are not the derivative: F
+    may be steep in one direction and flat in the one that matters, or fall towards zero only at
+    infinity. An absolute tolerance that is met needs no such proof.
     """
     x, x0, args = stop_gradient((solution.value, x0, args))
     first = stop_gradient(start)
@@ -207,10 +207,7 @@ def confirmed(
     def scaled(x: PyTree) -> PyTree:
         return trees.scale(1 / unit, function(x, *args))
 
-    try:
-        value, product = jax.linearize(scaled, x)
-    except (TypeError, ValueError):  # custom_vjp, a callback: F has no forward derivative
-        return solution
+    value, product = jax.linearize(scaled, x)
     norm, x_norm = trees.norm(value), trees.norm(x)
     probe = trees.probe_like(value)
     ran = x_norm > RAN * jnp.maximum(trees.norm(x0), 1)

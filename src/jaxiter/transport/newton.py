@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxiter import linear
 from jaxiter.line_search import Trial, halve
-from jaxiter.numerics import HIGHEST, machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, product, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.transport.entries import finite, gibbs
 from jaxiter.transport.geometry import Geometry
@@ -110,7 +110,7 @@ def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tup
     trial = _line_search(T, g1, g2, d1, d2, epsilon)
     alpha, decrease = trial.step, trial.value
     slope = jnp.sum(g1 * d1) + jnp.sum(g2 * d2)
-    curvature = jnp.sum(r1 * d1**2) + jnp.sum(r2 * d2**2) + 2 * d1 @ _product(T, d2)
+    curvature = jnp.sum(r1 * d1**2) + jnp.sum(r2 * d2**2) + 2 * d1 @ product(T, d2)
     predicted = -alpha * slope - 0.5 * alpha**2 * curvature / epsilon
     ratio = -decrease / predicted
     f, g = x[0] + alpha * d1, x[1] + alpha * d2
@@ -133,10 +133,6 @@ def _step(x: tuple, plan: Plan, geometry: Geometry, marginals: Marginals) -> tup
     return (f, g), Plan(matrix, damping, passes)
 
 
-def _product(T: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.matmul(T, v, precision=HIGHEST)
-
-
 def _direction(
     T: jax.Array, r1: jax.Array, r2: jax.Array, g1: jax.Array, g2: jax.Array,
     shift: jax.Array, epsilon: Any,
@@ -147,18 +143,18 @@ def _direction(
     A2 = jnp.maximum(r2 / epsilon + shift, tiny)
 
     def schur(w: jax.Array) -> jax.Array:
-        return A2 * w - _product(_product(T, w) / A1, T) / epsilon**2
+        return A2 * w - product(product(T, w) / A1, T) / epsilon**2
 
-    diagonal = A2 - _product(1 / A1, T * T) / epsilon**2
+    diagonal = A2 - product(1 / A1, T * T) / epsilon**2
     # Without the floor the difference cancels to 0 in float32 and the solve stalls.
     diagonal = jnp.maximum(diagonal, 1e-4 * A2)
-    rhs = -g2 + _product(g1 / A1, T) / epsilon
+    rhs = -g2 + product(g1 / A1, T) / epsilon
     error = jnp.sum(jnp.abs(g1)) + jnp.sum(jnp.abs(g2))
     rtol = jnp.minimum(0.1, jnp.sqrt(error / jnp.sum(r1)))
     solve = linear.cg(rtol=rtol, max_steps=CG_STEPS, precondition=lambda r: r / diagonal)
     solution = solve(schur, rhs)
     d2 = solution.value
-    return (-g1 - _product(T, d2) / epsilon) / A1, d2, solution.steps
+    return (-g1 - product(T, d2) / epsilon) / A1, d2, solution.steps
 
 
 def _line_search(
