@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter.testing.problems import DEATHS, poisson_mixture
+
 EPSILON = float(np.finfo(np.float32).eps)
 #: The relative error that is asked for, where float32 can hold it.
 ACCURACY = 1e-5
@@ -120,20 +122,8 @@ def projections(rng: np.random.Generator, i: int) -> tuple:
     return (_reflected if k == 2 and i % 2 else _averaged), (frames, point), np.zeros(n)
 
 
-#: Deaths a day among women over 80 in London, 1910 to 1912 (Hasselblad 1969): days with 0 ... 9.
-DEATHS = np.array([162, 267, 271, 185, 111, 61, 27, 8, 3, 1.0])
-
-
 def _poisson_mixture(x: Any, counts: Any) -> Any:
-    """EM for two Poisson distributions; x = (weight of the first, both means)."""
-    xp = _xp(x)
-    y = np.arange(len(counts)).astype(x.dtype)
-    p = x[0] * xp.exp(-x[1]) * x[1]**y
-    q = (1 - x[0]) * xp.exp(-x[2]) * x[2]**y
-    first = counts * p / (p + q)
-    second = counts - first
-    return xp.stack([xp.sum(first) / xp.sum(counts), xp.sum(first * y) / xp.sum(first),
-                     xp.sum(second * y) / xp.sum(second)])
+    return poisson_mixture(x, counts, _xp(x))
 
 
 def _gaussian_mixture(x: Any, data: Any) -> Any:

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 
 import jaxiter as ji
+from jaxiter.testing.problems import DEATHS, poisson_mixture
 
-#: Days with 0, 1, ... 9 deaths of women over 80 in London, 1910 to 1912 (Hasselblad 1969).
-DEATHS = np.array([162, 267, 271, 185, 111, 61, 27, 8, 3, 1.0])
 START = np.array([0.3, 1.0, 2.5])
 
 
 def em(x, xp=jnp):
-    """One step of EM for two Poisson distributions; x = (weight of the first, both means)."""
-    y, deaths = xp.arange(10).astype(x.dtype), xp.asarray(DEATHS, x.dtype)
-    first = x[0] * xp.exp(-x[1]) * x[1] ** y
-    second = (1 - x[0]) * xp.exp(-x[2]) * x[2] ** y
-    share = deaths * first / (first + second)
-    rest = deaths - share
-    return xp.stack([xp.sum(share) / xp.sum(deaths), xp.sum(share * y) / xp.sum(share),
-                     xp.sum(rest * y) / xp.sum(rest)])
+    return poisson_mixture(x, DEATHS, xp)
 
 
 def published(step, x, count):

@@ -23,7 +23,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, make_method
-from jaxiter.numerics import anchor, hoist, is_array, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist, is_array, numbers_in, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.reuse import reused
@@ -189,7 +189,7 @@ def default_lanes(x0s: PyTree, count: int) -> int:
         return 0
     if jax.default_backend() == "cpu":
         return min(count, max(32, min(1024, 2 ** round(math.log2(3 * count**0.5)))))
-    numbers = max(1, sum(leaf.size for leaf in jax.tree.leaves(x0s)) // count)
+    numbers = max(1, numbers_in(x0s) // count)
     return min(count, max(1024, AT_ONCE // numbers))
 
 

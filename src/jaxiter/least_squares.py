@@ -18,7 +18,7 @@ from jaxiter.levenberg_marquardt import LevenbergMarquardt
 from jaxiter.linear import cg, dense
 from jaxiter.linear.dense import triangle
 from jaxiter.losses import Loss, as_loss
-from jaxiter.numerics import on_own_mesh
+from jaxiter.numerics import numbers_in, on_own_mesh
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import as_point
 from jaxiter.reuse import reused
@@ -92,7 +92,7 @@ def as_method(method: Any, x0: PyTree) -> FitMethod:
       ValueError: an unknown name. TypeError: anything else.
     """
     if method is None:
-        size = sum(leaf.size for leaf in jax.tree.leaves(x0))
+        size = numbers_in(x0)
         return LevenbergMarquardt() if size <= DENSE else GaussNewton()
     if isinstance(method, str):
         if method not in METHODS:
@@ -125,7 +125,7 @@ def _prepare(
     method = as_method(method, one)
     if bounded and not method.takes_bounds:
         raise ValueError(f"{method.name} takes no bounds; use method=levenberg_marquardt().")
-    small = sum(leaf.size for leaf in jax.tree.leaves(one)) <= DENSE
+    small = numbers_in(one) <= DENSE
     solve = dense(scaled=True) if small else cg()
     chosen = choose(name, options, {"solver": "its steps are those of the method"} | refused,
                     adjoint=implicit(solve))

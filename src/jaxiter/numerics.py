@@ -37,6 +37,11 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
+def numbers_in(tree: PyTree) -> int:
+    """How many numbers all leaves hold together; static."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def is_concrete(*trees: PyTree) -> bool:
     """Whether every array leaf can be read on this host right now."""
     for leaf in jax.tree.leaves(trees):

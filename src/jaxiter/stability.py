@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import safe_divide
+from jaxiter.numerics import numbers_in, safe_divide
 from jaxiter.spectral import spectral_norm
 
 PyTree = Any
@@ -44,7 +44,7 @@ def jacobian_penalty(
         raise ValueError(f"samples must be at least 1, got {samples}.")
     x = jax.tree.map(jnp.asarray, x)
     _, pull = jax.vjp(lambda x: step(x, *args), x)
-    size = sum(leaf.size for leaf in jax.tree.leaves(x))
+    size = numbers_in(x)
 
     def one(key: jax.Array) -> jax.Array:
         return trees.squared_norm(pull(_random_signs(x, key))[0]) / size

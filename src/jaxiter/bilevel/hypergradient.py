@@ -10,7 +10,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.known import check_not_negative
 from jaxiter.linear import LinearSolver, cg
-from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
 from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
@@ -125,7 +125,7 @@ def hypergradient(
 
 
 def _default(y: PyTree) -> LinearSolver:
-    size = sum(leaf.size for leaf in jax.tree.leaves(y))
+    size = numbers_in(y)
     rtol = 1e-8 if machine_epsilon(y) < 1e-12 else 1e-5
     # Rounding makes CG lose its finite termination: it gets twice the size on small problems.
     return cg(rtol=rtol, max_steps=min(2 * size, 50))

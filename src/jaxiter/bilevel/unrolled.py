@@ -10,7 +10,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.bilevel.hypergradient import HypergradientResult, oracle_calls
 from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import numbers_in, stop_gradient
 from jaxiter.reuse import reused
 from jaxiter.solution import Status
 from jaxiter.stop import default_tolerances
@@ -81,7 +81,7 @@ def unrolled_hypergradient(
         (value, y), (grad, _) = end(x), jax.jacfwd(end, has_aux=True)(x)
     else:
         (value, y), grad = jax.value_and_grad(end, has_aux=True)(x)
-    entries = sum(leaf.size for leaf in jax.tree.leaves(x)) if mode == "forward" else 1
+    entries = numbers_in(x) if mode == "forward" else 1
     move, status = _ended(read(y), read(step(x, y)), (value, grad))
     missing = jnp.full((), jnp.nan, value.dtype)
     calls = oracle_calls(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))

@@ -10,7 +10,7 @@ from jaxiter import trees
 from jaxiter.linear.residuals import conjugate_residuals
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
-from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.numerics import anchor, numbers_in, safe_divide, while_loop
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -84,7 +84,7 @@ def _cycle(
     kind = jax.eval_shape(trees.dot, r, r).dtype
     start = _State(x, r, r, square.astype(kind), square, jnp.int32(0), no_gains(square), square,
                    jnp.int32(0))
-    wait = max(WAIT, sum(leaf.size for leaf in jax.tree.leaves(r)))
+    wait = max(WAIT, numbers_in(r))
 
     def going(s: _State) -> jax.Array:
         # Not finite: not larger. Two products a step, and one to measure what came of it.

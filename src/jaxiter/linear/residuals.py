@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.linear.system import ROUNDINGS, Gains, Matvec, no_gains
-from jaxiter.numerics import anchor, machine_epsilon, safe_divide, while_loop
+from jaxiter.numerics import anchor, machine_epsilon, numbers_in, safe_divide, while_loop
 
 PyTree = Any
 
@@ -50,7 +50,7 @@ def conjugate_residuals(
     Eisenstat, Elman and Schultz, "Variational iterative methods for nonsymmetric systems of linear
     equations", SIAM J. Numer. Anal. 20, 1983 (the window).
     """
-    size = sum(leaf.size for leaf in jax.tree.leaves(r))
+    size = numbers_in(r)
     window = max(2, min(WINDOW, size, NUMBERS // max(size, 1)))
     empty = jax.tree.map(lambda leaf: lax.broadcast(jnp.zeros_like(leaf), (window,)), r)
     kind = jax.eval_shape(trees.dot, r, r).dtype

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_fraction, check_not_negative
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import numbers_in, stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import (
     finite_rows,
@@ -201,7 +201,7 @@ def _round(
 
 def _changes(rolled: PyTree, guesses: PyTree, start: PyTree) -> jax.Array:
     """Mean squares `[W - 1]` of what guesses are off the rolled parameters; infinite, not NaN."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(start))
+    size = numbers_in(start)
     change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
         jax.tree.map(lambda leaf: leaf[:-1], rolled),
         jax.tree.map(lambda leaf: leaf[1:], guesses)).astype(jnp.float32)

@@ -11,7 +11,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.linear import dense
-from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.numerics import numbers_in, on_own_mesh, strong
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.reuse import reused
@@ -199,7 +199,7 @@ def _default(evaluate: Callable, x0: PyTree, args: tuple) -> str:
     leaves = jax.tree.leaves(x0)
     if any(jnp.iscomplexobj(leaf) for leaf in leaves) or not _differentiable(evaluate, x0, args):
         return "anderson"
-    return "hybrid" if sum(leaf.size for leaf in leaves) <= DENSE else "krylov"
+    return "hybrid" if numbers_in(x0) <= DENSE else "krylov"
 
 
 def _differentiable(evaluate: Callable, x0: PyTree, args: tuple) -> bool:

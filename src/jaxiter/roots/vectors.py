@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.jacobian import flat, unflat
-from jaxiter.numerics import anchor
+from jaxiter.numerics import anchor, numbers_in
 
 PyTree = Any
 
@@ -24,7 +24,7 @@ def as_like(x: PyTree, value: PyTree, what: str) -> PyTree:
                     for tree in (x, value))
     same = jax.tree.structure(x) == jax.tree.structure(value) and ours == theirs
     kinds = {dtype for _, dtype in ours + theirs}
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (x, value)]
+    sizes = [numbers_in(tree) for tree in (x, value)]
     if same or len(kinds) > 1 or sizes[0] != sizes[1]:
         trees.check_same_structure(x, value, what)
         return value
@@ -39,7 +39,7 @@ def value_and_jacobian(
     Returns:
       The value as it is, the matrix in `dtype`, aux.
     """
-    size = sum(leaf.size for leaf in jax.tree.leaves(x))
+    size = numbers_in(x)
 
     def column(direction: jax.Array) -> tuple:
         value, change, aux = jax.jvp(function, (x,), (unflat(direction, x),), has_aux=True)

@@ -10,7 +10,14 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_count
-from jaxiter.numerics import anchor, is_concrete, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.numerics import (
+    anchor,
+    is_concrete,
+    machine_epsilon,
+    numbers_in,
+    safe_divide,
+    stop_gradient,
+)
 from jaxiter.solvers.guard import guard
 from jaxiter.solvers.residual import Evaluation, residual_solver
 from jaxiter.values import as_value
@@ -96,7 +103,7 @@ def anderson(
         raise ValueError(f"mixing must lie in (0, 1], got {mixing}.")
 
     def init(params: PyTree) -> AndersonState:
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        size = numbers_in(params)
         m = max(min(memory, size), 1)  # more columns than unknowns are dependent
         history = trees.columns(params, m)
         # Real weights where some leaf is real: such a tree is a real vector space.

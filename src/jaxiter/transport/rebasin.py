@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxiter.numerics import numbers_in
 from jaxiter.reuse import reused
 from jaxiter.transport.permutations import round_permutation, sinkhorn_layer
 
@@ -83,7 +84,7 @@ def permute(params: PyTree, spec: PyTree, permutations: dict[str, jax.Array]) ->
 def squared_distance(params: PyTree, target: PyTree) -> jax.Array:
     """Mean squared difference of two parameter trees."""
     gaps = jax.tree.map(lambda p, q: jnp.sum((p - q) ** 2), params, target)
-    count = sum(leaf.size for leaf in jax.tree.leaves(target))
+    count = numbers_in(target)
     return jnp.sum(jnp.stack(jax.tree.leaves(gaps))) / count
 
 
