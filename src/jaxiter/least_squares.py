@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
@@ -13,7 +12,7 @@ from jaxiter.fit import Box, Fit, FitMethod, make_box
 from jaxiter.gauss_newton import GaussNewton
 from jaxiter.implicit import as_adjoint, implicit
 from jaxiter.jacobian import dense_jacobian, flat, unflat
-from jaxiter.lanes import normalise_axes, solve_many
+from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.levenberg_marquardt import LevenbergMarquardt
 from jaxiter.linear import cg, dense
 from jaxiter.linear.dense import triangle
@@ -251,16 +250,13 @@ def least_squares_many(
     ([0.2, 1.0, 3.0], True)
     """
     x0s = as_point(x0s)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x0s):
-        if not np.ndim(leaf):
-            raise ValueError(f"x0s at {trees.path_name(path)} is a scalar; it needs a leading "
-                             "axis, one start per fit.")
+    axes = normalise_axes(in_axes, len(args))
+    batch_size(x0s, args, axes)
     one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), x0s)
     bounded = lower is not None or upper is not None
     call = _prepare("least_squares_many", residual, one, bounded, loss, method, options,
                     {"resume": "call vmap(least_squares) with it"})
     box = make_box(one, lower, upper)
-    axes = normalise_axes(in_axes, len(args))
 
     def inside(x0: PyTree) -> PyTree:
         return _inside(x0, box)
