@@ -2,10 +2,13 @@
 
 from jaxiter.operators.douglas_rachford import douglas_rachford
 from jaxiter.operators.forward_backward import forward_backward
+from jaxiter.operators.minimax import MinimaxKind, MinimaxResult, classify_minimax, minimax
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.operators.prox import prox_box, prox_l1, prox_quadratic
+from jaxiter.operators.variational_inequality import VariationalResult, variational_inequality
 
 __all__ = [
-    "douglas_rachford", "forward_backward", "projection_sparse_simplex", "prox_box", "prox_l1",
-    "prox_quadratic",
+    "MinimaxKind", "MinimaxResult", "VariationalResult", "classify_minimax", "douglas_rachford",
+    "forward_backward", "minimax", "projection_sparse_simplex", "prox_box", "prox_l1",
+    "prox_quadratic", "variational_inequality",
 ]

@@ -1,0 +1,174 @@
+"""A monotone inclusion as a problem of one point: the natural residual, steps that adapt, means."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong, typed_by
+from jaxiter.operators import simplices
+from jaxiter.operators.extragradient import ACCEPTED, GROWS, GROWTH, SHRINK, Method, Move, Seen
+from jaxiter.problem import Problem
+from jaxiter.spectral import operator_norm
+
+PyTree = Any
+
+#: The power iteration ends at most 0.9 per cent short of the Lipschitz constant.
+MARGIN = 1.02
+
+
+class Held(NamedTuple):
+    """What moves beside the point.
+
+    Attributes:
+      size: the step. residual, rate: the natural residual at the point, and over its step.
+      own: what the method remembers. mean, weight: of the average.
+      last: where F was evaluated before, its value there, and whether it was, for steps that are
+        shortened by it.
+    """
+
+    size: jax.Array
+    residual: jax.Array
+    rate: jax.Array
+    own: PyTree
+    mean: PyTree
+    weight: jax.Array
+    last: PyTree
+
+
+class Choice(NamedTuple):
+    """What the caller chose: the method, its name, step, Lipschitz constant, average, restart."""
+
+    way: Method
+    method: str
+    step: Any
+    lipschitz: Any
+    average: bool
+    restart: Any
+
+    @property
+    def mirror(self) -> bool:
+        """Whether strategies move by their logarithms."""
+        return self.method == "mirror"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether steps follow from what F is seen to do."""
+        return self.step is None and self.lipschitz is None
+
+
+def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -> Problem:
+    """`0 in F(z) + A(z)` by a method: its point is where F is evaluated, its memory the rest."""
+    way, average = choice.way, choice.average
+
+    def operator(z: PyTree, *args: PyTree) -> PyTree:
+        value = jax.tree.map(strong, F(z, *args))
+        trees.check_same_structure(z, value, "F(z), a tree like z,")
+        return value
+
+    def resolve(v: PyTree, size: jax.Array, *args: PyTree) -> PyTree:
+        if choice.mirror:
+            return simplices.project(v)
+        return v if resolvent is None else resolvent(v, size, *args)
+
+    def memory(z: PyTree, *args: PyTree) -> Held:
+        zero = jnp.zeros((), trees.norm_dtype(z))
+        last = ()
+        if choice.adapts and not way.retries:
+            last = (z, trees.zeros_like(z), jnp.bool_(False))
+        return Held(_first_size(choice, operator, z, args), zero, jnp.full_like(zero, jnp.inf),
+                    way.start(z), z if average else (), zero, last)
+
+    def step(x: PyTree, held: Held, *args: PyTree) -> tuple[PyTree, Held]:
+        size = held.size
+        forward = operator(x, *args)
+        back = resolve(trees.axpy(-size, forward, x), size, *args)
+        residual = trees.norm(stop_gradient(trees.subtract(x, back)))
+        moved = way.move(Seen(
+            x, forward, back, residual, size, held.own, lambda z: operator(z, *args),
+            lambda v: resolve(v, size, *args), partial(_slope, x, choice.mirror), choice.restart))
+        taken = jnp.bool_(True)
+        if choice.adapts:
+            taken, following, last = _adapted(way, x, forward, moved, held)
+            held = held._replace(size=following, last=last)
+        own = trees.where(taken, moved.own, held.own) if way.retries else moved.own
+        held = held._replace(residual=residual, rate=residual / size, own=own)
+        if average:
+            held = _averaged(held, moved.sample, jnp.where(taken, size, 0))
+        return trees.where(taken, moved.x, x), held
+
+    def equations(x: PyTree, held: Held, *args: PyTree) -> PyTree:
+        back = resolve(trees.axpy(-held.size, operator(x, *args), x), held.size, *args)
+        return trees.subtract(x, back)
+
+    return Problem(
+        step=step, memory=memory, equations=equations, valid=partial(_valid, choice),
+        merit=lambda x, image, held, *args: held.residual, hindsight=True,
+        calls={"operator": way.calls})
+
+
+def _valid(choice: Choice, z: PyTree, *args: PyTree) -> jax.Array:
+    numbers = [value for value in (choice.step, choice.lipschitz) if value is not None]
+    good = jnp.bool_(True)
+    for number in numbers:
+        good &= jnp.asarray(number) > 0
+    if len(numbers) == 2:
+        good &= jnp.asarray(choice.step) * jnp.asarray(choice.lipschitz) < choice.way.bound
+    for leaf in jax.tree.leaves(z) if choice.mirror else ():
+        good &= jnp.all(leaf > 0)
+    return good
+
+
+def _first_size(choice: Choice, operator: Callable, z: PyTree, args: tuple) -> jax.Array:
+    kind = trees.norm_dtype(z)
+    if choice.step is not None:
+        return jnp.asarray(choice.step, kind)
+    constant = choice.lipschitz
+    if choice.adapts:
+        at, fixed = stop_gradient((z, args))
+        at = typed_by(lambda z: operator(z, *fixed), (at,), at)
+        _, product = jax.linearize(lambda z: operator(z, *fixed), at)
+        constant = MARGIN * operator_norm(product, at).value
+    constant = jnp.asarray(constant, kind)
+    # Where F is constant any step will do.
+    return choice.way.usual / jnp.where(constant == 0, 1, constant)
+
+
+def _slope(x: PyTree, mirror: bool, forward: PyTree, moved: PyTree) -> tuple:
+    """`|dF| / |dz|`, and whether dz is long enough for rounding to leave it a meaning."""
+    if mirror:
+        moved = jax.tree.map(lambda d: jnp.sum(jnp.abs(d), -1), moved)
+        forward = jax.tree.map(lambda d: jnp.max(jnp.abs(d), -1), forward)
+    length, height = trees.norm(moved), trees.norm(forward)
+    whole = trees.norm(x).astype(length.dtype)
+    return safe_divide(height, length), length > machine_epsilon(x) ** 0.5 * whole
+
+
+def _adapted(way: Method, x: PyTree, forward: PyTree, moved: Move, held: Held) -> tuple:
+    """Whether the move counts, the next step, and what is remembered for that."""
+    if not way.retries:
+        before, value, seen = held.last
+        slope, telling = _slope(x, False, trees.subtract(forward, value),
+                                trees.subtract(x, before))
+        shorter = jnp.minimum(held.size, safe_divide(way.usual, slope))
+        size = jnp.where(seen & telling & (slope > 0), shorter, held.size)
+        return jnp.bool_(True), size, (x, forward, jnp.bool_(True))
+    assert moved.slope is not None
+    slope, telling = moved.slope
+    gain = held.size * slope
+    # Also where F is not finite so far away.
+    bad = (telling & (gain > ACCEPTED)) | ~jnp.isfinite(gain)
+    shorter = held.size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
+    longer = jnp.where(telling & (gain <= GROWS), GROWTH * held.size, held.size)
+    return ~bad, jnp.where(bad, shorter, longer), ()
+
+
+def _averaged(held: Held, sample: PyTree, size: jax.Array) -> Held:
+    """The mean with one more point, of this weight."""
+    weight = held.weight + size
+    share = safe_divide(size, weight)
+    return held._replace(weight=weight, mean=trees.axpy(
+        share, trees.subtract(sample, held.mean), held.mean))
