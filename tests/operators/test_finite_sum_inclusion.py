@@ -14,7 +14,7 @@ from jaxiter.testing import check_front
 
 def burglar(n, seed=1):
     """`A_ij = w_i (1 - exp(-0.8 |i - j|))`: the burglar at i, the policeman at j."""
-    w, i = np.abs(np.random.default_rng(seed).normal(size=n)), np.arange(n)
+    w, i = np.abs(np.random.RandomState(seed).normal(size=n)), np.arange(n)
     return w[:, None] * (1 - np.exp(-0.8 * np.abs(i[:, None] - i)))
 
 

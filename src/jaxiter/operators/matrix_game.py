@@ -9,8 +9,10 @@ import numpy as np
 import optax
 from jax.nn import log_softmax
 
+from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import check_not_negative, known
+from jaxiter.linear import dense
 from jaxiter.numerics import HIGHEST, is_concrete, on_own_mesh, product, stop_gradient, strong
 from jaxiter.operators import simplices
 from jaxiter.operators.variational_inequality import default_adjoint
@@ -32,6 +34,8 @@ LONGEST = 50
 #: A new anchor where the gap fell to this share of the last one's: of 0.1, 0.2, 0.37, 0.5 and
 #: PDLP's tests the best on ten games, and on ten others (`benchmarks/games.py`).
 RESTART = 0.2
+#: Steps between two guesses, in games of at most so many strategies in all.
+EVERY, DENSE = 25, 512
 
 
 @reports
@@ -107,11 +111,11 @@ def _checked(A: Any, start: Any) -> tuple[jax.Array, Pair]:
     Raises:
       ValueError: shapes that make no game, payoffs that are not finite.
     """
-    if jnp.ndim(A) != 2 or 0 in jnp.shape(A):
+    if np.ndim(A) != 2 or 0 in np.shape(A):
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape "
-                         f"{jnp.shape(A)}.")
+                         f"{np.shape(A)}.")
     known(_check_finite, A)
-    A = strong(A)
+    A = strong(np.asarray(A) if isinstance(A, list | tuple) else A)
     m, n = A.shape
     if not jnp.issubdtype(A.dtype, jnp.floating):
         A = A.astype(jnp.result_type(float))
@@ -161,40 +165,76 @@ def reflected_halpern() -> optax.GradientTransformation:
     return optax.chain(optax.scale(2.0), halpern(restart=RESTART))
 
 
-def sharp_problem() -> Problem:
-    """The primal-dual map of strategies; the memory is its step."""
+class Held(NamedTuple):
+    """The step; the exploitability of T(z); how often a guess of Newton's took its place."""
 
-    def memory(z: Pair, A: jax.Array) -> jax.Array:
+    size: jax.Array
+    gap: jax.Array
+    jumps: jax.Array
+
+
+class Guess(NamedTuple):
+    """Where Newton's method for `T(z) = z` leads from the point at hand, and its exploitability."""
+
+    z: Pair
+    gap: jax.Array
+
+
+def sharp_problem(guesses: bool) -> Problem:
+    """The primal-dual map of strategies, with `guesses` of Newton's method every so many steps."""
+
+    def memory(z: Pair, A: jax.Array) -> Held:
         A = stop_gradient(A)
         # What is constant in a row or a column is no coupling of the players.
         coupling = A - jnp.mean(A, 0, keepdims=True)
         coupling = coupling - jnp.mean(coupling, 1, keepdims=True)
         norm = jnp.maximum(MARGIN * operator_norm(coupling).value.astype(A.dtype),
                            _largest(A) / LONGEST)
-        return STEP / jnp.where(norm == 0, 1, norm)
+        size = STEP / jnp.where(norm == 0, 1, norm)
+        return Held(size, jnp.full_like(size, jnp.inf), jnp.int32(0))
 
-    def step(z: Pair, size: jax.Array, A: jax.Array) -> tuple[Pair, jax.Array]:
-        x, y = z
-        new_x = simplices.project(x + size * product(A, y))
-        new_y = simplices.project(y - size * product(2 * new_x - x, A))
-        return (new_x, new_y), size
+    def cache(z: Pair, held: Held, A: jax.Array) -> Guess:
+        # T is affine while no strategy enters or leaves: from there one step is exact.
+        image, slope = jax.linearize(lambda z: primal_dual(z, held.size, A), z)
+        move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
+        z = simplices.project(trees.add(z, move))
+        return Guess(z, exploitability(A, *z))
+
+    def step(z: Pair, *rest: Any) -> tuple[Pair, Held]:
+        held, A = rest[-2:]
+        image = primal_dual(z, held.size, A)
+        held = held._replace(gap=exploitability(*stop_gradient((A, *image))))
+        if not guesses:
+            return image, held
+        jump = rest[0].gap < 0.5 * held.gap
+        return trees.where(jump, rest[0].z, image), held._replace(jumps=held.jumps + jump.astype(jnp.int32))
 
     return Problem(
         step=step, memory=memory, valid=_valid,
-        merit=lambda z, image, size, A: exploitability(A, *image),
-        scale=lambda z, image, size, A: _largest(A),
+        cache=cache if guesses else None, refresh=EVERY,
+        epoch=(lambda held: held.jumps) if guesses else None,
+        equations=lambda z, *rest: trees.subtract(primal_dual(z, rest[-2].size, rest[-1]), z),
+        merit=lambda z, image, *rest: rest[-2].gap, hindsight=True,
+        scale=lambda z, image, *rest: _largest(rest[-1]),
         calls={"products": 2})
+
+
+def primal_dual(z: Pair, size: jax.Array, A: jax.Array) -> Pair:
+    """One step of both players, the second with the first's extrapolated."""
+    x, y = z
+    new_x = simplices.project(x + size * product(A, y))
+    return new_x, simplices.project(y - size * product(2 * new_x - x, A))
 
 
 @reused
 @on_own_mesh
 def _equilibrium(A: jax.Array, start: Pair | None, **options: Unpack[SolveOptions]) -> GameResult:
     A, z = _checked(A, start)
-    problem = sharp_problem()
+    problem = sharp_problem(sum(A.shape) <= DENSE)
     solve = _solved(problem, z, A, options=options, solver=reflected_halpern)
     # The merit is that of the image, whose strategies are such.
-    assert problem.step is not None
-    (x, y), _ = problem.step(solve.value, stop_gradient(solve.state.answer.memory), A)
+    held = stop_gradient(solve.state.answer.memory)
+    x, y = primal_dual(solve.value, held.size, A)
     return _result(A, x, y, solve, True)
 
 
