@@ -135,8 +135,8 @@ def finite_sum_inclusion(
 
 def _count(data: PyTree) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-    counts = {shape[0] if shape else None for shape in shapes}
-    if len(counts) != 1 or counts <= {None, 0}:
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or counts == {0}:
         raise ValueError("data must be a tree of arrays whose leading axes have one length, at "
                          f"least 1, got shapes {shapes}.")
     return counts.pop()

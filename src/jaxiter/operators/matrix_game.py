@@ -13,7 +13,15 @@ from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import check_not_negative, known
 from jaxiter.linear import dense
-from jaxiter.numerics import HIGHEST, is_concrete, on_own_mesh, product, stop_gradient, strong
+from jaxiter.numerics import (
+    HIGHEST,
+    anchor,
+    is_concrete,
+    on_own_mesh,
+    product,
+    stop_gradient,
+    strong,
+)
 from jaxiter.operators import simplices
 from jaxiter.operators.variational_inequality import default_adjoint
 from jaxiter.options import SolveOptions, choose
@@ -195,6 +203,7 @@ def sharp_problem(guesses: bool) -> Problem:
 
     def cache(z: Pair, held: Held, A: jax.Array) -> Guess:
         # T is affine while no strategy enters or leaves: from there one step is exact.
+        z = anchor(z, (z, held, A))  # over a mesh it varies as A does
         image, slope = jax.linearize(lambda z: primal_dual(z, held.size, A), z)
         move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
         z = simplices.project(trees.add(z, move))
@@ -207,7 +216,8 @@ def sharp_problem(guesses: bool) -> Problem:
         if not guesses:
             return image, held
         jump = rest[0].gap < 0.5 * held.gap
-        return trees.where(jump, rest[0].z, image), held._replace(jumps=held.jumps + jump.astype(jnp.int32))
+        jumps = held.jumps + jump.astype(jnp.int32)
+        return trees.where(jump, rest[0].z, image), held._replace(jumps=jumps)
 
     return Problem(
         step=step, memory=memory, valid=_valid,
@@ -280,4 +290,5 @@ def _quantal(
     logits = simplices.normalised(simplices.log(jax.tree.map(lambda p: jnp.maximum(p, tiny), z)))
     solve = _solved(quantal_problem(), logits, A, strong(temperature).astype(A.dtype),
                     options=options, solver=anderson)
-    return _result(A, *simplices.softmax(solve.value), solve, False)
+    x, y = simplices.softmax(solve.value)
+    return _result(A, x, y, solve, False)

@@ -12,7 +12,7 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.implicit import as_adjoint, attach_implicit
 from jaxiter.known import check_positive, check_share, known
-from jaxiter.numerics import on_own_mesh, safe_divide, stop_gradient, strong
+from jaxiter.numerics import anchor, on_own_mesh, safe_divide, stop_gradient, strong
 from jaxiter.operators.variational_inequality import default_adjoint
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point
@@ -157,8 +157,8 @@ def projective_splitting(
 
 def _count(blocks: PyTree) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(blocks)]
-    counts = {shape[0] if shape else None for shape in shapes}
-    if len(counts) != 1 or counts <= {None, 0}:
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or counts == {0}:
         raise ValueError("blocks must be a tree of arrays whose leading axes have one length, at "
                          f"least 1, got shapes {shapes}.")
     return counts.pop()
@@ -190,8 +190,12 @@ def _maps(matvec: Callable, x: PyTree, blocks: PyTree) -> tuple[Callable, Callab
     def forward(x: PyTree) -> PyTree:
         return jax.vmap(matvec, in_axes=(None, 0))(x, blocks)
 
-    transposed = jax.linear_transpose(forward, x)
-    return forward, lambda v: transposed(v)[0]
+    def pull(v: PyTree) -> PyTree:
+        # Over a mesh both must vary as their product does.
+        at = anchor(x, (x, v, blocks))
+        return jax.linear_transpose(forward, at)(anchor(v, (at, blocks)))[0]
+
+    return forward, pull
 
 
 def _units(matvec: Callable, count: int, step: Any, x: PyTree, blocks: PyTree) -> _Units:
