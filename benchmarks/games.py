@@ -42,23 +42,35 @@ SMALL = bool(os.environ.get("SMALL"))
 
 
 def twenty_games() -> dict[str, np.ndarray]:
-    """Poker, random games of many shapes, skew, low rank, sparse and integer ones."""
+    """Poker, and uniform, normal, skew, low rank, sparse and integer games of five shapes."""
     rng = np.random.default_rng(7)
-    games = {"kuhn": kuhn(), "rock, paper, scissors, bent": RPS + 0.1 * rng.normal(size=(3, 3))}
-    shapes = ((10, 10), (20, 30), (30, 30), (50, 50), (100, 30), (60, 120), (100, 100), (100, 100))
-    for place, shape in enumerate(shapes):
-        games[f"uniform {place}: {shape[0]} x {shape[1]}"] = rng.uniform(-1, 1, shape)
-    for shape in ((20, 20), (60, 60), (100, 50), (100, 100)):
-        games[f"normal {shape[0]} x {shape[1]}"] = rng.normal(size=shape)
-    for n in (9, 40):
-        square = rng.normal(size=(n, n))
-        games[f"skew {n}"] = square - square.T
-    weights, i = np.abs(rng.normal(size=60)), np.arange(60)
-    games["burglar 60"] = weights[:, None] * (1 - np.exp(-0.8 * np.abs(i[:, None] - i)))
-    games["rank 5, 80 x 70"] = rng.normal(size=(80, 5)) @ rng.normal(size=(70, 5)).T
-    games["integers 40"] = rng.integers(-3, 4, (40, 40)).astype(float)
-    games["sparse 80"] = rng.normal(size=(80, 80)) * (rng.uniform(size=(80, 80)) < 0.1)
-    return games
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape)
+
+    def uniform(*shape: int) -> np.ndarray:
+        return rng.uniform(-1, 1, shape)
+
+    def sparse(*shape: int) -> np.ndarray:
+        return normal(*shape) * (uniform(*shape) < -0.6)
+
+    def skew(n: int) -> np.ndarray:
+        square = normal(n, n)
+        return square - square.T
+
+    def low(m: int, n: int) -> np.ndarray:
+        return normal(m, 5) @ normal(5, n)
+
+    games = {"kuhn": kuhn(), "uniform": uniform(27, 64), "normal": normal(27, 64),
+             "sparse": sparse(27, 64), "large uniform 1": uniform(100, 100),
+             "large uniform 2": uniform(100, 100), "large uniform 3": uniform(100, 100),
+             "large normal 1": normal(100, 100), "large normal 2": normal(100, 100),
+             "large sparse": sparse(100, 100), "skew 40": skew(40),
+             "integers 40": rng.integers(-3, 4, (40, 40)).astype(float),
+             "burglar 40": np.asarray(burglar(40)), "uniform 40": uniform(40, 40),
+             "rank 5": low(40, 40), "wide uniform": uniform(20, 80), "wide normal": normal(20, 80),
+             "wide rank 5": low(20, 80), "skew 10": skew(10), "uniform 10": uniform(10, 10)}
+    return {f"{name}, {' x '.join(map(str, game.shape))}": game for name, game in games.items()}
 
 
 def inequality(payoff: jax.Array, method: str) -> tuple:
@@ -68,55 +80,64 @@ def inequality(payoff: jax.Array, method: str) -> tuple:
         lambda z: (-jnp.matmul(payoff, z[1]), jnp.matmul(z[0], payoff)),
         (jnp.full(m, 1 / m), jnp.full(n, 1 / n)), method=method,
         resolvent=None if method == "mirror" else lambda v, step: simplices.project(v),
-        stop=ji.tolerance(rtol=1e-6), max_steps=20_000)
+        stop=ji.tolerance(rtol=1e-6), max_steps=8000)
     return out.solve.steps, *out.value
 
 
+def restarts(rule: float | str) -> Callable:
+    return partial(matrix_game, solver=optax.chain(optax.scale(2.0), halpern(restart=rule)))
+
+
 WAYS: dict[str, Callable] = {
-    "matrix_game": matrix_game,
-    "Halpern, PDLP's restarts": partial(matrix_game, solver=optax.chain(
-        optax.scale(2.0), halpern(restart="adaptive"))),
-    "Halpern, restart 0.5": partial(matrix_game, solver=optax.chain(
-        optax.scale(2.0), halpern(restart=0.5))),
-    "anderson(10)": partial(matrix_game, solver=ji.anderson(10)),
+    "default": matrix_game, "Halpern, PDLP's restarts": restarts("adaptive"),
+    "Halpern, restart 0.5": restarts(0.5), "anderson(10)": partial(
+        matrix_game, solver=ji.anderson(10)),
     "anderson(20)": partial(matrix_game, solver=ji.anderson(20)),
-    "picard": partial(matrix_game, solver=ji.picard()),
-}
+    "picard": partial(matrix_game, solver=ji.picard())}
+
+
+def one_shape(games: dict[str, np.ndarray]) -> list[dict]:
+    """Rows of games that are of one shape, which one program solves."""
+    payoffs = jnp.asarray(np.stack(list(games.values())), jnp.float32)
+    rows = [{"game": name} for name in games]
+    for way, function in WAYS.items():
+        outs = jax.jit(partial(jax.lax.map, partial(function, max_steps=8000)))(payoffs)
+        for i, (row, payoff) in enumerate(zip(rows, games.values(), strict=True)):
+            row[way] = int(outs.solve.steps[i]) if outs.converged[i] else None
+            if way == "default":
+                x, y = (np.asarray(z[i], float) for z in (outs.x, outs.y))
+                row["exploitability"] = float(gap(payoff, x, y) / np.abs(payoff).max())
+                row["value"] = float(outs.value[i])
+    for method in ("extragradient", "mirror"):
+        steps, x, y = jax.jit(partial(
+            jax.lax.map, partial(inequality, method=method)))(payoffs)
+        for i, (row, payoff) in enumerate(zip(rows, games.values(), strict=True)):
+            won = gap(payoff, np.asarray(x[i], float), np.asarray(y[i], float))
+            row[method], row[f"{method}, gap"] = int(steps[i]), float(won / np.abs(payoff).max())
+    alone = jax.jit(matrix_game)
+    for row, payoff, A in zip(rows, games.values(), payoffs, strict=True):
+        row["seconds"] = float(np.median(time_all({"ours": alone}, A, repeats=5)["ours"]))
+        began = time.perf_counter()
+        row["error of the value"] = abs(row["value"] - by_linear_program(payoff)[1])
+        row["HiGHS, seconds"] = time.perf_counter() - began
+    return rows
 
 
 def matrix() -> dict:
     """Steps of every way on twenty games, the even ones for choosing; seconds beside HiGHS."""
-    rows = []
-    games = list(twenty_games().items())
-    for place, (name, payoff) in enumerate(games[:4] if SMALL else games):
-        A = jnp.asarray(payoff, jnp.float32)
-        row = {"game": name, "half": "chosen on" if place % 2 == 0 else "reported"}
-        functions = {way: jax.jit(lambda A, f=f: f(A, max_steps=20_000)) for way, f in WAYS.items()}
-        for way, function in functions.items():
-            out = function(A)
-            row[way] = int(out.solve.steps) if out.converged else None
-            if way == "matrix_game":
-                won = gap(payoff, np.asarray(out.x, float), np.asarray(out.y, float))
-                row["exploitability"] = float(won / np.abs(payoff).max())
-                row["value"] = float(out.value)
-        for method in ("extragradient", "mirror"):
-            steps, x, y = jax.jit(partial(inequality, method=method))(A)
-            row[method] = int(steps)
-            row[f"{method}, gap"] = float(gap(payoff, *(np.asarray(z, float) for z in (x, y)))
-                                          / np.abs(payoff).max())
-        times = time_all({"ours": functions["matrix_game"]}, A, repeats=5)
-        row["seconds"] = float(np.median(times["ours"]))
-        began = time.perf_counter()
-        row["error of the value"] = abs(row["value"] - by_linear_program(payoff)[1])
-        row["HiGHS, seconds"] = time.perf_counter() - began
-        rows.append(row)
-        show([{key: str(value) for key, value in row.items()}])
+    games, rows = twenty_games(), []
+    shapes = sorted({game.shape for game in games.values()})
+    for shape in shapes[:2] if SMALL else shapes:
+        rows += one_shape({name: game for name, game in games.items() if game.shape == shape})
+    for place, row in enumerate(rows):
+        row["half"] = "chosen on" if place % 2 == 0 else "reported"
+    show(rows)
     medians = {half: {way: float(np.median([
-        row[way] if row[way] is not None else np.inf for row in rows if row["half"] == half]))
+        np.inf if row[way] is None else row[way] for row in rows if row["half"] == half]))
         for way in WAYS} for half in ("chosen on", "reported")}
     show([{"half": half, **values} for half, values in medians.items()])
-    rng = np.random.default_rng(42)
-    many = jnp.asarray(rng.uniform(-1, 1, (4 if SMALL else 20, 100, 100)), jnp.float32)
+    many = jnp.asarray(np.random.default_rng(42).uniform(
+        -1, 1, (4 if SMALL else 20, 100, 100)), jnp.float32)
     outs = jax.jit(partial(jax.lax.map, matrix_game))(many)
     steps = np.asarray(outs.solve.steps)
     print("100 x 100:", sorted(steps.tolist()))
@@ -215,18 +236,26 @@ def crossover() -> list[dict]:
         average = np.linalg.eigvalsh(root.T @ square @ root).max()
         start = np.linalg.norm(np.asarray(a.T @ data[1]) / n)
 
-        def spent(scale: float, period: int | None, lipschitz: float, data=data, start=start
+        def spent(scale: float, lipschitz: float, data=data, start=start
                   ) -> int | None:
             out = finite_sum_inclusion(
                 lambda z, one: one[0] * (jnp.vdot(one[0], z) - one[1]), jnp.zeros(20), data,
-                lipschitz=lipschitz, step_scale=scale, period=period, key=jax.random.key(0),
+                lipschitz=lipschitz, step_scale=scale, key=jax.random.key(0),
                 stop=ji.tolerance(rtol=0.0, atol=0.01 * start * scale / (4 * lipschitz)),
                 max_steps=1000 if SMALL else 20_000)
             return int(out.components) if out.converged else None
 
+        def anchored(lipschitz: float, data=data, start=start, n=n) -> int | None:
+            a, b = data
+            out = ji.fixed_point(
+                lambda z: z - 2 / lipschitz * jnp.matmul(jnp.matmul(a, z) - b, a) / n,
+                jnp.zeros(20), solver=halpern(), max_steps=20_000,
+                stop=ji.tolerance(rtol=0.0, atol=0.01 * start * 2 / lipschitz))
+            return int(out.steps) * n if out.converged else None
+
         row = {"rows": n, "average over full": average / full,
-               "deterministic": spent(8.0, 1, full)}
-        row |= {f"single, step_scale {scale}": spent(scale, None, average)
+               "deterministic": anchored(full)}
+        row |= {f"single, step_scale {scale}": spent(scale, average)
                 for scale in ((4.0, 16.0) if SMALL else (1.0, 4.0, 16.0))}
         rows.append(row)
     show(rows)

@@ -118,6 +118,14 @@ def _split(splitting: ji.Splitting) -> Callable:
         splitting, jnp.zeros(3), theta, stop=TIGHT)[:2]))
 
 
+def _projective(theta: jax.Array) -> jax.Array:
+    out = ji.operators.projective_splitting(
+        lambda v, step, t: ji.operators.prox_l1(v, step, t[2]),
+        lambda v, step, block, t: (v + step * block * t[:2]) / (1 + step), lambda x, block: x,
+        jnp.zeros(2), POINTS, theta, key=jax.random.key(0), stop=TIGHT)
+    return jnp.sum(out.value**2) + jnp.sum(out.dual**2)
+
+
 def _metric(x: jax.Array) -> jax.Array:
     return jnp.matmul(jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 1.5]]), x)
 
@@ -159,6 +167,20 @@ CASES: dict[str, Callable] = {
     "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
+    "variational_inequality": lambda t: jnp.sum(ji.operators.variational_inequality(
+        lambda z, t: _metric(z) + jnp.roll(z, 1) - jnp.roll(z, -1) - t, jnp.zeros(3), t,
+        resolvent=lambda v, step, t: jnp.clip(v, 0.05, 0.4), stop=TIGHT).value ** 2),
+    "minimax": lambda t: jnp.sum(ji.operators.minimax(
+        lambda x, y, t: jnp.sum(jnp.cosh(x - t) + y * x - y**2), jnp.zeros(3), jnp.zeros(3), t,
+        stop=TIGHT).y ** 3),
+    "matrix_game": lambda t: jnp.sum(jnp.stack(ji.operators.matrix_game(
+        jnp.eye(2) + 0.3 * WEIGHTS[:2, :2] * t[0] + t[1])[:2]) ** 2 * t[2]),
+    "matrix_game, temperature": lambda t: jnp.sum(ji.operators.matrix_game(
+        WEIGHTS * t[0] + t[1] * WEIGHTS.T, temperature=t[2], stop=TIGHT).x ** 2),
+    "projective_splitting": _projective,
+    "finite_sum_inclusion": lambda t: jnp.sum(ji.operators.finite_sum_inclusion(
+        lambda z, row, t: z - row * t, jnp.zeros(2), POINTS, t[:2], lipschitz=1.0, step_scale=4.0,
+        key=jax.random.key(0), max_steps=1000).value ** 2),
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
         lambda t: _recurrence(t, adjoint=recurrence.sequential()),
