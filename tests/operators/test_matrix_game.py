@@ -12,6 +12,7 @@ from tests.games import RPS, by_linear_program, gap, kuhn
 import jaxiter as ji
 from jaxiter import Status
 from jaxiter.operators import matrix_game
+from jaxiter.operators.matrix_game import reflected_halpern, sharp_problem
 from jaxiter.testing import check_front
 
 
@@ -66,6 +67,18 @@ def test_a_batch_is_a_loop():
         out = one(payoff)
         assert many.solve.steps[i] == out.solve.steps
         np.testing.assert_allclose(many.x[i], out.x, atol=1e-6)
+
+
+def test_lanes_are_vmap():
+    games = floats(np.stack([random_game(seed, 6, 5) for seed in range(4)]))
+    starts = jnp.full((4, 6), 1 / 6), jnp.full((4, 5), 0.2)
+    stop = ji.tolerance(atol=0.0)
+    out = jax.jit(lambda a: ji.solve_many(sharp_problem(True), starts, a, lanes=2, stop=stop,
+                                          solver=reflected_halpern()))(games)
+    one = jax.jit(jax.vmap(matrix_game))(games).solve
+    assert out.converged.all()
+    for ours, other in zip(out.value, one.value, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-6)
 
 
 def differences(payoff, direction, solve, size=1e-6):
