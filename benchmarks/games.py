@@ -80,7 +80,7 @@ def inequality(payoff: jax.Array, method: str) -> tuple:
         lambda z: (-jnp.matmul(payoff, z[1]), jnp.matmul(z[0], payoff)),
         (jnp.full(m, 1 / m), jnp.full(n, 1 / n)), method=method,
         resolvent=None if method == "mirror" else lambda v, step: simplices.project(v),
-        stop=ji.tolerance(rtol=1e-6), max_steps=8000)
+        stop=ji.tolerance(rtol=1e-6), max_steps=2000)
     return out.solve.steps, *out.value
 
 
@@ -90,8 +90,6 @@ def restarts(rule: float | str) -> Callable:
 
 WAYS: dict[str, Callable] = {
     "default": matrix_game, "Halpern, PDLP's restarts": restarts("adaptive"),
-    "Halpern, restart 0.5": restarts(0.5), "anderson(10)": partial(
-        matrix_game, solver=ji.anderson(10)),
     "anderson(20)": partial(matrix_game, solver=ji.anderson(20)),
     "picard": partial(matrix_game, solver=ji.picard())}
 
@@ -101,14 +99,14 @@ def one_shape(games: dict[str, np.ndarray]) -> list[dict]:
     payoffs = jnp.asarray(np.stack(list(games.values())), jnp.float32)
     rows = [{"game": name} for name in games]
     for way, function in WAYS.items():
-        outs = jax.jit(partial(jax.lax.map, partial(function, max_steps=8000)))(payoffs)
+        outs = jax.jit(partial(jax.lax.map, partial(function, max_steps=5000)))(payoffs)
         for i, (row, payoff) in enumerate(zip(rows, games.values(), strict=True)):
             row[way] = int(outs.solve.steps[i]) if outs.converged[i] else None
             if way == "default":
                 x, y = (np.asarray(z[i], float) for z in (outs.x, outs.y))
                 row["exploitability"] = float(gap(payoff, x, y) / np.abs(payoff).max())
                 row["value"] = float(outs.value[i])
-    for method in ("extragradient", "mirror"):
+    for method in ("mirror",):
         steps, x, y = jax.jit(partial(
             jax.lax.map, partial(inequality, method=method)))(payoffs)
         for i, (row, payoff) in enumerate(zip(rows, games.values(), strict=True)):

@@ -12,7 +12,8 @@ from tests.games import RPS, by_linear_program, gap, kuhn
 import jaxiter as ji
 from jaxiter import Status
 from jaxiter.operators import matrix_game
-from jaxiter.operators.matrix_game import reflected_halpern, sharp_problem
+from jaxiter.operators.game_maps import sharp_problem
+from jaxiter.operators.matrix_game import reflected_halpern
 from jaxiter.testing import check_front
 
 

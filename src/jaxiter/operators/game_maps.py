@@ -1,0 +1,131 @@
+"""The maps whose fixed points are equilibria of matrix games, sharp and of bounded rationality."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax
+
+from jaxiter import trees
+from jaxiter.linear import dense
+from jaxiter.numerics import anchor, product, stop_gradient
+from jaxiter.operators import simplices
+from jaxiter.problem import Problem
+from jaxiter.spectral import operator_norm
+
+Pair = tuple[jax.Array, jax.Array]
+
+#: Steps are this share of the longest for which the map is nonexpansive; the norm is from below.
+STEP, MARGIN = 0.99, 1.02
+#: No step is longer than this many over the largest payoff: beyond it strategies drown in rounding.
+LONGEST = 50
+#: Steps between two guesses.
+EVERY = 25
+
+
+def exploitability(A: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`max(A y) - min(A' x)`: 0 at an equilibrium, positive elsewhere."""
+    return jnp.max(product(A, y)) - jnp.min(product(x, A))
+
+
+def _largest(A: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(A))
+
+
+def _valid(z: Pair, A: jax.Array, *rest: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(A)) & (jnp.all(rest[0] > 0) if rest else True)
+
+
+class Held(NamedTuple):
+    """The step; the exploitability of T(z); how often a guess of Newton's took its place."""
+
+    size: jax.Array
+    gap: jax.Array
+    jumps: jax.Array
+
+
+class Guess(NamedTuple):
+    """Where Newton's method for `T(z) = z` leads from the point at hand, and its exploitability."""
+
+    z: Pair
+    gap: jax.Array
+
+
+def sharp_problem(guesses: bool) -> Problem:
+    """The primal-dual map of strategies, with `guesses` of Newton's method every so many steps."""
+
+    def memory(z: Pair, A: jax.Array) -> Held:
+        A = stop_gradient(A)
+        # What is constant in a row or a column is no coupling of the players.
+        coupling = A - jnp.mean(A, 0, keepdims=True)
+        coupling = coupling - jnp.mean(coupling, 1, keepdims=True)
+        norm = jnp.maximum(MARGIN * operator_norm(coupling).value.astype(A.dtype),
+                           _largest(A) / LONGEST)
+        size = STEP / jnp.where(norm == 0, 1, norm)
+        return Held(size, jnp.full_like(size, jnp.inf), jnp.int32(0))
+
+    def cache(z: Pair, held: Held, A: jax.Array) -> Guess:
+        # T is affine while no strategy enters or leaves: from there one step is exact.
+        z = anchor(z, (z, held, A))  # over a mesh it varies as A does
+        image, slope = jax.linearize(lambda z: primal_dual(z, held.size, A), z)
+        move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
+        z = simplices.project(trees.add(z, move))
+        return Guess(z, exploitability(A, *z))
+
+    def step(z: Pair, *rest: Any) -> tuple[Pair, Held]:
+        held, A = rest[-2:]
+        image = primal_dual(z, held.size, A)
+        held = held._replace(gap=exploitability(*stop_gradient((A, *image))))
+        if not guesses:
+            return image, held
+        jump = rest[0].gap < 0.5 * held.gap
+        jumps = held.jumps + jump.astype(jnp.int32)
+        return trees.where(jump, rest[0].z, image), held._replace(jumps=jumps)
+
+    return Problem(
+        step=step, memory=memory, valid=_valid,
+        cache=cache if guesses else None, refresh=EVERY,
+        epoch=(lambda held: held.jumps) if guesses else None,
+        equations=lambda z, *rest: trees.subtract(primal_dual(z, rest[-2].size, rest[-1]), z),
+        merit=lambda z, image, *rest: rest[-2].gap, hindsight=True,
+        scale=lambda z, image, *rest: _largest(rest[-1]),
+        calls={"products": 2})
+
+
+def primal_dual(z: Pair, size: jax.Array, A: jax.Array) -> Pair:
+    """One step of both players, the second with the first's extrapolated."""
+    x, y = z
+    new_x = simplices.project(x + size * product(A, y))
+    return new_x, simplices.project(y - size * product(2 * new_x - x, A))
+
+
+def _responses(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
+    """Logits of the best answers to strategies of these logits."""
+    x, y = simplices.softmax(z)
+    return log_softmax(product(A, y) / temperature), log_softmax(-product(x, A) / temperature)
+
+
+def quantal_problem() -> Problem:
+    """The primal-dual map of logits, in entropy."""
+
+    def step(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
+        p, q = z
+        largest = _largest(stop_gradient(A))
+        size = STEP / jnp.where(largest == 0, 1, largest)
+        x, y = simplices.softmax(z)
+        shorter = 1 / (1 + size * temperature)
+        new_p = log_softmax(shorter * (p + size * product(A, y)))
+        ahead = 2 * jnp.exp(new_p) - x
+        return new_p, log_softmax(shorter * (q - size * product(ahead, A)))
+
+    def equations(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
+        return jax.tree.map(jnp.subtract, _responses(z, A, temperature), z)
+
+    def merit(z: Pair, image: Pair, A: jax.Array, temperature: jax.Array) -> jax.Array:
+        off = jax.tree.leaves(equations(simplices.normalised(z), A, temperature))
+        return temperature * jnp.maximum(*(jnp.max(jnp.abs(part)) for part in off))
+
+    return Problem(
+        step=step, equations=equations, merit=merit, valid=_valid, retract=simplices.normalised,
+        scale=lambda z, image, A, temperature: jnp.maximum(_largest(A), temperature),
+        calls={"products": 2})
