@@ -56,8 +56,8 @@ def projection_second_order_cone(v: jax.Array) -> jax.Array:
     Reference: Boyd and Vandenberghe, "Convex optimization", 2004.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_second_order_cone(jnp.array([1.0, 3.0, 4.0])).round(4))
-    [3.  1.8 2.4]
+    >>> [round(float(x), 4) for x in projection_second_order_cone(jnp.array([1.0, 3.0, 4.0]))]
+    [3.0, 1.8, 2.4]
     """
     v = jnp.asarray(real("projection_second_order_cone", v))
     t, x = v[..., :1], v[..., 1:]
@@ -79,8 +79,8 @@ def projection_rotated_cone(v: jax.Array) -> jax.Array:
     Reference: Boyd and Vandenberghe, "Convex optimization", 2004.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_rotated_cone(jnp.array([1.0, 1.0, 4.0])).round(4))
-    [1.9142 1.9142 2.7071]
+    >>> [round(float(x), 4) for x in projection_rotated_cone(jnp.array([1.0, 1.0, 4.0]))]
+    [1.9142, 1.9142, 2.7071]
     """
     return _rotated(projection_second_order_cone(_rotated(v)))
 

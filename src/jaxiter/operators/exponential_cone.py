@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.line_search import monotone_root
-from jaxiter.numerics import safe_divide, safe_log
+from jaxiter.numerics import on_own_mesh, safe_divide, safe_log
 from jaxiter.operators.domain import lengths, real
+from jaxiter.reuse import reused
 
 
+@reused
+@on_own_mesh
 def projection_exponential_cone(v: jax.Array) -> jax.Array:
     """Project every row (x, y, z) onto the closure of `{y > 0, y exp(x / y) <= z}`.
 
@@ -34,8 +37,8 @@ def projection_exponential_cone(v: jax.Array) -> jax.Array:
     Optim. Methods Softw. 38, 2023.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_exponential_cone(jnp.array([1.0, 1.0, 1.0])).round(4))
-    [0.4263 0.7517 1.3254]
+    >>> [round(float(x), 4) for x in projection_exponential_cone(jnp.array([1.0, 1.0, 1.0]))]
+    [0.4263, 0.7517, 1.3254]
     """
     v = jnp.asarray(real("projection_exponential_cone", v))
     if v.ndim < 1 or v.shape[-1] != 3:
@@ -79,8 +82,15 @@ def _rays(v: jax.Array) -> _Rays:
         b = jnp.where(over, y * (end - r), x - r * y) / size
         return jnp.exp(r + safe_log(a)) - jnp.exp(safe_log(b) - r) - z
 
-    below, above = height(low) < 0, height(high) > 0
-    root = monotone_root(height, low, high)
+    # By the arsinh of r, so that what is rounded in a point is never more than a share of it.
+    ends = jnp.arcsinh(low), jnp.arcsinh(high)
+    below, above = height(jnp.sinh(ends[0])) < 0, height(jnp.sinh(ends[1])) > 0
+    root = jnp.sinh(monotone_root(lambda u: height(jnp.sinh(u)), *ends))
+    # One Newton step, no longer than what sinh has rounded.
+    left, slope = jax.jvp(height, (root,), (jnp.ones_like(root),))
+    rounded = 64 * jnp.finfo(v.dtype).eps * (1 + jnp.abs(root))
+    step = jnp.where(slope > 0, jnp.clip(left / slope, -rounded, rounded), 0)
+    root = jnp.clip(root - step, low, high)
     r = jnp.where(below, jnp.where(above, root, high), low)
     return _Rays(unit, x, y, z, jnp.where(inside | polar | beside, 0, r), inside, polar, beside)
 

@@ -69,8 +69,8 @@ def project_intersection(
     >>> from jaxiter.operators import projection_hyperplane, projection_non_negative
     >>> plane = lambda v: projection_hyperplane(v, jnp.ones(3), 1.0)
     >>> out = project_intersection([plane, projection_non_negative], jnp.array([2.0, 1.5, -1.0]))
-    >>> print(out.value.round(3), bool(out.converged))
-    [0.75 0.25 0.  ] True
+    >>> [round(float(x), 3) for x in out.value], bool(out.converged)
+    ([0.75, 0.25, 0.0], True)
     """
     projections = tuple(projections)
     if not projections:

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter.line_search import monotone_root
-from jaxiter.numerics import product, real_dtype
+from jaxiter.numerics import on_own_mesh, product, real_dtype
 from jaxiter.operators.domain import lengths, positive, real
 from jaxiter.operators.spectra import excess
+from jaxiter.reuse import reused
 
 
+@reused
+@on_own_mesh
 def projection_simplex(v: jax.Array, scale: Any = 1.0) -> jax.Array:
     """Project every row onto `{p : p >= 0, sum p = scale}`.
 
@@ -73,6 +76,8 @@ def _by_root(below: jax.Array, mass: jax.Array) -> jax.Array:
     return monotone_root(over, -mass, jnp.zeros_like(mass))
 
 
+@reused
+@on_own_mesh
 def projection_l1_ball(v: jax.Array, scale: Any = 1.0) -> jax.Array:
     """Project every row onto `{p : |p|_1 <= scale}`.
 

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.line_search import monotone_root
-from jaxiter.numerics import real_dtype
+from jaxiter.numerics import on_own_mesh, real_dtype, stop_gradient
 from jaxiter.operators.domain import positive, real
 from jaxiter.operators.spectra import hermitian, of_hermitian
+from jaxiter.reuse import reused
 
 PyTree = Any
 
@@ -48,6 +49,8 @@ def _positive_root(v: jax.Array, size: jax.Array) -> jax.Array:
     return jnp.where(v >= 0, other / 2, 2 * size / other)
 
 
+@reused
+@on_own_mesh
 def prox_entropy(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
     """The proximal map of `weight * sum u log u`.
 
@@ -67,21 +70,32 @@ def prox_entropy(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
     Reference: Combettes and Pesquet, "Proximal splitting methods in signal processing", 2011.
 
     >>> import jax.numpy as jnp
-    >>> print(prox_entropy(jnp.array([2.0, 1.0]), 1.0).round(4))
-    [1.     0.5671]
+    >>> [round(float(x), 4) for x in prox_entropy(jnp.array([2.0, 1.0]), 1.0)]
+    [1.0, 0.5671]
     """
     def leaf(v: jax.Array) -> jax.Array:
         size = positive("step", step, v.dtype) * positive("weight", weight, v.dtype)
         size = jnp.broadcast_to(size, v.shape)
-        # e^r + size (r + 1) = v: below where e^r alone is v, above where it is left out.
-        tiny = jnp.finfo(v.dtype).tiny
-        upper = jnp.maximum(jnp.log(jnp.maximum(v, tiny)), -1) + 0.1
-        lower = (v - jnp.exp(upper)) / size - 1
-        log_u = monotone_root(lambda r: jnp.exp(r) + size * (r + 1) - v, lower, upper)
+        log_u = monotone_root(
+            lambda r: jnp.exp(r) + size * (r + 1) - v, *stop_gradient(_bounds(v, size)))
         u = jnp.exp(log_u)
         return u * (v - size * log_u) / (u + size)
 
     return jax.tree.map(leaf, real("prox_entropy", v))
+
+
+def _bounds(v: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two that enclose the root of `e^r + size (r + 1) = v`, and closely: each from the other.
+
+    What is rounded in a point between them is the size of the bracket.
+    """
+    info = jnp.finfo(v.dtype)
+    upper = jnp.where(v > 0, jnp.maximum(jnp.log(jnp.maximum(v, info.tiny)), -1), v / size - 1)
+    upper = upper + 0.01 + 8 * info.eps * jnp.abs(upper)
+    rest = v - size * (upper + 1)
+    lower = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1)),
+                      (v - jnp.exp(upper)) / size - 1)
+    return lower - 0.01 - 8 * info.eps * jnp.abs(lower), upper
 
 
 def prox_log_det(v: jax.Array, step: Any, weight: Any = 1.0) -> jax.Array:

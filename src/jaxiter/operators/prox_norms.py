@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.numerics import real_dtype, safe_divide
+from jaxiter.numerics import on_own_mesh, real_dtype, safe_divide
 from jaxiter.operators.domain import lengths, not_negative, positive, real
 from jaxiter.operators.projections import simplex_threshold
 from jaxiter.operators.spectra import excess
+from jaxiter.reuse import reused
 
 
 def prox_l2(v: jax.Array, step: Any, weight: Any = 1.0) -> jax.Array:
@@ -40,6 +41,8 @@ def prox_l2(v: jax.Array, step: Any, weight: Any = 1.0) -> jax.Array:
     return jnp.where(jnp.isnan(threshold), jnp.nan, v * kept.astype(v.dtype))
 
 
+@reused
+@on_own_mesh
 def prox_linf(v: jax.Array, step: Any, weight: Any = 1.0) -> jax.Array:
     """The proximal map of `weight * max |u|` of every row.
 

@@ -10,10 +10,13 @@ from jax import lax
 
 from jaxiter.known import known
 from jaxiter.line_search import monotone_root
-from jaxiter.numerics import pin, safe_divide
+from jaxiter.numerics import on_own_mesh, pin, safe_divide
 from jaxiter.operators.domain import positive, real
+from jaxiter.reuse import reused
 
 
+@reused
+@on_own_mesh
 def projection_box_section(
     v: jax.Array, lower: Any, upper: Any, weights: Any = 1.0, total: Any = 1.0
 ) -> jax.Array:
@@ -37,8 +40,9 @@ def projection_box_section(
     programs subject to upper and lower bounds", Math. Program. 46, 1990.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_box_section(jnp.array([0.9, 0.3, -1.0]), 0.0, 0.6).round(4))
-    [0.6 0.4 0. ]
+    >>> out = projection_box_section(jnp.array([0.9, 0.3, -1.0]), 0.0, 0.6)
+    >>> [round(float(x), 4) for x in out]
+    [0.6, 0.4, 0.0]
     """
     v = jnp.asarray(real("projection_box_section", v))
     known(partial(_check_section, v.shape), lower, upper, weights, total)
@@ -54,7 +58,7 @@ def projection_box_section(
     squares = jnp.sum(jnp.where(free, w**2, 0), -1, keepdims=True)
     exact = safe_divide(known_part - goal, squares)
     out = jnp.where(free, jnp.clip(v - exact * w, low, high), fixed)
-    return jnp.where(broken | jnp.isnan(tau + v), jnp.nan, out)
+    return jnp.where(broken | jnp.isnan(jnp.sum(v, -1, keepdims=True)), jnp.nan, out)
 
 
 def _reachable(
@@ -75,21 +79,29 @@ def _section_threshold(
     v: jax.Array, low: jax.Array, high: jax.Array, w: jax.Array, goal: jax.Array
 ) -> jax.Array:
     """tau with `sum w clip(v - tau w, low, high) = goal`, or the end nearest to it."""
-    huge = jnp.finfo(v.dtype).max / 4
+    def over(tau: jax.Array) -> jax.Array:
+        parts = jnp.where(w == 0, 0, w * jnp.clip(v - tau * w, low, high))
+        return jnp.sum(parts, -1, keepdims=True) - goal
+
+    # The breakpoints, and where all entries without a bound are alone with what the others have
+    # at theirs: no farther, for what is rounded in a point is the size of the bracket.
     unit = jnp.where(w == 0, 1, w)
-    ends = jnp.concatenate([jnp.where(w == 0, 0, (v - bound) / unit) for bound in (low, high)], -1)
-    first, last = jnp.min(ends, -1), jnp.max(ends, -1)
+    bends = [jnp.where(w == 0, jnp.nan, (v - bound) / unit) for bound in (low, high)]
+    bends = [jnp.where(jnp.isfinite(bend), bend, jnp.nan) for bend in bends]
+    products = [jnp.where(w == 0, 0, w * bound) for bound in (low, high)]
+    for extreme in (jnp.maximum, jnp.minimum):
+        end = extreme(*products)
+        free = jnp.isinf(end)
+        rest = jnp.sum(jnp.where(free, w * v, end), -1, keepdims=True) - goal
+        square = jnp.sum(jnp.where(free, w**2, 0), -1, keepdims=True)
+        bends.append(jnp.where(square > 0, rest / jnp.where(square > 0, square, 1), jnp.nan))
+    bends = jnp.concatenate(bends, -1)
+    first, last = jnp.nanmin(bends, -1, keepdims=True), jnp.nanmax(bends, -1, keepdims=True)
     # A little wider, so that all entries are at a bound at both ends whatever is rounded.
     wider = 0.01 * (last - first) + jnp.finfo(v.dtype).eps * (jnp.abs(first) + jnp.abs(last))
-    first, last = (jnp.clip(end, -huge, huge) for end in (first - wider, last + wider))
-
-    def over(tau: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(w == 0, 0, w * jnp.clip(v - tau[..., None] * w, low, high)),
-                       -1) - goal[..., 0]
-
-    tau = jnp.where(over(first) <= 0, first, jnp.where(
+    first, last = first - wider, last + wider
+    return jnp.where(over(first) <= 0, first, jnp.where(
         over(last) >= 0, last, monotone_root(over, first, last)))
-    return tau[..., None]
 
 
 def _check_section(shape: tuple, lower: Any, upper: Any, weights: Any, total: Any) -> None:
@@ -104,6 +116,8 @@ def _check_section(shape: tuple, lower: Any, upper: Any, weights: Any, total: An
                          f"between {least} and {most}.")
 
 
+@reused
+@on_own_mesh
 def projection_weighted_simplex(v: jax.Array, weights: Any, scale: Any = 1.0) -> jax.Array:
     """Project every row onto `{p : p >= 0, sum weights p = scale}`.
 
@@ -118,13 +132,16 @@ def projection_weighted_simplex(v: jax.Array, weights: Any, scale: Any = 1.0) ->
     l1 ball", 2022.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_weighted_simplex(jnp.ones(2), jnp.array([1.0, 2.0])).round(2))
-    [0.6 0.2]
+    >>> out = projection_weighted_simplex(jnp.ones(2), jnp.array([1.0, 2.0]))
+    >>> [round(float(x), 4) for x in out]
+    [0.6, 0.2]
     """
     return projection_box_section(
         v, 0.0, jnp.inf, positive("weights", weights, v.dtype), positive("scale", scale, v.dtype))
 
 
+@reused
+@on_own_mesh
 def projection_capped_simplex(v: jax.Array, cap: Any = 1.0, scale: Any = 1.0) -> jax.Array:
     """Project every row onto `{p : 0 <= p <= cap, sum p = scale}`.
 
@@ -142,7 +159,8 @@ def projection_capped_simplex(v: jax.Array, cap: Any = 1.0, scale: Any = 1.0) ->
     Reference: Wang and Lu, "Projection onto the capped simplex", 2015.
 
     >>> import jax.numpy as jnp
-    >>> print(projection_capped_simplex(jnp.array([3.0, 1.2, 0.9, 0.0]), 1.0, 2.0).round(2))
-    [1.   0.65 0.35 0.  ]
+    >>> out = projection_capped_simplex(jnp.array([3.0, 1.2, 0.9, 0.0]), 1.0, 2.0)
+    >>> [round(float(x), 4) for x in out]
+    [1.0, 0.65, 0.35, 0.0]
     """
     return projection_box_section(v, 0.0, positive("cap", cap, v.dtype), 1.0, scale)
