@@ -81,7 +81,7 @@ def test_derivatives_of_an_active_set(x64):
             SPACES, x, a, b, stop=ji.tolerance(1e-12, 0.0), max_steps=5000).value
 
     direction = [rng.normal(size=v.shape) for v in given]
-    along = jax.jit(lambda *d: jax.jvp(value, given, d)[1])(*map(jnp.asarray, direction))
+    along = jax.jit(lambda *d: jax.jvp(value, tuple(given), d)[1])(*map(jnp.asarray, direction))
     h = 1e-4
     up, down = (exact(*(np.asarray(v) + s * h * d for v, d in zip(given, direction, strict=True)))
                 for s in (1, -1))

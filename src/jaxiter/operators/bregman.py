@@ -70,8 +70,9 @@ def mirror_box(
         move = positive("step", step, x.dtype) * g
         factor = jnp.exp(-jnp.abs(move))
         up, down = (jnp.where(move > 0, *pair) for pair in ((p * factor, p), (q, q * factor)))
-        share = up / (up + down)
-        return low + width * share
+        # At a bound both may vanish.
+        gone = up + down == 0
+        return low + width * jnp.where(gone, p, up / jnp.where(gone, 1, up + down))
 
     return jax.tree.map(leaf, real("mirror_box", x), gradient)
 

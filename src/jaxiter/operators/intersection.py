@@ -1,6 +1,7 @@
 """`project_intersection`: the nearest point of several convex sets, by their projections."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -86,21 +87,22 @@ def project_intersection(
 
 def _dykstra(projections: tuple[Callable, ...]) -> Splitting:
     """The splitting of the corrections; its args are the point that is projected, and args."""
-    def cycle(q: tuple, x: PyTree, *args: PyTree) -> tuple[tuple, list]:
-        """The moves, by which the corrections grow, and the points from the first to the last."""
-        points, moves = [_uncorrected(q, x)], []
+    def cycle(q: tuple, x: PyTree, *args: PyTree) -> tuple[tuple, PyTree]:
+        """The moves, by which the corrections grow, and the last point."""
+        y, moves = _uncorrected(q, x), []
         for projection, correction in zip(projections, q, strict=True):
-            points.append(projection(trees.add(points[-1], correction), *args))
-            moves.append(trees.subtract(points[-2], points[-1]))
-        return tuple(moves), points
+            z = projection(trees.add(y, correction), *args)
+            moves.append(trees.subtract(y, z))
+            y = z
+        return tuple(moves), y
 
     def residual(q: tuple, memory: _Memory, x: PyTree, *args: PyTree) -> tuple[tuple, _Memory]:
-        moves, points = cycle(q, x, *args)
+        moves, y = cycle(q, x, *args)
         cycles = memory.cycles + 1
         asked = (cycles >= FIRST_PROOF) & (cycles & (cycles - 1) == 0) & ~memory.empty
         found = if_needed(
-            asked, lambda moves, points, x: _proof(projections, moves, points, x, args),
-            stop_gradient((moves, points, x)), memory.empty, memory.empty)
+            asked, lambda moves, y, x: _proof(projections, moves, y, x, args),
+            stop_gradient((moves, y, x)), memory.empty, memory.empty)
         return moves, _Memory(cycles, found)
 
     def scale(q: tuple, moves: tuple, memory: _Memory, x: PyTree, *args: PyTree) -> jax.Array:
@@ -131,24 +133,33 @@ def _uncorrected(q: tuple, x: PyTree) -> PyTree:
 
 
 def _proof(
-    projections: tuple[Callable, ...], moves: tuple, points: list, x: PyTree, args: tuple
+    projections: tuple[Callable, ...], moves: tuple, y: PyTree, x: PyTree, args: tuple
 ) -> jax.Array:
-    """Whether the moves of a cycle prove that the sets do not meet near the point.
+    """Whether the moves of a cycle prove that the sets do not meet near the point y.
 
-    `n_i = z_i + d_i - p_i` with `p_i = P_i(z_i + d_i)` is normal to set i at p_i: all its points
-    c have `<n_i, c - p_i> <= 0`. One that is in all sets therefore has
+    `n_i = y + m_i - p_i` with `p_i = P_i(y + m_i)` is normal to set i at p_i: all its points c
+    have `<n_i, c - p_i> <= 0`. One that is in all sets therefore has
     `<sum n_i, c - y> <= sum <n_i, p_i - y>`: where the right is negative and the sum on the left
-    nearly 0, c is far away.
+    nearly 0, c is far away. The m_i are long multiples of the moves, for where a set is round the
+    normal is the direction the nearer the longer it is, and are made to cancel.
     """
-    start, normals, slope = points[0], trees.zeros_like(points[0]), 0.0
-    for projection, move, point in zip(projections, moves, points[1:], strict=True):
-        outside = trees.add(point, move)
+    epsilon = machine_epsilon(y)
+    size = jnp.maximum(trees.norm(x), trees.norm(y)) + trees.norm(moves)
+    squares = [trees.squared_norm(move) for move in moves]
+    gap = sum(squares)
+    length = 2 * size**2 / (epsilon**0.5 * jnp.where(gap > 0, gap, 1))
+    left = _total(moves)
+    normals, slope = [], 0.0
+    for projection, move, square in zip(projections, moves, squares, strict=True):
+        share = square / jnp.where(gap > 0, gap, 1)
+        outside = trees.axpy(length, trees.axpy(-share, left, move), y)
         at = projection(outside, *args)
-        normal = trees.subtract(outside, at)
-        normals = trees.add(normals, normal)
-        slope = slope + trees.dot(normal, trees.subtract(at, start))
-    size = jnp.maximum(trees.norm(x), trees.norm(start)) + trees.norm(moves)
-    epsilon = machine_epsilon(start)
-    reach = size / epsilon**0.5
-    # The sum itself is known to so many digits only.
-    return -slope > reach * jnp.maximum(trees.norm(normals), epsilon * size)
+        normals.append(trees.scale(1 / length, trees.subtract(outside, at)))
+        slope = slope + trees.dot(normals[-1], trees.subtract(at, y))
+    # What is rounded in p_i, times the moves, must not decide.
+    enough = jnp.maximum(size * trees.norm(_total(normals)), 4 * epsilon * size**2)
+    return -slope > enough / epsilon**0.5
+
+
+def _total(parts: Sequence[PyTree]) -> PyTree:
+    return reduce(trees.add, parts)

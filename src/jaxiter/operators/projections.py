@@ -59,7 +59,8 @@ def simplex_threshold(below: jax.Array, mass: jax.Array) -> jax.Array:
     # Once more from the support that was found: exact, and what derivatives go through.
     support = fixed > guess
     count = jnp.sum(support, axis=-1, keepdims=True).astype(mass.dtype)
-    return (jnp.sum(jnp.where(support, below, 0), axis=-1, keepdims=True) - mass) / count
+    over = jnp.sum(jnp.where(support, below, 0), axis=-1, keepdims=True) - mass
+    return jnp.where(count == 0, jnp.nan, over / count)  # none: a NaN in the row
 
 
 def _by_sort(below: jax.Array, mass: jax.Array) -> jax.Array:

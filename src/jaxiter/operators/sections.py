@@ -44,7 +44,11 @@ def projection_box_section(
     >>> [round(float(x), 4) for x in out]
     [0.6, 0.4, 0.0]
     """
-    v = jnp.asarray(real("projection_box_section", v))
+    return _section(v, lower, upper, weights, total)
+
+
+def _section(v: jax.Array, lower: Any, upper: Any, weights: Any, total: Any) -> jax.Array:
+    v = jnp.asarray(real("the projection onto a section", v))
     known(partial(_check_section, v.shape), lower, upper, weights, total)
     # Pinned: sums of constants as large as v would be folded, for seconds, while compiling.
     low, high, w = pin(tuple(jnp.broadcast_to(jnp.asarray(x, v.dtype), v.shape)
@@ -65,7 +69,7 @@ def _reachable(
     low: jax.Array, high: jax.Array, w: jax.Array, total: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The total, set right by rounding, and whether no point of the box has it."""
-    ends = jnp.where(w == 0, 0, w * low), jnp.where(w == 0, 0, w * high)
+    ends = [w * jnp.where(w == 0, 0, bound) for bound in (low, high)]
     least, most = (jnp.sum(pick(*ends), -1, keepdims=True) for pick in (jnp.minimum, jnp.maximum))
     size = sum(jnp.sum(jnp.where(jnp.isfinite(end), jnp.abs(end), 0), -1, keepdims=True)
                for end in ends)
@@ -88,7 +92,7 @@ def _section_threshold(
     unit = jnp.where(w == 0, 1, w)
     bends = [jnp.where(w == 0, jnp.nan, (v - bound) / unit) for bound in (low, high)]
     bends = [jnp.where(jnp.isfinite(bend), bend, jnp.nan) for bend in bends]
-    products = [jnp.where(w == 0, 0, w * bound) for bound in (low, high)]
+    products = [w * jnp.where(w == 0, 0, bound) for bound in (low, high)]
     for extreme in (jnp.maximum, jnp.minimum):
         end = extreme(*products)
         free = jnp.isinf(end)
@@ -108,7 +112,7 @@ def _check_section(shape: tuple, lower: Any, upper: Any, weights: Any, total: An
     low, high, w = (np.broadcast_to(np.asarray(x, float), shape) for x in (lower, upper, weights))
     if np.any(low > high):
         raise ValueError("empty box: lower is above upper in some entry.")
-    ends = np.where(w == 0, 0, w * low), np.where(w == 0, 0, w * high)
+    ends = [w * np.where(w == 0, 0, bound) for bound in (low, high)]
     least, most = (pick(*ends).sum(-1) for pick in (np.minimum, np.maximum))
     slack = 1e-6 * sum(np.abs(np.where(np.isfinite(end), end, 0)).sum(-1) for end in ends)
     if not np.all((np.asarray(total) >= least - slack) & (np.asarray(total) <= most + slack)):
@@ -136,8 +140,9 @@ def projection_weighted_simplex(v: jax.Array, weights: Any, scale: Any = 1.0) ->
     >>> [round(float(x), 4) for x in out]
     [0.6, 0.2]
     """
-    return projection_box_section(
-        v, 0.0, jnp.inf, positive("weights", weights, v.dtype), positive("scale", scale, v.dtype))
+    sound = positive("weights", weights, v.dtype) * positive("scale", scale, v.dtype)[..., None]
+    out = _section(v, 0.0, jnp.inf, weights, scale)
+    return jnp.where(jnp.any(jnp.isnan(sound), -1, keepdims=True), jnp.nan, out)
 
 
 @reused
@@ -149,12 +154,11 @@ def projection_capped_simplex(v: jax.Array, cap: Any = 1.0, scale: Any = 1.0) ->
     derivative.
 
     Args:
-      v: `[..., n]`, real. cap: positive, broadcasts with v.
+      v: `[..., n]`, real. cap: at least 0, broadcasts with v.
       scale: a scalar or `[...]`, one for every row; at most the sum of the caps.
 
     Raises:
-      ValueError: a cap that is not positive, or a scale that no point has, where they are known;
-        else NaN.
+      ValueError: a negative cap, or a scale that no point has, where they are known; else NaN.
 
     Reference: Wang and Lu, "Projection onto the capped simplex", 2015.
 
@@ -163,4 +167,4 @@ def projection_capped_simplex(v: jax.Array, cap: Any = 1.0, scale: Any = 1.0) ->
     >>> [round(float(x), 4) for x in out]
     [1.0, 0.65, 0.35, 0.0]
     """
-    return projection_box_section(v, 0.0, positive("cap", cap, v.dtype), 1.0, scale)
+    return _section(v, 0.0, cap, 1.0, scale)
