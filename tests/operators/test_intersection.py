@@ -58,7 +58,7 @@ def test_trees_and_another_solver():
         np.testing.assert_allclose(out.value["b"], 0, atol=1e-4)
 
 
-def test_vmap_lanes_and_the_loop_agree():
+def test_vmap_is_the_loop():
     points = 2 * rng.normal(size=(6, 3))
     points, a, b = single(points, NORMALS, OFFSETS)
     many = jax.jit(jax.vmap(lambda x: op.project_intersection(SPACES, x, a, b)))(points)

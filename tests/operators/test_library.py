@@ -240,6 +240,29 @@ def test_operator(name):
     single_precision(case, run, v, dot, back)
 
 
+def test_trees_of_mixed_precision():
+    """Leaf by leaf, in the dtype of each; rows in 16 bits."""
+    v = {"a": jnp.array([3.0, -0.5], jnp.bfloat16), "b": (jnp.full((2, 2), 2.0),)}
+
+    @jax.jit
+    def run(v, t):
+        return [f(v, t) for f in (
+            op.prox_l1, op.prox_non_negative_l1, op.prox_squared_l2, op.prox_elastic_net,
+            op.prox_huber, op.prox_l0, op.prox_scad, op.prox_mcp, op.prox_log_barrier,
+            op.prox_entropy, op.conjugate(op.prox_huber), op.add_quadratic(op.prox_l1, 0.5),
+            lambda v, t: op.mirror_orthant(v, v, t))]
+
+    for out in run(v, jnp.float32(0.5)):
+        assert jax.tree.map(jnp.result_type, out) == jax.tree.map(jnp.result_type, v)
+        assert all(np.isfinite(np.asarray(leaf, float)).all() for leaf in jax.tree.leaves(out))
+        assert np.all(out["b"][0] == out["b"][0][0, 0])
+    half = jnp.array([1.0, 0.75, -2.0], jnp.bfloat16)
+    assert op.projection_simplex(half).tolist() == [0.625, 0.375, 0]
+    for f in (lambda v: op.prox_linf(v, 1.0), op.projection_second_order_cone,
+              op.projection_l1_ball, lambda v: op.prox_l2(v, 0.5)):
+        assert f(half).dtype == jnp.bfloat16 and np.isfinite(np.asarray(f(half), float)).all()
+
+
 def single_precision(case, double, v, dot, back):
     """Sizes up to 1e4, steps from 1e-3 to 1e3; slopes finite at 0 and where values repeat."""
     count = len(v)

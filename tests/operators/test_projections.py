@@ -7,6 +7,7 @@ import optax.projections
 import pytest
 
 from jaxiter import operators as op
+from jaxiter.operators import projections
 
 rng = np.random.default_rng(0)
 
@@ -48,13 +49,22 @@ def test_what_optax_has_is_here_as_it_is():
 
 def test_the_slope_of_the_simplex_is_that_of_its_support():
     v = jnp.array([0.9, 0.7, -2.0, 0.8])
-    matrix = jax.jacobian(op.projection_simplex)(v)
+    (by_v, by_scale), twice = jax.jit(lambda *given: (
+        jax.jacobian(op.projection_simplex, argnums=(0, 1))(*given),
+        jax.hessian(lambda v: op.projection_simplex(v)[0])(given[0])))(v, 1.0)
     on = np.array([1.0, 1, 0, 1])
-    np.testing.assert_allclose(matrix, np.diag(on) - np.outer(on, on) / 3, atol=1e-6)
-    # Twice: the mean of the support, squared, has no curvature.
-    assert not np.any(jax.hessian(lambda v: op.projection_simplex(v)[0])(v))
-    np.testing.assert_allclose(
-        jax.jacobian(lambda s: op.projection_simplex(v, s))(1.0), on / 3, atol=1e-6)
+    np.testing.assert_allclose(by_v, np.diag(on) - np.outer(on, on) / 3, atol=1e-6)
+    np.testing.assert_allclose(by_scale, on / 3, atol=1e-6)
+    assert not np.any(twice)
+
+
+def test_both_ways_to_the_support_agree():
+    """By a root on CPUs, by a sort elsewhere."""
+    below = jnp.asarray(-np.abs(rng.normal(size=(50, 40))), jnp.float32).at[:, 3].set(0)
+    mass = jnp.asarray(10 ** rng.uniform(-4, 3, size=(50, 1)), jnp.float32)
+    ways = jax.jit(lambda *given: [way(*given) for way in (
+        projections._by_root, projections._by_sort)])(below, mass)
+    np.testing.assert_allclose(*ways, rtol=2e-6)
 
 
 def test_masked_entries_stay_out_of_the_simplex():

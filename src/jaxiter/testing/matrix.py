@@ -164,7 +164,7 @@ CASES: dict[str, Callable] = {
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
     "projection_simplex, projection_capped_simplex": lambda t: jnp.sum(jnp.sin(
-        ji.operators.projection_simplex(t) + ji.operators.projection_capped_simplex(t, 0.6))),
+        ji.operators.projection_simplex(t) + ji.operators.projection_capped_simplex(t, 0.55))),
     "projection_psd, prox_nuclear": lambda t: jnp.sum(WEIGHTS * ji.operators.projection_psd(
         _cost(t) - 5 + ji.operators.prox_nuclear(_cost(t), 0.3))),
     "projection_exponential_cone, prox_entropy": lambda t: jnp.sum(jnp.sin(
