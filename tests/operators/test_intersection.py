@@ -107,10 +107,14 @@ def test_a_set_named_twice_has_the_derivative_all_the_same():
             np.testing.assert_allclose(found, np.zeros((3, 3)), atol=1e-3)
 
 
+EPSILON = float(jnp.finfo(jnp.zeros(0).dtype).eps)
+
+
 @pytest.mark.parametrize("gap, status", [
-    (1.0, Status.PRIMAL_INFEASIBLE), (0.2, Status.PRIMAL_INFEASIBLE), (1e-3, Status.MAX_STEPS)])
+    (1.0, Status.PRIMAL_INFEASIBLE), (0.2, Status.PRIMAL_INFEASIBLE),
+    (0.05 * EPSILON**0.25, Status.MAX_STEPS)])
 def test_sets_that_do_not_meet(gap, status):
-    """Two discs, and a plane beside a box: never CONVERGED, proved where float32 can."""
+    """Two discs, and a plane beside a box: never CONVERGED, proved where the dtype can."""
     def disc(center):
         return op.translate(lambda v, step: op.projection_l2_ball(v), center)
 
@@ -127,17 +131,22 @@ def test_sets_that_do_not_meet(gap, status):
         np.testing.assert_allclose(jnp.linalg.norm(out.solve.displacement[0]), gap, rtol=1e-3)
 
 
-def test_a_point_that_stands_still_is_not_taken_for_an_end():
-    """Far outside a thin wedge Dykstra repeats a point for many cycles before it moves on."""
-    wedge = [lambda v: op.projection_halfspace(v, jnp.array([0.0, 1.0]), 0.0),
-             lambda v: op.projection_halfspace(v, jnp.array([-1.0, 0.0]), -1.0),
-             lambda v: op.projection_box(v, jnp.array([-5.0, -5.0]), jnp.array([5.0, 5.0]))]
-    slope = jnp.array([0.02, -1.0]) / jnp.linalg.norm(jnp.array([0.02, -1.0]))
-    wedge.append(lambda v: op.projection_halfspace(v, slope, 0.0))
-    out = op.project_intersection(wedge, jnp.array([-4.0, 30.0]), max_steps=5000)
-    assert out.status in (Status.CONVERGED, Status.MAX_STEPS), out.message()
-    if out.converged:
-        np.testing.assert_allclose(out.value, [1.0, 0.0], atol=1e-3)
+@pytest.mark.parametrize("normal, inside, start, cycles", [
+    ((0.6894138, -0.72436774), (0.04097352, 0.01652764), (-5.31572021, 3.63247818), 85),
+    ((0.23536519, 0.97190701), (0.88993556, 0.82237383), (-12.52226159, -13.19282832), 199)])
+def test_a_point_that_stands_still_is_not_taken_for_an_end(normal, inside, start, cycles):
+    """A line through a box, from far away: Dykstra stays in a corner for so many cycles."""
+    sets = [lambda v: op.projection_hyperplane(v, jnp.array(normal), np.dot(normal, inside)),
+            lambda v: op.projection_box(v, 0.0, 1.0)]
+    solve = jax.jit(lambda steps: op.project_intersection(sets, jnp.array(start), max_steps=steps))
+    early, late = solve(cycles - 5), solve(cycles - 20)
+    np.testing.assert_array_equal(early.value, late.value)
+    assert early.status == late.status == Status.MAX_STEPS
+    out = solve(3000)
+    assert out.converged, out.message()
+    exact = minimize(lambda u: np.sum((u - start) ** 2), inside, bounds=[(0, 1)] * 2, constraints={
+        "type": "eq", "fun": lambda u: np.dot(normal, u) - np.dot(normal, inside)}).x
+    np.testing.assert_allclose(out.value, exact, atol=1e-3)
 
 
 def test_nearly_parallel_sets_that_meet_far_away_are_not_called_empty():

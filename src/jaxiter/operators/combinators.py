@@ -142,7 +142,7 @@ def rotate(prox: Callable, rotation: LinearMap) -> Callable:
     >>> import jax.numpy as jnp
     >>> from jaxiter.operators import prox_l1
     >>> mean = jnp.array([[0.5**0.5, 0.5**0.5]])
-    >>> rotate(prox_l1, mean)(jnp.array([3.0, 1.0]), 2**0.5).round(4).tolist()
+    >>> [abs(round(float(x), 4)) for x in rotate(prox_l1, mean)(jnp.array([3.0, 1.0]), 2**0.5)]
     [2.0, 0.0]
     """
     def mapped(v: PyTree, step: Any, *args: PyTree) -> PyTree:
