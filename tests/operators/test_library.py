@@ -287,3 +287,42 @@ def single_precision(case, double, v, dot, back):
     np.testing.assert_allclose(u / unit, exact / unit, atol=4e-6)
     if case.kind == "projection":
         np.testing.assert_allclose(np.asarray(run(u, *given[1:])[0]) / unit, u / unit, atol=4e-6)
+
+
+PARAMETERS = {
+    "l1": lambda v, w: op.prox_l1(v, STEP, w),
+    "step": lambda v, w: op.prox_huber(v, w[0], w[1], w[2]),
+    "scad": lambda v, w: op.prox_scad(v, 0.3 * w[0], w[1], 3 + w[2]),
+    "entropy": lambda v, w: op.prox_entropy(v, w[0], w),
+    "l2": lambda v, w: op.prox_l2(v[:4].reshape(2, 2), STEP, w[:2]),
+    "linf": lambda v, w: op.prox_linf(v, STEP, w[0]),
+    "nuclear": lambda v, w: op.prox_nuclear(jnp.outer(v, w), STEP, w[1]),
+    "log_det": lambda v, w: op.prox_log_det(jnp.outer(v, v), w[0], w[1]),
+    "least_squares": lambda v, w: op.prox_least_squares(v, w[0], jnp.outer(w, v)[:2], w[:2], w[1]),
+    "affine": lambda v, w: op.projection_affine(v, jnp.outer(w, v)[:1] + w, w[:1]),
+    "simplex": lambda v, w: op.projection_simplex(v, w[0]),
+    "l1_ball": lambda v, w: op.projection_l1_ball(v, w[0]),
+    "section": lambda v, w: op.projection_box_section(v, -w, w[0] * w, v[::-1], 0.1 * w[1]),
+    "weighted": lambda v, w: op.projection_weighted_simplex(v, w, w[1]),
+    "spectral_ball": lambda v, w: op.projection_spectral_ball(jnp.outer(v, w) + 1, w[1]),
+    "rotate": lambda v, w: op.rotate(op.translate(op.scale(op.add_quadratic(
+        op.prox_l1, w[0], w), w[1]), w), jnp.eye(5)[::-1])(v, w[2]),
+}
+
+
+def test_derivatives_in_the_parameters(x64):
+    v, dot = (jnp.asarray(np.random.default_rng(5).normal(size=5)) for _ in range(2))
+    v, w = v + jnp.arange(5) / 3, jnp.array([0.9, 0.6, 0.7, 1.1, 0.8])
+    dot = jnp.asarray(np.random.default_rng(6).normal(size=5))
+
+    @jax.jit
+    def run(w):
+        return {name: jax.jvp(lambda w, f=f: f(v, w), (w,), (dot,))
+                for name, f in PARAMETERS.items()}
+
+    h = 1e-6
+    here, up, down = run(w), run(w + h * dot), run(w - h * dot)
+    for name, (_, slope) in here.items():
+        assert np.any(slope), name
+        np.testing.assert_allclose(
+            slope, (up[name][0] - down[name][0]) / (2 * h), atol=1e-6, err_msg=name)
