@@ -23,6 +23,11 @@ def is_sparse(operator: Any) -> bool:
     return sparse is not None and isinstance(operator, sparse.BCOO | sparse.BCSR)
 
 
+def is_pair(operator: Any) -> bool:
+    """Whether it is a pair (matvec, rmatvec)."""
+    return isinstance(operator, tuple) and len(operator) == 2 and all(map(callable, operator))
+
+
 def linear_map(operator: LinearMap, like: PyTree = None) -> tuple[Callable, Callable]:
     """`(x -> K x, y -> K^H y)`, whichever way K is given.
 
@@ -34,7 +39,7 @@ def linear_map(operator: LinearMap, like: PyTree = None) -> tuple[Callable, Call
       TypeError: what is no linear map; matvec alone without `like`.
       ValueError: an array that is no matrix.
     """
-    if isinstance(operator, tuple) and len(operator) == 2 and all(map(callable, operator)):
+    if is_pair(operator):
         return operator
     if is_sparse(operator):
         adjoint = (operator.to_bcoo() if hasattr(operator, "to_bcoo") else operator).T
