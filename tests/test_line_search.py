@@ -187,11 +187,11 @@ def test_far_bounds_do_not_move_the_root():
     v = np.float32([-1750, -1165, -1457, -1823])
 
     @jax.jit
-    def root(v, bound):
+    def root(v, w, bound):
         return monotone_root(lambda t: jnp.sum(
             w * jnp.clip(v - t * w, low, -low), -1, keepdims=True) - 0.3, -bound, bound)
 
-    roots = [float(root(v, bound)[0]) for bound in np.linspace(
+    roots = [float(root(v, w, bound)[0]) for bound in np.linspace(
         1e10, 1.6e10, 16, dtype=np.float32)[:, None]]
 
     def exact(t):
