@@ -89,7 +89,7 @@ def restarts(rule: float | str) -> Callable:
 
 
 WAYS: dict[str, Callable] = {
-    "default": matrix_game, "Halpern, PDLP's restarts": restarts("adaptive"),
+    "default": matrix_game, "Halpern, restart 0.2": restarts(0.2),
     "anderson(20)": partial(matrix_game, solver=ji.anderson(20)),
     "picard": partial(matrix_game, solver=ji.picard())}
 
@@ -130,16 +130,19 @@ def matrix() -> dict:
     for place, row in enumerate(rows):
         row["half"] = "chosen on" if place % 2 == 0 else "reported"
     show(rows)
-    medians = {half: {way: float(np.median([
-        np.inf if row[way] is None else row[way] for row in rows if row["half"] == half]))
-        for way in WAYS} for half in ("chosen on", "reported")}
-    show([{"half": half, **values} for half, values in medians.items()])
+    most = {half: {way: [np.inf if row[way] is None else row[way] for row in rows
+                         if row["half"] == half] for way in WAYS}
+            for half in ("chosen on", "reported")}
+    means, medians = ({half: {way: float(of(steps)) for way, steps in ways.items()}
+                       for half, ways in most.items()} for of in (np.mean, np.median))
+    show([{"half": half, "of": name, **values} for name, table in (
+        ("mean", means), ("median", medians)) for half, values in table.items()])
     many = jnp.asarray(np.random.default_rng(42).uniform(
         -1, 1, (4 if SMALL else 20, 100, 100)), jnp.float32)
     outs = jax.jit(partial(jax.lax.map, matrix_game))(many)
     steps = np.asarray(outs.solve.steps)
     print("100 x 100:", sorted(steps.tolist()))
-    return {"rows": rows, "medians": medians, "random_100": {
+    return {"rows": rows, "means": means, "medians": medians, "random_100": {
         "steps": steps.tolist(), "median": float(np.median(steps)),
         "converged": int(outs.converged.sum())}}
 
