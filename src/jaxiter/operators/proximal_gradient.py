@@ -120,11 +120,8 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
             m = stop_gradient(_learn(m, y, slope, sound))
             y, slope = trees.where(sound, (y, slope), (m.point, m.slope))
         image = forward(y, slope, m.size, args)
-        length, *lengths, steep = stop_gradient(trees.safe_norms(
-            lambda y, image, slope: (trees.subtract(image, y), y, image, slope), y, image, slope))
-        scale = reduce(jnp.maximum, lengths, m.size * steep)
-        return image, m._replace(point=stop_gradient(y), slope=stop_gradient(slope), scale=scale,
-                                 merit=jnp.where(sound, length, jnp.inf))
+        seen = stop_gradient((y, slope, image))
+        return image, _measured(m._replace(point=seen[0], slope=seen[1]), seen[2], sound)
 
     def extract(y: PyTree, m: Course, *args: PyTree) -> tuple[PyTree, None]:
         return forward(y, gradient(y, *args), m.size, args), None
@@ -158,6 +155,20 @@ def first_step(f: Callable, x: PyTree, args: tuple, step: Any = None) -> Any:
     along = trees.where(flat, trees.probe_like(at), slope)
     size = barzilai_borwein(along, product(along))
     return jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
+
+
+def _measured(m: Course, image: PyTree, sound: jax.Array) -> Course:
+    """Merit and scale of a move, by plain sums of squares: in small problems safer ones double it.
+
+    Below their range, which is 1e-19 in float32, the merit is too large, never a false zero.
+    """
+    residual = trees.subtract(image, m.point)
+    square = trees.squared_norm(residual)
+    length = jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
+    still = reduce(jnp.logical_and, [jnp.all(leaf == 0) for leaf in jax.tree.leaves(residual)])
+    points, steep = (trees.squared_norm(tree) for tree in ((m.point, image), m.slope))
+    return m._replace(merit=jnp.where(sound, jnp.where(still, 0, length), jnp.inf),
+                      scale=jnp.maximum(jnp.sqrt(points / 2), m.size * jnp.sqrt(steep)))
 
 
 def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:
