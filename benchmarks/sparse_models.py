@@ -87,13 +87,14 @@ def unseen_problems(count: int) -> list[tuple]:
 def unseen() -> dict:
     """Steps to the default tolerance in float32, by solver."""
     rows = []
+    functions = {(kind, name): jax.jit(lambda *data, f=f, s=solver: proximal_gradient(
+        f, threshold, jnp.zeros(data[0].shape[1]), *data, solver=s, max_steps=20_000))
+        for kind, f in LOSSES.items() for name, solver in SOLVERS.items()}
     for kind, a, b, lam in unseen_problems(2 if SMALL else 24):
         data = [jnp.asarray(v, jnp.float32) for v in (a, b, lam)]
         row: dict = {"problem": kind, "shape": str(a.shape)}
-        for name, solver in SOLVERS.items():
-            out = jax.jit(lambda *data, f=LOSSES[kind], s=solver: proximal_gradient(
-                f, threshold, jnp.zeros(data[0].shape[1]), *data, solver=s, max_steps=20_000))(
-                    *data)
+        for name in SOLVERS:
+            out = functions[kind, name](*data)
             row[name] = int(out.solve.steps)
             row[f"{name}: status"] = ji.Status.name(out.status)
         rows.append(row)
@@ -248,12 +249,11 @@ def ghadimi_lan(gradient: Callable, prox: Callable, size: float) -> ji.Splitting
                         lambda x0, *args: (x0, x0), lambda s, k, *args: (s[0], None))
 
 
-def counts(concave: Callable, curvature: float, rho: float, seed: int) -> dict[str, int]:
-    """Gradients to an objective within e^-7 of the best that any method found (float64)."""
-    x, y, lam = sparse_regression(seed, rho)
-    data = [jnp.asarray(v) for v in (x, y, lam)]
-    bound = max(np.linalg.norm(x, 2) ** 2 / len(y), curvature)
+def counter(concave: Callable) -> Callable:
+    """`run(best, bound, x, y, lam) -> {method: (gradients, objective)}`, in float64.
 
+    Gradients to an objective within e^-7 of the best, for a loss of at most that curvature.
+    """
     def f(b: jax.Array, x: jax.Array, y: jax.Array, lam: jax.Array) -> jax.Array:
         return jnp.sum((jnp.matmul(x, b) - y) ** 2) / (2 * len(y)) + concave(b, lam)
 
@@ -261,16 +261,17 @@ def counts(concave: Callable, curvature: float, rho: float, seed: int) -> dict[s
         return f(b, x, y, lam) + lam * jnp.sum(jnp.abs(b))
 
     gradient = jax.grad(f)
-    start = jnp.zeros(x.shape[1])
-    ways = {
-        "accelerated_nonconvex": accelerated_nonconvex(gradient, threshold, step_size=0.99 / bound),
-        "Ghadimi-Lan": ghadimi_lan(gradient, threshold, 0.5 / bound),
-        "proximal gradient": ji.operators.forward_backward(
-            gradient, threshold, step_size=1 / bound),
-    }
 
     @jax.jit
-    def run(best: jax.Array, *data: jax.Array) -> tuple:
+    def run(best: jax.Array, bound: jax.Array, *data: jax.Array) -> dict:
+        start = jnp.zeros(data[0].shape[1])
+        ways = {
+            "accelerated_nonconvex": accelerated_nonconvex(
+                gradient, threshold, step_size=0.99 / bound),
+            "Ghadimi-Lan": ghadimi_lan(gradient, threshold, 0.5 / bound),
+            "proximal gradient": ji.operators.forward_backward(
+                gradient, threshold, step_size=1 / bound),
+        }
         out = {}
         for name, split in ways.items():
             def at(s: object, pair: bool = name != "proximal gradient") -> jax.Array:
@@ -283,8 +284,16 @@ def counts(concave: Callable, curvature: float, rho: float, seed: int) -> dict[s
         out["proximal_gradient"] = solve.solve.steps, value(solve.value, *data)
         return out
 
-    best = min(float(v) for _, v in run(-jnp.inf, *data).values())
-    return {name: int(steps) for name, (steps, _) in run(best, *data).items()}
+    return run
+
+
+def counts(run: Callable, curvature: float, rho: float, seed: int) -> dict[str, int]:
+    """Gradients of every method, the best being what any of them found."""
+    x, y, lam = sparse_regression(seed, rho)
+    bound = max(np.linalg.norm(x, 2) ** 2 / len(y), curvature)
+    data = [jnp.asarray(v) for v in (bound, x, y, lam)]
+    best = min(float(v) for _, v in run(jnp.asarray(-jnp.inf), *data).values())
+    return {name: int(steps) for name, (steps, _) in run(jnp.asarray(best), *data).items()}
 
 
 def nonconvex() -> list[dict]:
@@ -293,8 +302,9 @@ def nonconvex() -> list[dict]:
     with jax.enable_x64(True):
         for name, concave, curvature in (
                 ("SCAD", scad_concave, 1 / 2.7), ("MCP", mcp_concave, 1 / 3)):
+            run = counter(concave)
             for rho in (0.5,) if SMALL else (0.1, 0.5, 0.9):
-                found = [counts(concave, curvature, rho, seed) for seed in range(
+                found = [counts(run, curvature, rho, seed) for seed in range(
                     2 if SMALL else 10)]
                 row = {"penalty": name, "rho": rho} | {
                     method: float(np.median([one[method] for one in found])) for method in found[0]}

@@ -58,7 +58,7 @@ def test_values_and_closed_forms_for_orthogonal_columns(name):
                 "mcp": np.maximum(1.3 - size / 3, 0)}[name] * np.sign(grid)
     np.testing.assert_allclose(whole, expected, atol=1e-5)
     y = np.array([0.4, 1.5, -2.5, 3.5, -9.0])
-    split = accelerated_nonconvex(jax.grad(loss(concave)), threshold)
+    split = accelerated_nonconvex(jax.grad(loss(concave)), threshold, step_size=0.99)
     data = (jnp.asarray(v, jnp.float32) for v in (np.sqrt(5) * np.eye(5), np.sqrt(5) * y, 1.0))
     out = jax.jit(lambda *data: ji.solve_splitting(split, jnp.zeros(5, jnp.float32), *data))(
         *data).check()
@@ -176,5 +176,6 @@ def test_conformance():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(40, 6))
     y = x @ np.r_[3.0, -2.0, 0.0, 0.0, 1.0, 0.0] + 0.1 * rng.normal(size=40)
-    check_splitting(accelerated_nonconvex(jax.grad(loss(scad_concave)), threshold), jnp.zeros(6),
-                    *(jnp.asarray(v, kind) for v in (x, y, 0.2)))
+    check_splitting(accelerated_nonconvex(
+        jax.grad(loss(scad_concave)), threshold, step_size=0.99 * 40 / np.linalg.norm(x, 2) ** 2),
+                    jnp.zeros(6), *(jnp.asarray(v, kind) for v in (x, y, 0.2)))
