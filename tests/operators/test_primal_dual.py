@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
 from scipy.optimize import linprog, lsq_linear
 from sklearn.linear_model import Lasso
 
@@ -150,8 +150,12 @@ def test_it_is_averaged_in_its_metric(smooth, x64):
 
 def test_steps_that_are_too_long_are_refused():
     k = jnp.asarray(differences(15), jnp.float32)
-    with pytest.raises(ValueError, match=r"tau sigma \|K\|\^2 must be below 1, got 3\.9"):
+    with pytest.raises(ValueError, match=r"tau sigma \|K\|\^2 must be below 1, got 3\."):
         primal_dual(near, threshold, k, tau=1.0, sigma=1.0)
+    for sparse in (BCOO.fromdense(k), BCSR.fromdense(k)):
+        with pytest.raises(ValueError, match=r"must be below 1"):  # in a trace as well
+            jax.jit(lambda b, k=sparse: ji.solve_splitting(
+                primal_dual(near, threshold, k, tau=1.0, sigma=1.0), b, b))(*floats(SIGNAL))
     with pytest.raises(ValueError, match="sigma must be positive"):
         primal_dual(near, threshold, k, sigma=0.0)
 

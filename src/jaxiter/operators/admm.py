@@ -35,6 +35,35 @@ class Penalty(NamedTuple):
     epoch: jax.Array
 
 
+class _Constraint(NamedTuple):
+    """`A x + B w = c`, as it was given."""
+
+    a: LinearMap | None
+    b: LinearMap | None
+    c: PyTree
+
+    def times_a(self, x: PyTree, args: tuple) -> PyTree:
+        if callable(self.a):
+            return self.a(x, *args)
+        return x if self.a is None else products(self.a, x, args)[0](x)
+
+    def times_b(self, w: PyTree, args: tuple) -> PyTree:
+        return trees.negative(w) if self.b is None else products(self.b, w, args)[0](w)
+
+    def less_c(self, v: PyTree, args: tuple) -> PyTree:
+        if self.c is None:
+            return v
+        return trees.subtract(v, self.c(*args) if callable(self.c) else self.c)
+
+    def start(self, x: PyTree, args: tuple) -> tuple[PyTree, PyTree]:
+        """w and u: where B is -I the w that belongs to x, else 0; and 0."""
+        ax = self.times_a(x, args)
+        if self.b is None:
+            return self.less_c(ax, args), trees.zeros_like(ax)
+        shape = jax.eval_shape(products(self.b, None, args)[1], ax)
+        return trees.zeros_like(shape), trees.zeros_like(ax)
+
+
 def admm(
     prox_f: Callable, prox_g: Callable, *, A: LinearMap | None = None, B: LinearMap | None = None,
     c: PyTree = None, penalty: Any = None,
@@ -85,36 +114,23 @@ def admm(
         raise TypeError("B as a function alone does not say what w is; give the pair "
                         "(matvec, rmatvec).")
 
-    def forward(operator: LinearMap, x: PyTree, args: tuple) -> PyTree:
-        return operator(x, *args) if callable(operator) else products(operator, x, args)[0](x)
-
-    def times_a(x: PyTree, args: tuple) -> PyTree:
-        return x if A is None else forward(A, x, args)
-
-    def times_b(w: PyTree, args: tuple) -> PyTree:
-        return trees.negative(w) if B is None else forward(B, w, args)
-
-    def shifted(v: PyTree, args: tuple) -> PyTree:
-        """`v - c`."""
-        if c is None:
-            return v
-        return trees.subtract(v, c(*args) if callable(c) else c)
+    given = _Constraint(A, B, c)
 
     def begin(s: tuple, m: Penalty, args: tuple) -> tuple[PyTree, PyTree, PyTree]:
         """x, u in units of the penalty of now, and B w."""
         w, u = s[0], trees.scale(m.first / m.now, s[1])
-        bw = times_b(w, args)
-        return prox_f(trees.negative(shifted(trees.add(bw, u), args)), 1 / m.now, *args), u, bw
+        bw = given.times_b(w, args)
+        return prox_f(trees.negative(given.less_c(trees.add(bw, u), args)), 1 / m.now, *args), u, bw
 
     def step(s: tuple, m: Penalty, *args: PyTree) -> tuple[tuple, Penalty]:
         if penalty is None:
             m = _moved(m)
         x, u, bw = begin(s, m, args)
-        ax = times_a(x, args)
-        v = shifted(trees.add(ax, u), args)
+        ax = given.times_a(x, args)
+        v = given.less_c(trees.add(ax, u), args)
         # Without B it is -I, and the proximal map that of g.
         w = prox_g(v if B is None else trees.negative(v), 1 / m.now, *args)
-        after = times_b(w, args)
+        after = given.times_b(w, args)
         new = trees.add(v, after)
         if penalty is None:
             m = m._replace(steps=m.steps + 1, factor=stop_gradient(_factor(
@@ -122,7 +138,7 @@ def admm(
         return (w, trees.scale(m.now / m.first, new)), m
 
     def balanced(s: tuple, m: Penalty, args: tuple) -> tuple:
-        return times_b(s[0], args), trees.scale(m.first / m.now, s[1])
+        return given.times_b(s[0], args), trees.scale(m.first / m.now, s[1])
 
     def merit(s: tuple, image: tuple, m: Penalty, *args: PyTree) -> jax.Array:
         return trees.norm(balanced(trees.subtract(image, s), m, args))
@@ -137,20 +153,13 @@ def admm(
     def valid(s: tuple, *args: PyTree) -> jax.Array:
         return jnp.asarray(penalty) > 0
 
-    def start(x0: PyTree, *args: PyTree) -> tuple:
-        ax = times_a(x0, args)
-        if B is None:
-            return shifted(ax, args), trees.zeros_like(ax)
-        shape = jax.eval_shape(products(B, None, args)[1], ax)
-        return trees.zeros_like(shape), trees.zeros_like(ax)
-
     def extract(s: tuple, m: Penalty, *args: PyTree) -> tuple[PyTree, PyTree]:
         return begin(s, m, args)[0], trees.scale(m.first, s[1])
 
     return Splitting(
         Problem(step=step, memory=memory, merit=merit, scale=scale, hindsight=True,
                 epoch=lambda m: m.epoch, valid=None if penalty is None else valid),
-        start=start, extract=extract, averaged=1.0)
+        start=lambda x0, *args: given.start(x0, args), extract=extract, averaged=1.0)
 
 
 def _moved(m: Penalty) -> Penalty:
