@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
 from jaxiter.known import check_positive, known
 from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.operators.forward_backward import MARGIN, step_by_curvature
-from jaxiter.operators.linear_map import LinearMap, linear_map
+from jaxiter.operators.linear_map import LinearMap, is_pair, is_sparse, linear_map
 from jaxiter.problem import Problem
 from jaxiter.spectral import operator_norm
 from jaxiter.splitting import Splitting
@@ -35,7 +33,7 @@ class Steps(NamedTuple):
 
 def products(operator: LinearMap, like: PyTree, args: tuple) -> tuple[Callable, Callable]:
     """The products with K and its adjoint; functions take args, matrices do not."""
-    if isinstance(operator, tuple) and all(map(callable, operator)):
+    if is_pair(operator):
         forward, adjoint = linear_map(operator)
         return lambda x: forward(x, *args), lambda y: adjoint(y, *args)
     if callable(operator):
@@ -91,7 +89,7 @@ def primal_dual(
     """
     given = {name: step for name, step in (("tau", tau), ("sigma", sigma)) if step is not None}
     check_positive(**given)
-    if len(given) == 2 and not callable(operator) and not isinstance(operator, tuple):
+    if len(given) == 2 and not callable(operator) and not is_pair(operator):
         known(_check_product, tau, sigma, operator)
 
     def map_norm(x: PyTree, args: tuple, **options: Any) -> jax.Array:
@@ -155,15 +153,7 @@ def _missing(tau: Any, sigma: Any, gain: jax.Array, curvature: jax.Array) -> Ste
 
 def _check_product(tau: Any, sigma: Any, operator: Any) -> None:
     """In numpy: within a trace, where steps may well be known, jax would trace it."""
-    if isinstance(operator, BCSR):
-        parts = operator.data, operator.indices, operator.indptr
-        matrix = scipy.sparse.csr_array(tuple(map(np.asarray, parts)), operator.shape)
-    elif isinstance(operator, BCOO):
-        data, indices = np.asarray(operator.data), np.asarray(operator.indices)
-        places = (indices[:, 0], indices[:, 1])
-        matrix = scipy.sparse.coo_array((data, places), operator.shape).tocsr()
-    else:
-        matrix = np.asarray(operator)
+    matrix = _in_scipy(operator) if is_sparse(operator) else np.asarray(operator)
     v, gain = np.random.default_rng(0).normal(size=operator.shape[1]), 0.0
     for _ in range(LOOK):
         image = matrix @ (v / max(np.linalg.norm(v), np.finfo(float).tiny))
@@ -172,3 +162,14 @@ def _check_product(tau: Any, sigma: Any, operator: Any) -> None:
     if bound >= 1:
         raise ValueError(f"tau sigma |K|^2 must be below 1, got {bound:.4g} (tau {tau}, sigma "
                          f"{sigma}, |K| at least {gain:.4g}).")
+
+
+def _in_scipy(operator: Any) -> Any:
+    import scipy.sparse  # whoever has a sparse matrix can wait for it
+
+    if hasattr(operator, "indptr"):
+        parts = operator.data, operator.indices, operator.indptr
+        return scipy.sparse.csr_array(tuple(map(np.asarray, parts)), operator.shape)
+    data, indices = np.asarray(operator.data), np.asarray(operator.indices)
+    places = (indices[:, 0], indices[:, 1])
+    return scipy.sparse.coo_array((data, places), operator.shape).tocsr()
