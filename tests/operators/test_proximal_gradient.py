@@ -95,6 +95,19 @@ def test_a_step_that_is_a_thousandfold_too_long_shrinks():
     assert out.solve.state.answer.memory.epoch > 0
 
 
+@pytest.mark.parametrize("f, start, end", [
+    (lambda x: jnp.sum((x - 1) ** 4), 100.0, 1 - 0.25 ** (1 / 3)),
+    (lambda x: jnp.sum(jnp.exp(x) - 3 * x), 30.0, np.log(2)),
+    (lambda x: jnp.sum(x - jnp.log(x)), 1e-3, 0.5),
+])
+def test_a_step_that_is_short_where_it_starts_grows(f, start, end):
+    """Steps of the curvature at x0 would be so short in the end that the residual says nothing."""
+    out = jax.jit(lambda x0: proximal_gradient(f, lambda v, step: prox_l1(v, step), x0))(
+        jnp.full(3, start, jnp.float32)).check()
+    np.testing.assert_allclose(out.value, end, atol=1e-3)
+    assert out.solve.steps < 300
+
+
 def test_where_the_gradient_is_never_finite_it_says_so():
     """A root outside its domain."""
     out = jax.jit(lambda x0: proximal_gradient(

@@ -26,11 +26,17 @@ SLACK, MARGIN = 1.1, 1.05
 TRUST = 1000.0
 #: Where f or its gradient is not finite the step was this many times too long.
 CUT = 8.0
+#: The step grows, at most so much, where no move of so many showed this share of the curvature that
+#: it allows. Twice as many for every time that it was too long: late moves of an ill-conditioned
+#: problem lie where there is little curvature, and a step that follows them is too long again.
+GROWTH, WINDOW, IDLE = 4.0, 8, 0.25
 
 
 class Course(NamedTuple):
-    """The step; the last point where f was sound and its gradient there; how often it shrank.
+    """The step; the last point where f was sound and its gradient there; how often it changed.
 
+    `shrunk`: how often it was too long; `age`, `peak`: moves since the step was last looked at, and
+    the most curvature in them, in units of what the step allows.
     `merit`: the length of the last move, infinite where f was not sound; `scale`: that of the
     point, or of the gradient's step where that is longer, as it is where the answer is 0.
     """
@@ -39,6 +45,9 @@ class Course(NamedTuple):
     point: PyTree
     slope: PyTree
     epoch: jax.Array
+    shrunk: jax.Array
+    age: jax.Array
+    peak: jax.Array
     merit: jax.Array
     scale: jax.Array
 
@@ -56,8 +65,9 @@ def proximal_gradient(
     The step needs no L: it starts from the curvature of f along the gradient at x0, and whenever
     two evaluations show more curvature between them, `<grad f(y) - grad f(y'), y - y'> >
     |y - y'|^2 / step`, it becomes what they allow, and the solver starts afresh. That costs no
-    evaluation and, being a difference of gradients, survives float32. Where the gradient is not
-    finite the last sound point is gone on from with an eighth of the step.
+    evaluation and, being a difference of gradients, survives float32. Where none of the last moves
+    showed a quarter of it the step grows, fourfold at most. Where the gradient is not finite the
+    last sound point is gone on from with an eighth of the step.
 
     Args:
       f: a real scalar of (x, *args), differentiable; convex where convergence is promised.
@@ -110,8 +120,9 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
         size = first_step(f, x, args, step) if first is None else first
         # No slope yet: nothing can be learnt from the first evaluation.
         endless = jnp.full((), jnp.inf, kind)
-        return Course(jnp.asarray(size, kind), x, trees.full_like(x, jnp.nan), jnp.int32(0),
-                      endless, endless)
+        zero = jnp.int32(0)
+        return Course(jnp.asarray(size, kind), x, trees.full_like(x, jnp.nan), zero, zero, zero,
+                      jnp.zeros_like(endless), endless, endless)
 
     def move(y: PyTree, m: Course, *args: PyTree) -> tuple[PyTree, Course]:
         slope, sound = gradient(y, *args), jnp.bool_(True)
@@ -172,7 +183,7 @@ def _measured(m: Course, image: PyTree, sound: jax.Array) -> Course:
 
 
 def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:
-    """A shorter step where there is more curvature, or no sound gradient."""
+    """A shorter step where there is more curvature, or no sound gradient; a longer one for less."""
     move, change = trees.subtract(y, m.point), trees.subtract(slope, m.slope)
     square, bend = trees.squared_norm(move), trees.dot(move, change).real
     units = jnp.maximum(trees.squared_norm(y), m.size**2 * trees.squared_norm(slope))
@@ -180,6 +191,15 @@ def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:
     # False for NaN, as at the first evaluation.
     long = trusted & (m.size * bend > SLACK * square)
     fitting = square / (MARGIN * jnp.where(long, bend, 1))
-    size = jnp.where(sound, jnp.where(long, fitting, m.size), m.size / CUT)
-    return m._replace(size=size.astype(m.size.dtype),
-                      epoch=m.epoch + (long | ~sound).astype(jnp.int32))
+    seen = jnp.where(trusted, m.size * bend / jnp.where(trusted, square, 1), 0)
+    peak, age = jnp.maximum(m.peak, seen), m.age + trusted.astype(jnp.int32)
+    looked = age >= WINDOW * 2 ** jnp.minimum(m.shrunk, 20)
+    idle = sound & ~long & looked & (peak < IDLE)
+    longer = m.size * jnp.minimum(GROWTH, 0.5 / jnp.maximum(peak, 1e-3))
+    size = jnp.where(long, fitting, jnp.where(idle, longer, m.size))
+    size = jnp.where(sound, size, m.size / CUT)
+    changed, short = (flag.astype(jnp.int32) for flag in (long | idle | ~sound, long | ~sound))
+    begins = looked | (changed == 1)
+    return m._replace(
+        size=size.astype(m.size.dtype), epoch=m.epoch + changed, shrunk=m.shrunk + short,
+        age=jnp.where(begins, 0, age), peak=jnp.where(begins, 0, peak).astype(m.peak.dtype))
