@@ -94,8 +94,8 @@ def accelerated_nonconvex(
     For SCAD and MCP f is the loss with `scad_concave` or `mcp_concave`, g the l1 norm. The
     governing point is (x, z); the merit is |x+ - y|, how far a step of `forward_backward` goes. Its
     own iteration is what is accelerated here: `picard()` is the solver. On the probes of
-    `benchmarks/sparse_models.py` `proximal_gradient`, whose step finds itself, needed half of its
-    gradients or fewer.
+    `benchmarks/sparse_models.py` `proximal_gradient`, whose step finds itself, needed about
+    half of its gradients or fewer.
 
     Args:
       gradient: `gradient(x, *args)` of f, L-Lipschitz.
