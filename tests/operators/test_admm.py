@@ -63,7 +63,8 @@ def test_a_far_penalty_is_balanced_and_the_map_then_stays():
     memory = balanced.solve.state.answer.memory
     assert 1e4 < memory.now < 1e9 and 1 <= memory.epoch <= 10
     assert balanced.solve.steps < 100
-    assert np.abs(run(1.0).value - sklearn(*problem)).max() > 1e-2 or run(1.0).solve.steps > 1000
+    far = run(1.0)
+    assert not far.converged or far.solve.steps > 1000
 
 
 def test_it_is_douglas_rachford_step_by_step(x64):
@@ -113,9 +114,10 @@ def test_general_constraints():
     x, w = np.asarray(out.value, float), np.asarray(out.solve.value[0], float)
     np.testing.assert_allclose(d @ x - 2 * w, c, atol=1e-3)
     # Optimality: x - p + D' y = 0, 2 y in the subdifferential of |w|_1.
-    np.testing.assert_allclose(x - p + d.T @ out.dual, 0, atol=2e-3)
-    assert np.all(np.abs(2 * out.dual) <= 1 + 2e-3)
-    np.testing.assert_allclose((2 * out.dual)[np.abs(w) > 1e-3],
+    y = np.asarray(out.dual, float)
+    np.testing.assert_allclose(x - p + d.T @ y, 0, atol=2e-3)
+    assert np.all(np.abs(2 * y) <= 1 + 2e-3)
+    np.testing.assert_allclose((2 * y)[np.abs(w) > 1e-3],
                                np.sign(w)[np.abs(w) > 1e-3], atol=2e-3)
 
 

@@ -52,7 +52,7 @@ def test_values_and_closed_forms_for_orthogonal_columns(name):
     grid = np.linspace(-6, 6, 241)
     slope = jax.vmap(jax.grad(lambda x: concave(x, 1.3)))(jnp.asarray(grid, jnp.float32))
     # The slope of the whole penalty, 1.3 sign(x) more, is 0 beyond a w and falls to it on a line.
-    whole = slope + 1.3 * np.sign(grid)
+    whole = np.asarray(slope) + 1.3 * np.sign(grid)
     size = np.abs(grid)
     expected = {"scad": np.where(size <= 1.3, 1.3, np.maximum(3.7 * 1.3 - size, 0) / 2.7),
                 "mcp": np.maximum(1.3 - size / 3, 0)}[name] * np.sign(grid)

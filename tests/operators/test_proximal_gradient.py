@@ -134,7 +134,7 @@ def test_the_derivative_in_the_penalty():
 
 
 def test_complex_unknowns_and_a_given_step():
-    target = {"u": jnp.array([3 + 4j, 0.1], jnp.complex64), "v": jnp.array(2.0)}
+    target = {"u": jnp.array([3 + 4j, 0.1], jnp.complex64), "v": jnp.float32(2)}
 
     def f(x):
         return sum(jnp.sum(jnp.abs(x[k] - target[k]) ** 2) for k in x)

@@ -17,7 +17,7 @@ from jaxiter.testing import check_splitting
 
 def simplex(v):
     with jax.numpy_dtype_promotion("standard"):
-        return optax.projections.projection_simplex(v)
+        return optax.projections.projection_simplex(v).astype(v.dtype)
 
 
 
@@ -57,7 +57,8 @@ def by_enumeration(m, q):
 def test_complementarity_problems_and_their_derivative():
     solve = jax.jit(lambda m, q: ji.solve_splitting(
         COMPLEMENTARITY, jnp.zeros(6, jnp.float32), m, q, max_steps=3000))
-    slope = jax.jit(jax.grad(lambda q, m: jnp.sum(solve(m, q).value * jnp.arange(1.0, 7.0))))
+    weights = jnp.arange(1, 7, dtype=jnp.float32)
+    slope = jax.jit(jax.grad(lambda q, m: jnp.sum(weights * solve(m, q).value)))
     for seed in range(3):
         m, q = data(seed)
         expected = by_enumeration(m, q)
