@@ -12,7 +12,7 @@ from sklearn.linear_model import Lasso, LogisticRegression, lasso_path
 import jaxiter as ji
 from jaxiter import Status
 from jaxiter.operators import prox_box, prox_l1, proximal_gradient, regularisation_path
-from jaxiter.operators.proximal_gradient import descent
+from jaxiter.operators.descent import descent
 from jaxiter.testing import check_front
 
 

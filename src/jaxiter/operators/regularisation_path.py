@@ -9,8 +9,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong, typed_by
+from jaxiter.operators.descent import descent, first_step
 from jaxiter.operators.momentum import restarted_momentum
-from jaxiter.operators.proximal_gradient import descent, first_step
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point
 from jaxiter.reuse import reused
