@@ -1,0 +1,298 @@
+"""Linear and quadratic programs: their canonical form, how well a point solves one, the result."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO, BCSR
+
+from jaxiter import trees
+from jaxiter.known import known
+from jaxiter.numerics import product, safe_divide, strong
+from jaxiter.operators.linear_map import LinearMap, linear_map
+from jaxiter.solution import Solution, reports
+
+PyTree = Any
+
+
+class Program(NamedTuple):
+    """minimise `x' Q x / 2 + q' x` subject to `A x = b`, `G x <= h`, `lower <= x <= upper`.
+
+    All of them arrays of one dtype: where there are no constraints A and G have no rows, bounds
+    that were not given are infinite. Q is None for a linear program; else symmetric.
+    """
+
+    Q: LinearMap | None
+    q: jax.Array
+    A: LinearMap
+    b: jax.Array
+    G: LinearMap
+    h: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+
+
+class PrimalDual(NamedTuple):
+    """A point of a program and the multipliers of its rows: what all methods iterate on.
+
+    x: `[n]`. equality_dual: `[p]`. inequality_dual: `[m]`, not negative.
+    """
+
+    x: jax.Array
+    equality_dual: jax.Array
+    inequality_dual: jax.Array
+
+
+@reports
+class ProgramResult(NamedTuple):
+    """The answer of a linear or quadratic program.
+
+    The Lagrangian is `x'Qx/2 + q'x + y'(A x - b) + z'(G x - h) - r'(x - bound)`, so that
+
+        Q x + q + A' equality_dual + G' inequality_dual - reduced_cost = 0
+
+    and the derivatives of the objective are `-equality_dual` with respect to b,
+    `-inequality_dual` with respect to h, and `reduced_cost` with respect to an active bound.
+
+    Attributes:
+      x: `[n]`, within its bounds.
+      equality_dual, inequality_dual: `[p]`, `[m]`; the latter are at least 0.
+      reduced_cost: `[n]`: positive where x is held at its lower bound, negative at its upper.
+      objective: `x'Qx/2 + q'x`. gap: by how much the dual's objective is below, scalar.
+      certificate: zeros, but for two statuses. PRIMAL_INFEASIBLE: multipliers y, z >= 0 for which
+        every x within its bounds has `y'(A x - b) + z'(G x - h) > 0` (a Farkas ray).
+        DUAL_INFEASIBLE: an x along which the objective falls for ever, `q'x < 0`, `Q x = 0`,
+        `A x = 0`, `G x <= 0`, and which leaves no bound.
+      solve: the untouched `Solution`; its value is a `PrimalDual`.
+    """
+
+    x: jax.Array
+    equality_dual: jax.Array
+    inequality_dual: jax.Array
+    reduced_cost: jax.Array
+    objective: jax.Array
+    gap: jax.Array
+    certificate: PrimalDual
+    solve: Solution
+
+
+class Optimality(NamedTuple):
+    """What a point lacks: l2 norms of the violated constraints and of the gradient that no
+    multiplier explains, and the gap; each with the size of the terms that it is a sum of.
+
+    The ratios do not change when the program is rescaled as a whole.
+    """
+
+    primal: jax.Array
+    dual: jax.Array
+    gap: jax.Array
+    primal_unit: jax.Array
+    dual_unit: jax.Array
+    gap_unit: jax.Array
+
+    def worst(self) -> jax.Array:
+        """The largest of the three ratios."""
+        pairs = ((self.primal, self.primal_unit), (self.dual, self.dual_unit),
+                 (self.gap, self.gap_unit))
+        # A part whose terms are all 0 is 0 itself.
+        return jnp.stack([jnp.abs(safe_divide(part, unit)) for part, unit in pairs]).max()
+
+
+def canonical(
+    Q: Any, q: Any, A: Any = None, b: Any = None, G: Any = None, h: Any = None,
+    lower: Any = None, upper: Any = None,
+) -> Program:
+    """A program as arrays, checked; bounds may be scalars, Q counts by its symmetric part.
+
+    Raises:
+      TypeError: what is no array of real numbers; two precisions, or half precision.
+      ValueError: shapes that do not fit, a matrix without its right-hand side or the reverse;
+        NaN, lower > upper, where they are known.
+    """
+    kind = _precision(Q=Q, q=q, A=A, b=b, G=G, h=h, lower=lower, upper=upper)
+    for name, given in (("q", q), ("b", b)):
+        known(partial(_check_finite, name), given)
+    for name, given in (("Q", Q), ("A", A), ("G", G)):
+        known(partial(_check_finite, name), given.data if _sparse(given) else given)
+    known(_check_bounds, lower, upper, h)
+    q = _vector("q", q, None, kind)
+    n = q.shape[0]
+    A, b = _rows("A", A, "b", b, n, kind)
+    G, h = _rows("G", G, "h", h, n, kind)
+    lower = _bound("lower", -jnp.inf if lower is None else lower, n, kind)
+    upper = _bound("upper", jnp.inf if upper is None else upper, n, kind)
+    Q = None if Q is None else _matrix("Q", Q, n, n, kind)
+    if isinstance(Q, jax.Array):
+        Q = (Q + Q.T) / 2
+    return Program(Q, q, A, b, G, h, lower, upper)
+
+
+def valid(program: Program) -> jax.Array:
+    """Whether the numbers of a traced program make sense."""
+    matrices = (program.Q, program.A, program.G)
+    arrays = [leaf for leaf in jax.tree.leaves(matrices) if isinstance(leaf, jax.Array)
+              and jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    ordered = jnp.all((program.lower <= program.upper) & (program.lower < jnp.inf)
+                      & (program.upper > -jnp.inf))
+    return trees.finite((arrays, program.q, program.b)) & ordered & jnp.all(program.h > -jnp.inf)
+
+
+def curvature(program: Program, x: jax.Array) -> jax.Array:
+    """Q x; zeros for a linear program."""
+    return jnp.zeros_like(x) if program.Q is None else linear_map(program.Q, x)[0](x)
+
+
+def gradient(program: Program, point: PrimalDual) -> jax.Array:
+    """`Q x + q + A' y + G' z`, which at a solution is the reduced cost."""
+    x, y, z = point
+    return sum(_gradient_terms(program, x, y, z)[1:], curvature(program, x))
+
+
+def _gradient_terms(program: Program, x: jax.Array, y: jax.Array, z: jax.Array) -> tuple:
+    back, again = (linear_map(rows, x)[1] for rows in (program.A, program.G))
+    return curvature(program, x), program.q, back(y), again(z)
+
+
+def reduced_cost(program: Program, slope: jax.Array) -> jax.Array:
+    """What bounds can explain of a gradient: its positive part at lower ones, else negative."""
+    below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
+    return below + jnp.where(program.upper < jnp.inf, jnp.minimum(slope, 0), 0)
+
+
+def objective(program: Program, x: jax.Array) -> jax.Array:
+    """`x'Qx/2 + q'x`."""
+    return product(curvature(program, x) / 2 + program.q, x)
+
+
+def within(program: Program, x: jax.Array) -> jax.Array:
+    """x, clipped to its bounds."""
+    return jnp.clip(x, program.lower, program.upper)
+
+
+def optimality(program: Program, point: PrimalDual) -> Optimality:
+    """How far a point with x within its bounds is from solving the program.
+
+    The gap is `z'(h - G x) - y'(A x - b)` and what the reduced cost adds: the difference of the
+    two objectives but for `x'` times the unexplained gradient, which is counted already, and
+    without its cancellation.
+    """
+    x, y, z = point
+    equal, unequal = linear_map(program.A, x)[0](x), linear_map(program.G, x)[0](x)
+    bounded = jnp.isfinite(program.h)
+    h = jnp.where(bounded, program.h, 0)
+    slack = jnp.where(bounded, h - unequal, jnp.inf)
+    terms = _gradient_terms(program, x, y, z)
+    slope = sum(terms[1:], terms[0])
+    cost = reduced_cost(program, slope)
+    room = jnp.where(cost > 0, x - program.lower, jnp.where(cost < 0, x - program.upper, 0))
+    gap = jnp.sum(jnp.where(z == 0, 0, z * jnp.where(bounded, slack, 0)))
+    gap = gap + product(y, program.b - equal) + product(cost, room)
+    bound = jnp.where(cost > 0, program.lower, jnp.where(cost < 0, program.upper, 0))
+    size = jnp.maximum(jnp.abs(h), jnp.abs(unequal))
+    gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in (
+        (x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))),
+        jnp.zeros((), x.dtype))
+    return Optimality(
+        trees.norm((equal - program.b, jnp.minimum(slack, 0))),
+        trees.norm((slope - cost, jnp.minimum(z, 0))), gap,
+        jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal))),
+        jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
+
+
+def result(program: Program, solution: Solution, certificate: PrimalDual | None = None
+           ) -> ProgramResult:
+    """The result that a solve whose value is a `PrimalDual` stands for."""
+    point = solution.value
+    slope = gradient(program, point)
+    if certificate is None:
+        certificate = trees.zeros_like(point)
+    return ProgramResult(
+        point.x, point.equality_dual, point.inequality_dual, reduced_cost(program, slope),
+        objective(program, point.x), optimality(program, point).gap, certificate, solution)
+
+
+def _sparse(matrix: Any) -> bool:
+    return isinstance(matrix, BCOO | BCSR)
+
+
+def _precision(**given: Any) -> np.dtype:
+    """The one floating dtype of all arrays that have one; the default where none has."""
+    kinds = {}
+    for name, value in given.items():
+        for leaf in jax.tree.leaves(value):
+            if not hasattr(leaf, "dtype"):
+                continue
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise TypeError(f"{name} has dtype {leaf.dtype}; a program is one of real numbers.")
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                kinds.setdefault(jnp.dtype(leaf.dtype), name)
+    if len(kinds) > 1:
+        seen = ", ".join(f"{name} is {kind}" for kind, name in kinds.items())
+        raise TypeError(f"the arrays of a program must have one dtype, but {seen}; convert them.")
+    kind = next(iter(kinds), jnp.dtype(jnp.result_type(float)))
+    if kind.itemsize < 4:
+        raise TypeError(f"a program in {kind} cannot be solved; convert it to float32.")
+    return kind
+
+
+def _vector(name: str, value: Any, size: int | None, kind: np.dtype) -> jax.Array:
+    if np.ndim(value) != 1 or size is not None and np.shape(value)[0] != size:
+        wanted = "[n]" if size is None else f"[{size}]"
+        raise ValueError(f"{name} must have shape {wanted}, got {np.shape(value)}; map over a "
+                         "batch of programs with vmap.")
+    return strong(jnp.asarray(value, kind))
+
+
+def _matrix(name: str, value: Any, rows: int, n: int, kind: np.dtype) -> LinearMap:
+    if isinstance(value, tuple) and len(value) == 2 and all(map(callable, value)):
+        return value
+    if not _sparse(value) and callable(value):
+        raise TypeError(f"{name} as a function needs its transpose beside it: give the pair "
+                        "(matvec, rmatvec).")
+    if np.shape(value) != (rows, n):
+        raise ValueError(f"{name} must have shape ({rows}, {n}), one column for each entry of q"
+                         f"{'' if name == 'Q' else ' and one row for each right-hand side'}, got "
+                         f"{np.shape(value)}.")
+    return value if _sparse(value) else strong(jnp.asarray(value, kind))
+
+
+def _rows(
+    name: str, matrix: Any, side: str, right: Any, n: int, kind: np.dtype
+) -> tuple[LinearMap, jax.Array]:
+    """A block of constraints; one without rows where nothing is given."""
+    if (matrix is None) != (right is None):
+        missing, there = (name, side) if matrix is None else (side, name)
+        raise ValueError(f"{there} was given without {missing}; give both or none.")
+    if matrix is None:
+        return jnp.zeros((0, n), kind), jnp.zeros((0,), kind)
+    right = _vector(side, right, None, kind)
+    return _matrix(name, matrix, right.shape[0], n, kind), right
+
+
+def _bound(name: str, value: Any, n: int, kind: np.dtype) -> jax.Array:
+    if np.ndim(value) == 0:
+        value = jnp.broadcast_to(jnp.asarray(value, kind), (n,))
+    return _vector(name, value, n, kind)
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if value is not None and isinstance(value, list | float | int | np.ndarray | jax.Array):
+        if not np.all(np.isfinite(np.asarray(value))):
+            raise ValueError(f"{name} contains NaN or infinity.")
+
+
+def _check_bounds(lower: Any, upper: Any, h: Any) -> None:
+    low = np.asarray(-np.inf if lower is None else lower)
+    high = np.asarray(np.inf if upper is None else upper)
+    for name, bound, empty in (("lower", low, np.inf), ("upper", high, -np.inf),
+                               ("h", np.asarray(0.0 if h is None else h), -np.inf)):
+        if np.any(np.isnan(bound)) or np.any(bound == empty):
+            raise ValueError(f"{name} contains NaN or {empty}, which leaves no x.")
+    if low.shape and high.shape and low.shape != high.shape:
+        raise ValueError(f"lower has shape {low.shape} but upper {high.shape}.")
+    if np.any(low > high):
+        where = int(np.argmax(np.broadcast_to(low > high, np.broadcast_shapes(
+            low.shape, high.shape, (1,)))))
+        raise ValueError(f"lower > upper at entry {where}: no x is within its bounds.")
