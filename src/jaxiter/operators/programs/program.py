@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
@@ -65,7 +66,7 @@ class ProgramResult(NamedTuple):
         every x within its bounds has `y'(A x - b) + z'(G x - h) > 0` (a Farkas ray).
         DUAL_INFEASIBLE: an x along which the objective falls for ever, `q'x < 0`, `Q x = 0`,
         `A x = 0`, `G x <= 0`, and which leaves no bound.
-      solve: the untouched `Solution`; its value is a `PrimalDual`.
+      solve: the untouched `Solution`; its value is in the units that the method works in.
     """
 
     x: jax.Array
@@ -167,8 +168,9 @@ def objective(program: Program, x: jax.Array) -> jax.Array:
 
 
 def within(program: Program, x: jax.Array) -> jax.Array:
-    """x, clipped to its bounds."""
-    return jnp.clip(x, program.lower, program.upper)
+    """x, clipped to its bounds; the derivatives are those of x."""
+    held = lax.stop_gradient(x)
+    return x + lax.stop_gradient(jnp.clip(held, program.lower, program.upper) - held)
 
 
 def optimality(program: Program, point: PrimalDual) -> Optimality:
@@ -201,16 +203,17 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
 
-def result(program: Program, solution: Solution, certificate: PrimalDual | None = None
-           ) -> ProgramResult:
-    """The result that a solve whose value is a `PrimalDual` stands for."""
-    point = solution.value
+def result(
+    program: Program, point: PrimalDual, solve: Solution, certificate: PrimalDual | None = None
+) -> ProgramResult:
+    """The result that a point in the units of the program stands for."""
+    point = point._replace(x=within(program, point.x))
     slope = gradient(program, point)
     if certificate is None:
         certificate = trees.zeros_like(point)
     return ProgramResult(
         point.x, point.equality_dual, point.inequality_dual, reduced_cost(program, slope),
-        objective(program, point.x), optimality(program, point).gap, certificate, solution)
+        objective(program, point.x), optimality(program, point).gap, certificate, solve)
 
 
 def _sparse(matrix: Any) -> bool:
