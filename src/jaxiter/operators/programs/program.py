@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
 from jaxiter.known import known
-from jaxiter.numerics import product, safe_divide, strong
+from jaxiter.numerics import product, safe_divide, stop_gradient, strong
 from jaxiter.operators.linear_map import LinearMap, linear_map
 from jaxiter.solution import Solution, reports
 
@@ -147,19 +147,35 @@ def curvature(program: Program, x: jax.Array) -> jax.Array:
 
 def gradient(program: Program, point: PrimalDual) -> jax.Array:
     """`Q x + q + A' y + G' z`, which at a solution is the reduced cost."""
+    first, *others = _gradient_terms(program, point)
+    return sum(others, first)
+
+
+def _gradient_terms(program: Program, point: PrimalDual) -> tuple:
     x, y, z = point
-    return sum(_gradient_terms(program, x, y, z)[1:], curvature(program, x))
-
-
-def _gradient_terms(program: Program, x: jax.Array, y: jax.Array, z: jax.Array) -> tuple:
     back, again = (linear_map(rows, x)[1] for rows in (program.A, program.G))
     return curvature(program, x), program.q, back(y), again(z)
 
 
-def reduced_cost(program: Program, slope: jax.Array) -> jax.Array:
-    """What bounds can explain of a gradient: its positive part at lower ones, else negative."""
-    below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
-    return below + jnp.where(program.upper < jnp.inf, jnp.minimum(slope, 0), 0)
+def held(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
+    """Which entries of x are held by their lower, and which by their upper bound.
+
+    Where the gradient pushes against a bound, and more, in units of its terms, than there is room,
+    in units of x: rounding pushes everywhere. Never differentiated.
+    """
+    program, point = stop_gradient((program, point))
+    terms = _gradient_terms(program, point)
+    slope, x = sum(terms[1:], terms[0]), point.x
+    units = trees.max_norm(x), trees.max_norm(terms)
+    low = (slope > 0) & ((x - program.lower) * units[1] <= slope * units[0])
+    high = (slope < 0) & ((program.upper - x) * units[1] <= -slope * units[0])
+    return low, high
+
+
+def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
+    """The gradient where a bound holds x, else 0."""
+    low, high = held(program, point)
+    return jnp.where(low | high, gradient(program, point), 0)
 
 
 def objective(program: Program, x: jax.Array) -> jax.Array:
@@ -169,8 +185,8 @@ def objective(program: Program, x: jax.Array) -> jax.Array:
 
 def within(program: Program, x: jax.Array) -> jax.Array:
     """x, clipped to its bounds; the derivatives are those of x."""
-    held = lax.stop_gradient(x)
-    return x + lax.stop_gradient(jnp.clip(held, program.lower, program.upper) - held)
+    fixed = lax.stop_gradient(x)
+    return lax.stop_gradient(jnp.clip(fixed, program.lower, program.upper)) + (x - fixed)
 
 
 def optimality(program: Program, point: PrimalDual) -> Optimality:
@@ -184,21 +200,20 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     equal, unequal = linear_map(program.A, x)[0](x), linear_map(program.G, x)[0](x)
     bounded = jnp.isfinite(program.h)
     h = jnp.where(bounded, program.h, 0)
-    slack = jnp.where(bounded, h - unequal, jnp.inf)
-    terms = _gradient_terms(program, x, y, z)
+    slack = jnp.where(bounded, h - unequal, 0)
+    terms = _gradient_terms(program, point)
     slope = sum(terms[1:], terms[0])
-    cost = reduced_cost(program, slope)
-    room = jnp.where(cost > 0, x - program.lower, jnp.where(cost < 0, x - program.upper, 0))
-    gap = jnp.sum(jnp.where(z == 0, 0, z * jnp.where(bounded, slack, 0)))
-    gap = gap + product(y, program.b - equal) + product(cost, room)
-    bound = jnp.where(cost > 0, program.lower, jnp.where(cost < 0, program.upper, 0))
+    low, high = held(program, point)
+    cost = jnp.where(low | high, slope, 0)
+    bound = jnp.where(low, program.lower, jnp.where(high, program.upper, 0))
+    gap = product(z, slack) + product(y, program.b - equal) + product(
+        cost, jnp.where(low | high, x, 0) - bound)
     size = jnp.maximum(jnp.abs(h), jnp.abs(unequal))
-    gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in (
-        (x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))),
-        jnp.zeros((), x.dtype))
+    parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
+    gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
     return Optimality(
         trees.norm((equal - program.b, jnp.minimum(slack, 0))),
-        trees.norm((slope - cost, jnp.minimum(z, 0))), gap,
+        trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
@@ -208,11 +223,10 @@ def result(
 ) -> ProgramResult:
     """The result that a point in the units of the program stands for."""
     point = point._replace(x=within(program, point.x))
-    slope = gradient(program, point)
     if certificate is None:
         certificate = trees.zeros_like(point)
     return ProgramResult(
-        point.x, point.equality_dual, point.inequality_dual, reduced_cost(program, slope),
+        point.x, point.equality_dual, point.inequality_dual, reduced_cost(program, point),
         objective(program, point.x), optimality(program, point).gap, certificate, solve)
 
 
