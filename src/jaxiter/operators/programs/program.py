@@ -17,8 +17,9 @@ PyTree = Any
 class Program(NamedTuple):
     """minimise `x' Q x / 2 + q' x` subject to `A x = b`, `G x <= h`, `lower <= x <= upper`.
 
-    Vectors of one dtype, A and G matrices, sparse ones or pairs of products (`linear_map`): where there are no constraints A and G have no rows, bounds
-    that were not given are infinite. Q is None for a linear program; else symmetric.
+    Vectors of one dtype; A and G are matrices, sparse ones or pairs of products (`linear_map`).
+    Where there are no constraints they have no rows; bounds that were not given are infinite. Q is
+    None for a linear program, else symmetric.
     """
 
     Q: LinearMap | None
