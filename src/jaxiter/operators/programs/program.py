@@ -136,6 +136,13 @@ def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
     return jnp.where(low | high, gradient(program, point), 0)
 
 
+def explained(program: Program, slope: jax.Array) -> jax.Array:
+    """What finite bounds can explain of a gradient: positive parts lower ones, negative upper ones.
+    """
+    below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
+    return below + jnp.where(program.upper < jnp.inf, jnp.minimum(slope, 0), 0)
+
+
 def objective(program: Program, x: jax.Array) -> jax.Array:
     """`x'Qx/2 + q'x`."""
     return product(curvature(program, x) / 2 + program.q, x)

@@ -1,0 +1,271 @@
+"""`quadratic_program`: quadratic programs, as layers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxiter import trees
+from jaxiter.driver import fixed_point
+from jaxiter.implicit import as_adjoint, implicit
+from jaxiter.known import check_positive, known
+from jaxiter.lanes import solve_many
+from jaxiter.linear import dense, gmres
+from jaxiter.numerics import machine_epsilon, on_own_mesh, strong
+from jaxiter.operators.programs import admm, interior
+from jaxiter.operators.programs.checks import canonical, valid
+from jaxiter.operators.programs.equilibrate import equilibrated
+from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, result
+from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.problem import Problem
+from jaxiter.reuse import reused
+from jaxiter.solution import Solution
+from jaxiter.solvers.mixing import damped
+from jaxiter.stop import tolerance
+
+PyTree = Any
+
+METHODS = ("interior", "admm")
+#: Up to so many unknowns "interior" is the default.
+FACTORISED = 300
+#: Up to so many unknowns and multipliers the matrix of the adjoint is factorised.
+DENSE = 256
+#: Of a Q that is positive semidefinite rounding makes one whose eigenvalues are above this times
+#: its largest entry, in machine epsilons times n.
+INDEFINITE = 8
+#: The first penalty of "admm", and its over-relaxation.
+PENALTY, RELAXED = 0.1, 1.6
+
+
+class _Way(NamedTuple):
+    """How a program is solved.
+
+    start: `start(scaled program, point) -> (governing point, args)`. read: the `PrimalDual` of
+    `read(solution, *args)`.
+    """
+
+    problem: Problem
+    options: Options
+    start: Callable
+    read: Callable
+
+
+@reused
+@on_own_mesh
+def quadratic_program(
+    Q: Any, q: Any, *, A: Any = None, b: Any = None, G: Any = None, h: Any = None,
+    lower: Any = None, upper: Any = None, method: str | None = None, x0: Any = None,
+    penalty: Any = None, **options: Unpack[SolveOptions],
+) -> ProgramResult:
+    """Minimise a convex quadratic function under linear constraints.
+
+        min  x' Q x / 2 + q' x    subject to  A x = b,  G x <= h,  lower <= x <= upper
+
+    CONVERGED is said of x, within its bounds, and multipliers that are optimal together: violated
+    constraints, unexplained gradient and gap, each over the size of its terms, in units in which
+    rows and columns are about equally long.
+
+    Args:
+      Q: `[n, n]`, positive semidefinite; its symmetric part counts. q: `[n]`.
+      A, b: `[p, n]`, `[p]`. G, h: `[m, n]`, `[m]`; h may be inf. lower, upper: `[n]` or numbers.
+        None: no such constraints. A batch is mapped by vmap, or solved by
+        `quadratic_program_many`.
+      method: "interior", Mehrotra's predictor-corrector, a dozen steps of one factorisation each,
+        to about rounding; the default up to 300 unknowns. "admm", many steps of two products with
+        one factorisation, to moderate accuracy; the default beyond.
+      x0: a first x, or an earlier `ProgramResult`, whose multipliers are then taken too. It helps
+        "admm"; "interior" starts inside.
+      penalty: of "admm", in the units of the scaled program. None: balanced as it goes, from 0.1.
+        A number: kept, so that a vmap over right-hand sides (q, b, h, bounds) factorises once.
+      **options: those of `fixed_point`; "interior" takes no solver. Default tolerances are
+        relative: `tolerance(rtol=1e-6, atol=0)` for "interior" in float32, else 1e-9, and those of
+        `tolerance()` for "admm", with `damped(1.6)` as its solver.
+
+    Returns:
+      A `ProgramResult`. Derivatives, of any order and with respect to all that is given, are those
+      of the optimality system with the constraints that are active: `implicit(dense())` up to 256
+      unknowns and multipliers, else by GMRES. NaN where multipliers are not unique;
+      `adjoint=implicit(normal_cg())` gives the answer of least norm there. An infeasible or
+      unbounded program never says CONVERGED.
+
+    Raises:
+      ValueError: shapes that do not fit; NaN; lower > upper; Q with a negative eigenvalue; under
+        jit these are BAD_INPUT. A solver beside "interior".
+      TypeError: arrays of two precisions, or half precision.
+
+    Reference: Mehrotra, "On the implementation of a primal-dual interior point method", SIAM J.
+    Optim. 2, 1992; Stellato, Banjac, Goulart, Bemporad and Boyd, "OSQP: an operator splitting
+    solver for quadratic programs", Math. Program. Comput. 12, 2020.
+
+    >>> import jax.numpy as jnp
+    >>> out = quadratic_program(jnp.eye(2), jnp.array([-3.0, 1.0]), lower=0.0, upper=2.0)
+    >>> [round(float(x), 4) for x in out.x], [round(float(r), 4) for r in out.reduced_cost]
+    ([2.0, 0.0], [-1.0, 1.0])
+    """
+    program = canonical(Q, q, A, b, G, h, lower, upper)
+    known(_check_convex, Q)
+    way = _way("quadratic_program", program, method, penalty, options)
+    scaled, units = equilibrated(program)
+    point, args = way.start(scaled, _given(x0, scaled, units))
+    solve = fixed_point(way.problem, point, *args, **way.options._asdict())
+    return _concluded(way, program, units, solve, args)
+
+
+@reused
+@on_own_mesh
+def quadratic_program_many(
+    Q: Any, q: Any, *, A: Any = None, b: Any = None, G: Any = None, h: Any = None,
+    lower: Any = None, upper: Any = None, method: str | None = None, penalty: Any = None,
+    lanes: int | None = None, refill_every: int = 4, **options: Unpack[SolveOptions],
+) -> ProgramResult:
+    """Many quadratic programs of one shape, in lanes that refill when theirs ends.
+
+    Gives what `vmap(quadratic_program)` gives, and is faster where steps are uneven: an infeasible
+    program spends all of its steps, in its own lane. What is wrong with one program is its status,
+    BAD_INPUT, and leaves the others alone.
+
+    Args:
+      Q, q, A, b, G, h, lower, upper: as in `quadratic_program`, each shared by all or with a
+        leading axis `[k, ...]`; q always has one.
+      lanes, refill_every: as in `solve_many`. method, penalty, **options: as in
+        `quadratic_program`; no `resume`.
+
+    Returns:
+      A batched `ProgramResult`.
+
+    Raises:
+      ValueError: q without a leading axis; shapes that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> q = jnp.array([[-3.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    >>> out = quadratic_program_many(jnp.eye(2), q, lower=0.0, upper=2.0, lanes=2)
+    >>> out.x.round(4).tolist(), bool(out.converged.all())
+    ([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]], True)
+    """
+    given = (Q, q, A, b, G, h, lower, upper)
+    if np.ndim(q) != 2:
+        raise ValueError(f"q must have shape [k, n], one row for each program, got {np.shape(q)}; "
+                         "one program is for quadratic_program.")
+    # Bounds may be one number for all, or one vector.
+    axes = tuple(0 if value is not None and np.ndim(value) == usual + 1 else None
+                 for value, usual in zip(given, (2, 1, 2, 1, 2, 1, 1, 1), strict=True))
+    programs = jax.vmap(canonical, in_axes=axes)(*given)
+    one = jax.tree.map(lambda leaf: leaf[0], programs)
+    way = _way("quadratic_program_many", one, method, penalty, options)
+    scaled, units = jax.vmap(equilibrated)(programs)
+    points, args = jax.vmap(lambda scaled: way.start(scaled, None))(scaled)
+    solve = solve_many(way.problem, points, *args, lanes=lanes, refill_every=refill_every,
+                       **way.options._asdict())
+    return jax.vmap(lambda *parts: _concluded(way, *parts))(programs, units, solve, args)
+
+
+def _concluded(
+    way: _Way, program: Program, units: PrimalDual, solve: Solution, args: tuple
+) -> ProgramResult:
+    point = jax.tree.map(jnp.multiply, units, way.read(solve, *args))
+    return result(program, point, solve)
+
+
+def _given(x0: Any, scaled: Program, units: PrimalDual) -> PrimalDual | None:
+    """The start in the units of the scaled program, if there is one.
+
+    Raises:
+      ValueError: x0 of another length.
+    """
+    if x0 is None:
+        return None
+    x = x0.x if isinstance(x0, ProgramResult | PrimalDual) else x0
+    if np.shape(x) != scaled.q.shape:
+        raise ValueError(f"x0 has shape {np.shape(x)}, but q {scaled.q.shape}.")
+    duals = (jnp.zeros_like(scaled.b), jnp.zeros_like(scaled.h))
+    if isinstance(x0, ProgramResult | PrimalDual):
+        duals = (x0.equality_dual, x0.inequality_dual)
+    point = PrimalDual(strong(jnp.asarray(x, scaled.q.dtype)), *duals)
+    return jax.tree.map(jnp.divide, point, units)
+
+
+def _way(
+    front: str, program: Program, method: str | None, penalty: Any, options: SolveOptions
+) -> _Way:
+    """The method, with its defaults.
+
+    Raises:
+      ValueError: an unknown method; options that it does not take.
+    """
+    if method is None:
+        method = "interior" if program.q.size <= FACTORISED else "admm"
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    numbers = program.q.size + program.b.size + program.h.size
+    adjoint = implicit(dense() if numbers <= DENSE else gmres())
+    if method == "interior":
+        if penalty is not None:
+            raise ValueError('penalty is for method="admm".')
+        rtol = 1e-6 if machine_epsilon(program.q) > 1e-12 else 1e-9
+        chosen = choose(
+            front, options, {"solver": 'its steps are its own; method="admm" takes one'},
+            adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0), max_steps=50, keep_best=True)
+        _refuse_unrolled(front, chosen)
+        return _Way(
+            _checked(interior.interior_problem()), chosen,
+            lambda scaled, point: (interior.start(scaled) if point is None else point, (scaled,)),
+            lambda solve, scaled: solve.value)
+    check_positive(**({} if penalty is None else {"penalty": penalty}))
+    rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
+    chosen = choose(front, options, {}, adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0),
+                    max_steps=5000, solver=damped(RELAXED))
+
+    def start(scaled: Program, point: PrimalDual | None) -> tuple:
+        rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
+        if point is None:
+            point = trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
+        second = rho if penalty is None else admm.factorised(scaled, rho)
+        return admm.start(scaled, point, rho), (scaled, second)
+
+    return _Way(
+        _checked(admm.admm_problem(penalty is not None)), chosen, start,
+        lambda solve, scaled, second: admm.primal_dual(
+            scaled, solve.value, solve.state.answer.memory))
+
+
+def _refuse_unrolled(front: str, options: Options) -> None:
+    if as_adjoint(options.adjoint).differentiates_loop:
+        raise ValueError(f"{front} by an interior-point method cannot be unrolled: its last steps "
+                         "divide by what vanishes; use implicit().")
+
+
+def _checked(problem: Problem) -> Problem:
+    """The problem, for which a program whose numbers make no sense is BAD_INPUT."""
+    def good(point: PyTree, program: Program, *rest: Any) -> jax.Array:
+        return valid(program) & _convex(program)
+
+    return problem._replace(valid=good)
+
+
+def _convex(program: Program) -> jax.Array:
+    """Whether Q has a Cholesky factor but for rounding."""
+    if program.Q is None:
+        return jnp.bool_(True)
+    n = program.q.size
+    shift = INDEFINITE * n * machine_epsilon(program.q) * jnp.max(jnp.abs(program.Q), initial=0)
+    return trees.finite(jnp.linalg.cholesky(
+        program.Q + (shift + jnp.finfo(shift.dtype).tiny) * jnp.eye(n, dtype=program.Q.dtype)))
+
+
+def _check_convex(Q: Any) -> None:
+    matrix = np.asarray(Q)
+    if matrix.dtype.kind not in "fiu" or matrix.ndim != 2:
+        return
+    epsilon = np.finfo(matrix.dtype if matrix.dtype.kind == "f" else np.float32).eps
+    matrix = np.asarray(matrix, np.float64)
+    matrix = (matrix + matrix.T) / 2
+    shift = INDEFINITE * len(matrix) * epsilon * np.abs(matrix).max(initial=0) + 1e-300
+    try:
+        np.linalg.cholesky(matrix + shift * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh(matrix)[0]
+        raise ValueError(f"Q has the negative eigenvalue {least:.3g}: the program is not convex. "
+                         "Add a multiple of the identity, or use a method for nonconvex "
+                         "problems.") from None
