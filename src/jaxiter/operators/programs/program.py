@@ -137,7 +137,7 @@ def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
 
 
 def explained(program: Program, slope: jax.Array) -> jax.Array:
-    """What finite bounds can explain of a gradient: its positive part at lower ones, alike at upper."""
+    """What bounds can explain of a gradient: its positive part at lower ones, else negative."""
     below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
     return below + jnp.where(program.upper < jnp.inf, jnp.minimum(slope, 0), 0)
 
