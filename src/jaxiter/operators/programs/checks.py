@@ -10,9 +10,13 @@ from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
 from jaxiter.known import known
-from jaxiter.numerics import strong
+from jaxiter.numerics import machine_epsilon, strong
 from jaxiter.operators.linear_map import LinearMap
 from jaxiter.operators.programs.program import Program
+
+#: Of a Q that is positive semidefinite rounding makes one whose eigenvalues are above this times
+#: its largest entry, in machine epsilons times n.
+INDEFINITE = 8
 
 
 def canonical(
@@ -137,3 +141,31 @@ def _check_bounds(lower: Any, upper: Any, h: Any) -> None:
         where = int(np.argmax(np.broadcast_to(low > high, np.broadcast_shapes(
             low.shape, high.shape, (1,)))))
         raise ValueError(f"lower > upper at entry {where}: no x is within its bounds.")
+
+
+def convex(program: Program) -> jax.Array:
+    """Whether Q has a Cholesky factor but for rounding."""
+    if program.Q is None:
+        return jnp.bool_(True)
+    n = program.q.size
+    shift = INDEFINITE * n * machine_epsilon(program.q) * jnp.max(jnp.abs(program.Q), initial=0)
+    return trees.finite(jnp.linalg.cholesky(
+        program.Q + (shift + jnp.finfo(shift.dtype).tiny) * jnp.eye(n, dtype=program.Q.dtype)))
+
+
+def check_convex(Q: Any) -> None:
+    """Raise ValueError for a Q with a negative eigenvalue, where it is known."""
+    matrix = np.asarray(Q)
+    if matrix.dtype.kind not in "fiu" or matrix.ndim != 2:
+        return
+    epsilon = np.finfo(matrix.dtype if matrix.dtype.kind == "f" else np.float32).eps
+    matrix = np.asarray(matrix, np.float64)
+    matrix = (matrix + matrix.T) / 2
+    shift = INDEFINITE * len(matrix) * epsilon * np.abs(matrix).max(initial=0) + 1e-300
+    try:
+        np.linalg.cholesky(matrix + shift * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh(matrix)[0]
+        raise ValueError(f"Q has the negative eigenvalue {least:.3g}: the program is not convex. "
+                         "Add a multiple of the identity, or use a method for nonconvex "
+                         "problems.") from None

@@ -1,55 +1,24 @@
 """`quadratic_program`: quadratic programs, as layers."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.implicit import as_adjoint, implicit
-from jaxiter.known import check_positive, known
+from jaxiter.known import known
 from jaxiter.lanes import solve_many
-from jaxiter.linear import dense, gmres
-from jaxiter.numerics import machine_epsilon, on_own_mesh, strong
-from jaxiter.operators.programs import admm, interior
-from jaxiter.operators.programs.checks import canonical, valid
+from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.operators.programs.checks import canonical, check_convex
 from jaxiter.operators.programs.equilibrate import equilibrated
 from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, result
-from jaxiter.options import Options, SolveOptions, choose
-from jaxiter.problem import Problem
+from jaxiter.operators.programs.ways import Way, as_way
+from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
-from jaxiter.solvers.mixing import damped
-from jaxiter.stop import tolerance
 
 PyTree = Any
-
-METHODS = ("interior", "admm")
-#: Up to so many unknowns "interior" is the default.
-FACTORISED = 300
-#: Up to so many unknowns and multipliers the matrix of the adjoint is factorised.
-DENSE = 256
-#: Of a Q that is positive semidefinite rounding makes one whose eigenvalues are above this times
-#: its largest entry, in machine epsilons times n.
-INDEFINITE = 8
-#: The first penalty of "admm", and its over-relaxation.
-PENALTY, RELAXED = 0.1, 1.6
-
-
-class _Way(NamedTuple):
-    """How a program is solved.
-
-    start: `start(scaled program, point) -> (governing point, args)`. read: the `PrimalDual` of
-    `read(solution, *args)`.
-    """
-
-    problem: Problem
-    options: Options
-    start: Callable
-    read: Callable
 
 
 @reused
@@ -105,8 +74,8 @@ def quadratic_program(
     ([2.0, 0.0], [-1.0, 1.0])
     """
     program = canonical(Q, q, A, b, G, h, lower, upper)
-    known(_check_convex, Q)
-    way = _way("quadratic_program", program, method, penalty, options)
+    known(check_convex, Q)
+    way = as_way("quadratic_program", program, method, penalty, options)
     scaled, units = equilibrated(program)
     point, args = way.start(scaled, _given(x0, scaled, units))
     solve = fixed_point(way.problem, point, *args, **way.options._asdict())
@@ -153,7 +122,7 @@ def quadratic_program_many(
                  for value, usual in zip(given, (2, 1, 2, 1, 2, 1, 1, 1), strict=True))
     programs = jax.vmap(canonical, in_axes=axes)(*given)
     one = jax.tree.map(lambda leaf: leaf[0], programs)
-    way = _way("quadratic_program_many", one, method, penalty, options)
+    way = as_way("quadratic_program_many", one, method, penalty, options)
     scaled, units = jax.vmap(equilibrated)(programs)
     points, args = jax.vmap(lambda scaled: way.start(scaled, None))(scaled)
     solve = solve_many(way.problem, points, *args, lanes=lanes, refill_every=refill_every,
@@ -162,7 +131,7 @@ def quadratic_program_many(
 
 
 def _concluded(
-    way: _Way, program: Program, units: PrimalDual, solve: Solution, args: tuple
+    way: Way, program: Program, units: PrimalDual, solve: Solution, args: tuple
 ) -> ProgramResult:
     point = jax.tree.map(jnp.multiply, units, way.read(solve, *args))
     return result(program, point, solve)
@@ -184,88 +153,3 @@ def _given(x0: Any, scaled: Program, units: PrimalDual) -> PrimalDual | None:
         duals = (x0.equality_dual, x0.inequality_dual)
     point = PrimalDual(strong(jnp.asarray(x, scaled.q.dtype)), *duals)
     return jax.tree.map(jnp.divide, point, units)
-
-
-def _way(
-    front: str, program: Program, method: str | None, penalty: Any, options: SolveOptions
-) -> _Way:
-    """The method, with its defaults.
-
-    Raises:
-      ValueError: an unknown method; options that it does not take.
-    """
-    if method is None:
-        method = "interior" if program.q.size <= FACTORISED else "admm"
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-    numbers = program.q.size + program.b.size + program.h.size
-    adjoint = implicit(dense() if numbers <= DENSE else gmres())
-    if method == "interior":
-        if penalty is not None:
-            raise ValueError('penalty is for method="admm".')
-        rtol = 1e-6 if machine_epsilon(program.q) > 1e-12 else 1e-9
-        chosen = choose(
-            front, options, {"solver": 'its steps are its own; method="admm" takes one'},
-            adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0), max_steps=50, keep_best=True)
-        _refuse_unrolled(front, chosen)
-        return _Way(
-            _checked(interior.interior_problem()), chosen,
-            lambda scaled, point: (interior.start(scaled) if point is None else point, (scaled,)),
-            lambda solve, scaled: solve.value)
-    check_positive(**({} if penalty is None else {"penalty": penalty}))
-    rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
-    chosen = choose(front, options, {}, adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0),
-                    max_steps=5000, solver=damped(RELAXED))
-
-    def start(scaled: Program, point: PrimalDual | None) -> tuple:
-        rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
-        if point is None:
-            point = trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
-        second = rho if penalty is None else admm.factorised(scaled, rho)
-        return admm.start(scaled, point, rho), (scaled, second)
-
-    return _Way(
-        _checked(admm.admm_problem(penalty is not None)), chosen, start,
-        lambda solve, scaled, second: admm.primal_dual(
-            scaled, solve.value, solve.state.answer.memory))
-
-
-def _refuse_unrolled(front: str, options: Options) -> None:
-    if as_adjoint(options.adjoint).differentiates_loop:
-        raise ValueError(f"{front} by an interior-point method cannot be unrolled: its last steps "
-                         "divide by what vanishes; use implicit().")
-
-
-def _checked(problem: Problem) -> Problem:
-    """The problem, for which a program whose numbers make no sense is BAD_INPUT."""
-    def good(point: PyTree, program: Program, *rest: Any) -> jax.Array:
-        return valid(program) & _convex(program)
-
-    return problem._replace(valid=good)
-
-
-def _convex(program: Program) -> jax.Array:
-    """Whether Q has a Cholesky factor but for rounding."""
-    if program.Q is None:
-        return jnp.bool_(True)
-    n = program.q.size
-    shift = INDEFINITE * n * machine_epsilon(program.q) * jnp.max(jnp.abs(program.Q), initial=0)
-    return trees.finite(jnp.linalg.cholesky(
-        program.Q + (shift + jnp.finfo(shift.dtype).tiny) * jnp.eye(n, dtype=program.Q.dtype)))
-
-
-def _check_convex(Q: Any) -> None:
-    matrix = np.asarray(Q)
-    if matrix.dtype.kind not in "fiu" or matrix.ndim != 2:
-        return
-    epsilon = np.finfo(matrix.dtype if matrix.dtype.kind == "f" else np.float32).eps
-    matrix = np.asarray(matrix, np.float64)
-    matrix = (matrix + matrix.T) / 2
-    shift = INDEFINITE * len(matrix) * epsilon * np.abs(matrix).max(initial=0) + 1e-300
-    try:
-        np.linalg.cholesky(matrix + shift * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh(matrix)[0]
-        raise ValueError(f"Q has the negative eigenvalue {least:.3g}: the program is not convex. "
-                         "Add a multiple of the identity, or use a method for nonconvex "
-                         "problems.") from None
