@@ -28,7 +28,7 @@ WRONG, LEAST, MOST = 3.0, 1e-4, 1e4
 #: Steps between two looks at it.
 REFRESH = 25
 #: The merit that rounding leaves, in machine epsilons.
-FLOOR = 64.0
+FLOOR = 32.0
 
 
 class Split(NamedTuple):

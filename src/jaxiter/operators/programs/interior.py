@@ -16,6 +16,7 @@ from jaxiter.operators.programs.kkt import program_equations
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
+    complement,
     curvature,
     optimality,
     within,
@@ -28,7 +29,7 @@ NEAR = 0.99
 #: Rounds of refinement of the predictor and of the corrector.
 ROUNDS = 1, 2
 #: The merit that rounding leaves, in machine epsilons.
-FLOOR = 64.0
+FLOOR = 32.0
 
 
 class Room(NamedTuple):
@@ -64,9 +65,14 @@ def interior_problem() -> Problem:
     return Problem(
         step=_step, memory=_begin, equations=lambda point, room, program: program_equations(
             point, program),
-        merit=lambda point, image, room, program: optimality(
-            program, point._replace(x=within(program, point.x))).worst(),
+        merit=lambda point, image, room, program: _merit(point, program),
         scale=1.0, floor=lambda point, *rest: FLOOR * machine_epsilon(point), certify=_certify)
+
+
+def _merit(point: PrimalDual, program: Program) -> jax.Array:
+    """The largest of what `optimality` and `complement` see."""
+    point = point._replace(x=within(program, point.x))
+    return jnp.maximum(optimality(program, point).worst(), complement(program, point))
 
 
 def start(program: Program) -> PrimalDual:
@@ -188,7 +194,6 @@ def _certify(
 ) -> jax.Array:
     """STAGNATED, or PRECISION_FLOOR near it, where the last step was none."""
     del image
-    merit = optimality(program, point._replace(x=within(program, point.x))).worst()
-    low = merit <= FLOOR * machine_epsilon(point)
+    low = _merit(point, program) <= FLOOR * machine_epsilon(point)
     code = jnp.where(low, Status.PRECISION_FLOOR, Status.STAGNATED)
     return jnp.where(room.blocked, code, Status.RUNNING).astype(jnp.int32)

@@ -182,6 +182,25 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
 
+def complement(program: Program, point: PrimalDual) -> jax.Array:
+    """By how much neither an inequality nor its multiplier vanishes: the length of the smaller of
+    the two, each over the largest of its kind.
+
+    Near a solution that is unique the distance to it is in proportion to this and to the other
+    violations, where it is only to the root of the gap.
+    """
+    x, _, z = point
+    unequal = linear_map(program.G, x)[0](x)
+    bounded = jnp.isfinite(program.h)
+    h = jnp.where(bounded, program.h, 0)
+    slack = jnp.where(bounded, h - unequal, jnp.inf)
+    low, high = held(program, point)
+    room = jnp.where(low, x - program.lower, jnp.where(high, program.upper - x, 0))
+    size = trees.max_norm((h, unequal))
+    return trees.norm((jnp.minimum(safe_divide(slack, size), safe_divide(z, trees.max_norm(z))),
+                       safe_divide(room, trees.max_norm(x))))
+
+
 def result(
     program: Program, point: PrimalDual, solve: Solution, certificate: PrimalDual | None = None
 ) -> ProgramResult:
