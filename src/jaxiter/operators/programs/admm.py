@@ -21,8 +21,8 @@ from jaxiter.problem import Problem
 
 #: Added to Q, as OSQP does.
 SHIFT = 1e-6
-#: Equalities have so many times the penalty of inequalities.
-EQUAL = 1e3
+#: Equalities have so many times the penalty of inequalities; OSQP has 1,000, which float32 feels.
+EQUAL = 10.0
 #: The penalty changes where it is wrong by more than this, to within these limits.
 WRONG, LEAST, MOST = 3.0, 1e-4, 1e4
 #: Steps between two looks at it.
