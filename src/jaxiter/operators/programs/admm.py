@@ -86,13 +86,16 @@ def admm_problem(fixed: bool) -> Problem:
 
 
 def start(program: Program, point: PrimalDual, penalty: jax.Array) -> Split:
-    """The governing point of x and multipliers."""
-    rho = _weights(program, penalty)
+    """The governing point of x and multipliers: rows that are pushed are at their limit."""
+    weights = _weights(program, penalty)
     x, y, z = point
     low, high = held(program, point)
     push = jnp.where(low | high, -gradient(program, point), 0)
-    return Split(x, *(clipped + safe_divide(dual, weight) for clipped, dual, weight in zip(
-        _projected(program, _rows(program, x)), (y, z, push), rho, strict=True)))
+    equal, unequal, inside = _projected(program, _rows(program, x))
+    unequal = jnp.where(z > 0, program.h, unequal)
+    inside = jnp.where(low, program.lower, jnp.where(high, program.upper, inside))
+    return Split(x, *(row + safe_divide(dual, weight) for row, dual, weight in zip(
+        (equal, unequal, inside), (y, z, push), weights, strict=True)))
 
 
 def factorised(program: Program, penalty: jax.Array) -> Factor:

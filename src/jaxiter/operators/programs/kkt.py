@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, stop_gradient
-from jaxiter.operators.programs.program import PrimalDual, Program, gradient, held
+from jaxiter.operators.programs.program import PrimalDual, Program, gradient, held, sizes
 
 PyTree = Any
 
@@ -49,7 +49,7 @@ def kkt(
         equal, pull = _pulled(equality, x, y, args)
         unequal, push = _pulled(inequality, x, mu, args)
         slope = trees.add(trees.add(slope, pull), push)
-        filled = (slope, equal, complementary(mu, unequal))
+        filled = (slope, equal, _complementary(mu, unequal, (1.0, 1.0)))
         return PrimalDual(*filled) if isinstance(point, PrimalDual) else filled
 
     return equations
@@ -63,15 +63,11 @@ def _pulled(constraint: Callable | None, x: PyTree, dual: PyTree, args: tuple) -
     return value, pull(dual)[0]
 
 
-def complementary(mu: PyTree, g: PyTree) -> PyTree:
-    """`mu - max(mu + g, 0)`, decided in units of the largest of each."""
-    known = [jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), stop_gradient(tree))
-             for tree in (mu, g)]
-    units = [trees.magnitude(tree) for tree in known]
-
+def _complementary(mu: PyTree, g: PyTree, units: tuple) -> PyTree:
+    """`mu - max(mu + g, 0)`, decided in units of both."""
     def leaf(mu: jax.Array, g: jax.Array) -> jax.Array:
-        pressed = stop_gradient(mu) * units[1].astype(mu.dtype)
-        active = pressed > -stop_gradient(g) * units[0].astype(g.dtype)
+        ours, theirs = (jnp.asarray(unit, mu.dtype) for unit in units)
+        active = stop_gradient(mu) * theirs > -stop_gradient(g) * ours
         return jnp.where(active, -jnp.where(active, g, 0), mu)
 
     return jax.tree.map(leaf, mu, g)
@@ -83,6 +79,7 @@ def program_equations(point: PrimalDual, program: Program) -> PrimalDual:
     low, high = held(program, point)
     slope = gradient(program, point)
     bound = jnp.where(low, program.lower, jnp.where(high, program.upper, 0))
+    units = [jnp.where(unit > 0, unit, 1) for unit in sizes(*stop_gradient((program, point)))]
     return PrimalDual(
         jnp.where(low | high, x - bound, slope), product(program.A, x) - program.b,
-        complementary(z, product(program.G, x) - program.h))
+        _complementary(z, product(program.G, x) - program.h, (units[1], units[0])))

@@ -133,8 +133,20 @@ def quadratic_program_many(
 def _concluded(
     way: Way, program: Program, units: PrimalDual, solve: Solution, args: tuple
 ) -> ProgramResult:
-    point = jax.tree.map(jnp.multiply, units, way.read(solve, *args))
+    found = solve._replace(value=_together(solve.value))
+    point = jax.tree.map(jnp.multiply, units, way.read(found, *args))
     return result(program, point, solve)
+
+
+def _together(value: PyTree) -> PyTree:
+    """The same, but no leaf is without a derivative as long as another has one.
+
+    Of a linear solve whose right-hand side has leaves of constant zeros jax has no second
+    derivative.
+    """
+    total = sum((0 * jnp.sum(leaf) for leaf in jax.tree.leaves(value)[1:]),
+                0 * jnp.sum(jax.tree.leaves(value)[0]))
+    return jax.tree.map(lambda leaf: leaf + total, value)
 
 
 def _given(x0: Any, scaled: Program, units: PrimalDual) -> PrimalDual | None:

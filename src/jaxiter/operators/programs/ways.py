@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
@@ -67,7 +66,8 @@ def as_way(
         _refuse_unrolled(front, chosen)
         return Way(
             _checked(interior.interior_problem()), chosen,
-            lambda scaled, point: (interior.start(scaled) if point is None else point, (scaled,)),
+            lambda scaled, point: (
+                interior.start(scaled) if point is None else point, (_marked(scaled),)),
             lambda solve, scaled: solve.value)
     check_positive(**({} if penalty is None else {"penalty": penalty}))
     rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
@@ -79,7 +79,7 @@ def as_way(
         if point is None:
             point = trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
         second = rho if penalty is None else admm.factorised(scaled, rho)
-        return admm.start(scaled, point, rho), (scaled, second)
+        return admm.start(scaled, point, rho), (_marked(scaled), second)
 
     return Way(
         _checked(admm.admm_problem(penalty is not None)), chosen, start,
@@ -95,7 +95,9 @@ def _refuse_unrolled(front: str, options: Options) -> None:
 
 def _checked(problem: Problem) -> Problem:
     """The problem, for which a program whose numbers make no sense is BAD_INPUT."""
-    def good(point: PyTree, program: Program, *rest: Any) -> jax.Array:
-        return valid(program) & convex(program)
+    return problem._replace(valid=lambda point, program, *rest: valid(program))
 
-    return problem._replace(valid=good)
+
+def _marked(program: Program) -> Program:
+    """The program, NaN where it is not convex: looked at once, whatever follows."""
+    return program._replace(q=jnp.where(convex(program), program.q, jnp.nan))
