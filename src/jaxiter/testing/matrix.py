@@ -130,6 +130,13 @@ def _maml(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.value)
 
 
+def _program(theta: jax.Array) -> jax.Array:
+    out = ji.operators.quadratic_program(
+        _metric(jnp.eye(3)), -theta, A=jnp.ones((1, 3)), b=theta[:1], G=WEIGHTS[:2, :3],
+        h=0.1 + theta[1:], lower=-1.0, upper=theta[1])
+    return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual) + out.objective
+
+
 CASES: dict[str, Callable] = {
     "fixed_point": _solve(),
     "fixed_point, anderson": _solve(solver=ji.anderson(3)),
@@ -159,6 +166,7 @@ CASES: dict[str, Callable] = {
     "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
+    "quadratic_program": _program,
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
         lambda t: _recurrence(t, adjoint=recurrence.sequential()),
