@@ -137,7 +137,6 @@ def _program(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual) + out.objective
 
 
-
 HALVES = tuple(
     lambda v, b, i=i: ji.operators.projection_halfspace(v, jnp.abs(POINTS[i:i + 3, 0]) + 0.1, b[i])
     for i in range(2))

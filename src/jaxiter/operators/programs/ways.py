@@ -76,10 +76,9 @@ def as_way(
 
     def start(scaled: Program, point: PrimalDual | None) -> tuple:
         rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
-        if point is None:
-            point = trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
+        given = point or trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
         second = rho if penalty is None else admm.factorised(scaled, rho)
-        return admm.start(scaled, point, rho), (_marked(scaled), second)
+        return admm.start(scaled, given, rho), (_marked(scaled), second)
 
     return Way(
         _checked(admm.admm_problem(penalty is not None)), chosen, start,
