@@ -66,8 +66,7 @@ def as_way(
         _refuse_unrolled(front, chosen)
         return Way(
             _checked(interior.interior_problem()), chosen,
-            lambda scaled, point: (
-                interior.start(scaled) if point is None else point, (_marked(scaled),)),
+            lambda scaled, point: _begun(_marked(scaled), point),
             lambda solve, scaled: solve.value)
     check_positive(**({} if penalty is None else {"penalty": penalty}))
     rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
@@ -77,13 +76,18 @@ def as_way(
     def start(scaled: Program, point: PrimalDual | None) -> tuple:
         rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
         given = point or trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
+        scaled = _marked(scaled)
         second = rho if penalty is None else admm.factorised(scaled, rho)
-        return admm.start(scaled, given, rho), (_marked(scaled), second)
+        return admm.start(scaled, given, rho), (scaled, second)
 
     return Way(
         _checked(admm.admm_problem(penalty is not None)), chosen, start,
         lambda solve, scaled, second: admm.primal_dual(
             scaled, solve.value, solve.state.answer.memory))
+
+
+def _begun(scaled: Program, point: PrimalDual | None) -> tuple[PrimalDual, tuple[Program]]:
+    return (interior.start(scaled) if point is None else point), (scaled,)
 
 
 def _refuse_unrolled(front: str, options: Options) -> None:
@@ -98,5 +102,11 @@ def _checked(problem: Problem) -> Problem:
 
 
 def _marked(program: Program) -> Program:
-    """The program, NaN where it is not convex: looked at once, whatever follows."""
-    return program._replace(q=jnp.where(convex(program), program.q, jnp.nan))
+    """The program, its Q NaN where it is not convex: looked at once, whatever follows.
+
+    What is factorised next thereby waits for this factorisation: of two that do not wait for each
+    other, jaxlib 0.10 may run both of a batch on all threads of a small CPU, each for the other.
+    """
+    if program.Q is None:
+        return program
+    return program._replace(Q=jnp.where(convex(program), program.Q, jnp.nan))
