@@ -28,6 +28,13 @@ from jaxiter.operators.forward_backward import forward_backward
 from jaxiter.operators.intersection import project_intersection
 from jaxiter.operators.nonconvex import accelerated_nonconvex, mcp_concave, scad_concave
 from jaxiter.operators.primal_dual import primal_dual
+from jaxiter.operators.programs import (
+    PrimalDual,
+    ProgramResult,
+    kkt,
+    quadratic_program,
+    quadratic_program_many,
+)
 from jaxiter.operators.projections import (
     projection_affine,
     projection_l1_ball,
@@ -57,18 +64,18 @@ from jaxiter.operators.sections import (
 from jaxiter.operators.tseng import tseng
 
 __all__ = [
-    "accelerated_nonconvex", "add_quadratic", "admm", "conjugate", "davis_yin",
-    "douglas_rachford", "forward_backward", "mcp_concave", "mirror_box", "mirror_burg",
-    "mirror_orthant", "mirror_simplex", "primal_dual", "project_intersection",
-    "projection_affine", "projection_box", "projection_box_section",
+    "PrimalDual", "ProgramResult", "accelerated_nonconvex", "add_quadratic", "admm",
+    "conjugate", "davis_yin", "douglas_rachford", "forward_backward", "kkt", "mcp_concave",
+    "mirror_box", "mirror_burg", "mirror_orthant", "mirror_simplex", "primal_dual",
+    "project_intersection", "projection_affine", "projection_box", "projection_box_section",
     "projection_capped_simplex", "projection_exponential_cone", "projection_halfspace",
-    "projection_hyperplane", "projection_l1_ball", "projection_l2_ball",
-    "projection_linf_ball", "projection_non_negative", "projection_psd",
-    "projection_rotated_cone", "projection_second_order_cone", "projection_simplex",
-    "projection_sparse_simplex", "projection_spectral_ball", "projection_weighted_simplex",
-    "prox_box", "prox_elastic_net", "prox_entropy", "prox_huber", "prox_l0", "prox_l1",
-    "prox_l2", "prox_least_squares", "prox_linf", "prox_log_barrier", "prox_log_det",
-    "prox_mcp", "prox_non_negative_l1", "prox_nuclear", "prox_pair", "prox_quadratic",
-    "prox_scad", "prox_squared_l2", "proximal_gradient", "regularisation_path", "rotate",
-    "scad_concave", "scale", "translate", "tseng",
+    "projection_hyperplane", "projection_l1_ball", "projection_l2_ball", "projection_linf_ball",
+    "projection_non_negative", "projection_psd", "projection_rotated_cone",
+    "projection_second_order_cone", "projection_simplex", "projection_sparse_simplex",
+    "projection_spectral_ball", "projection_weighted_simplex", "prox_box", "prox_elastic_net",
+    "prox_entropy", "prox_huber", "prox_l0", "prox_l1", "prox_l2", "prox_least_squares",
+    "prox_linf", "prox_log_barrier", "prox_log_det", "prox_mcp", "prox_non_negative_l1",
+    "prox_nuclear", "prox_pair", "prox_quadratic", "prox_scad", "prox_squared_l2",
+    "proximal_gradient", "quadratic_program", "quadratic_program_many", "regularisation_path",
+    "rotate", "scad_concave", "scale", "translate", "tseng",
 ]

@@ -134,9 +134,17 @@ def _maml(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.value)
 
 
+def _program(theta: jax.Array) -> jax.Array:
+    out = ji.operators.quadratic_program(
+        _metric(jnp.eye(3)), -theta, A=jnp.ones((1, 3)), b=theta[:1], G=WEIGHTS[:2, :3],
+        h=0.1 + theta[1:], lower=-1.0, upper=theta[1])
+    return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual) + out.objective
+
+
 HALVES = tuple(
     lambda v, b, i=i: ji.operators.projection_halfspace(v, jnp.abs(POINTS[i:i + 3, 0]) + 0.1, b[i])
     for i in range(2))
+
 
 CASES: dict[str, Callable] = {
     "fixed_point": _solve(),
@@ -185,6 +193,7 @@ CASES: dict[str, Callable] = {
     "regularisation_path": lambda t: jnp.sum(ji.operators.regularisation_path(
         lambda x, w, t: _energy(x, t), lambda v, step, w, t: ji.operators.prox_l1(v, step, w),
         jnp.zeros(3), jnp.array([0.5, 0.2]) * t[0], t, stop=TIGHT).value ** 2),
+    "quadratic_program": _program,
     "projection_simplex, projection_capped_simplex": lambda t: jnp.sum(jnp.sin(
         ji.operators.projection_simplex(t) + ji.operators.projection_capped_simplex(t, 0.55))),
     "projection_psd, prox_nuclear": lambda t: jnp.sum(WEIGHTS * ji.operators.projection_psd(
