@@ -1,0 +1,100 @@
+"""Proofs that a program has no answer: a Farkas ray of its rows, or a ray along which it falls."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.numerics import product, safe_divide
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, reduced_cost
+from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
+from jaxiter.solution import Status
+
+#: What a certificate may be short of a proof, beside the size of the point that it speaks about.
+ACCEPTED = 1e-3
+
+
+def farkas(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, jax.Array]:
+    """The multipliers of a ray as they count, what they prove, and what spoils the proof.
+
+        min over lower <= x <= upper of y'(A x - b) + z'(G x - h)
+
+    Returns:
+      Multipliers with `z >= 0` and zeros for x; the value of the minimum, positive where no x
+      satisfies the rows; the entries of `A'y + G'z` that no bound holds, without which that
+      minimum is minus infinity.
+    """
+    bounded = jnp.isfinite(program.h)
+    y, z = ray.equality_dual, jnp.where(bounded, jnp.maximum(ray.inequality_dual, 0), 0)
+    slope = pulled(program, y, z)
+    held = reduced_cost(program, slope)
+    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
+    value = product(held, bound) - product(y, program.b)
+    value = value - product(z, jnp.where(bounded, program.h, 0))
+    return PrimalDual(jnp.zeros_like(slope), y, z), value, slope - held
+
+
+def falling(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, tuple]:
+    """The direction of a ray within the bounds, how fast the objective falls, what spoils it.
+
+    Returns:
+      A direction that leaves no bound, and zeros for the multipliers; `-q'x`; the entries of `A x`,
+      of `G x` above 0, and of `Q x`, all of which must vanish.
+    """
+    x = ray.x
+    x = jnp.where(program.lower > -jnp.inf, jnp.maximum(x, 0), x)
+    x = jnp.where(program.upper < jnp.inf, jnp.minimum(x, 0), x)
+    equal, unequal = products(program, x)
+    above = jnp.where(jnp.isfinite(program.h), jnp.maximum(unequal, 0), 0)
+    none = jnp.zeros_like(equal), jnp.zeros_like(unequal)
+    return PrimalDual(x, *none), -product(program.q, x), (equal, above, curvature(program, x))
+
+
+def certificate(
+    program: Program, scaling: Scaling, point: PrimalDual, moved: PrimalDual
+) -> tuple[jax.Array, PrimalDual]:
+    """What the displacement at a point proves, and the ray that proves it.
+
+    A ray with violation v and value d excludes every x but those with `|v| |x| >= d`, in the
+    units of the scaling: it counts as a proof where `|v| |x| <= d / 1000` for the largest x that
+    this point gives reason to expect; alike for the other one and the multipliers.
+
+    Returns:
+      PRIMAL_INFEASIBLE, DUAL_INFEASIBLE or RUNNING; the ray with value 1, zeros where there is
+      none.
+
+    Reference: Applegate, Diaz, Lu and Lubin, "Infeasibility detection with primal-dual hybrid
+    gradient for large-scale linear programming", SIAM J. Optim. 34, 2024; Park and Ryu,
+    "Accelerated infeasibility detection of constrained optimization and fixed-point iterations",
+    ICML 2023.
+    """
+    units = scaling.units
+    sizes = _expected(program, scaling, point)
+    multipliers, proven, loose = farkas(program, moved)
+    none = _proves(trees.norm(loose * units.x) * sizes[0], proven)
+    direction, fall, (equal, above, bent) = falling(program, moved)
+    rows = trees.norm((equal * units.equality_dual, above * units.inequality_dual))
+    spoilt = rows * sizes[1] + trees.norm(bent * units.x) * sizes[0]
+    endless = _proves(spoilt, fall) & ~none
+    status = jnp.where(none, Status.PRIMAL_INFEASIBLE, jnp.where(
+        endless, Status.DUAL_INFEASIBLE, Status.RUNNING)).astype(jnp.int32)
+    ray = trees.add(_normalised(none, proven, multipliers), _normalised(endless, fall, direction))
+    return status, ray
+
+
+def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
+    """Lengths of x and of the multipliers, in their units: of the point, and what rows ask for."""
+    x, *rows = scaling.units
+    right = (program.b, jnp.where(jnp.isfinite(program.h), program.h, 0))
+    wanted = trees.norm(jax.tree.map(jnp.multiply, right, tuple(rows)))
+    costs = trees.norm(program.q * x)
+    norm = scaling.norm
+    return (jnp.maximum(scaled_norm(point.x, x), safe_divide(wanted, norm)),
+            jnp.maximum(scaled_norm(tuple(point[1:]), tuple(rows)), safe_divide(costs, norm)))
+
+
+def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
+    return (value > 0) & (violation <= ACCEPTED * value)
+
+
+def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDual:
+    return trees.where(holds, trees.scale(safe_divide(1, value), ray), trees.zeros_like(ray))

@@ -1,0 +1,193 @@
+"""Primal-dual hybrid gradient for programs, by products alone, under Halpern's iteration.
+
+The map is one step in the units of the scaling. Its weight, the ratio of the dual and the primal
+step, is chosen anew at restarts, which are those of the anchor too: the memory moves its epoch,
+the driver takes the plain step, and the solver starts afresh from there.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxiter import trees
+from jaxiter.driver import fixed_point
+from jaxiter.implicit import implicit
+from jaxiter.linear import dense, gmres
+from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
+from jaxiter.operators.programs.certificates import certificate
+from jaxiter.operators.programs.program import (
+    PrimalDual,
+    Program,
+    ProgramResult,
+    curvature,
+    optimality,
+    result,
+    valid,
+    within,
+)
+from jaxiter.operators.programs.scaling import (
+    Scaling,
+    products,
+    pulled,
+    scaled_norm,
+    scaling,
+)
+from jaxiter.options import Options
+from jaxiter.problem import Problem
+from jaxiter.solution import Status
+from jaxiter.solvers.halpern import halpern
+
+PyTree = Any
+#: Restart when the displacement is this fraction of that at the anchor ...
+SUFFICIENT = 0.2
+#: ... or this fraction and growing, or when the epoch is that fraction of all steps.
+NECESSARY = 0.6
+LONGEST = 0.2
+#: The share of the new ratio of lengths in the logarithm of the weight.
+SMOOTHING = 0.6
+#: The step is this fraction of the longest; the norm is known to half a per cent.
+SAFETY = 0.99
+#: A point that moved by fewer roundings of its length says nothing about the weight.
+ROUNDINGS = 100
+#: Up to so many unknowns derivatives are by a dense solve.
+DENSE = 256
+
+
+class Pace(NamedTuple):
+    """The weight of the last evaluation and of the next; where and when the anchor was set.
+
+    error: lengths of the displacement at the anchor and at the last step. age: steps since the
+    anchor. steps: all of them. epoch: restarts.
+    """
+
+    used: jax.Array
+    weight: jax.Array
+    anchor: PrimalDual
+    errors: tuple[jax.Array, jax.Array]
+    age: jax.Array
+    steps: jax.Array
+    epoch: jax.Array
+
+
+def halpern_problem() -> Problem:
+    """One step of the primal-dual hybrid gradient as a `Problem` of `(program, scaling)`.
+
+        x+ = clip(x - tau (q + Q x + A'y + G'z), lower, upper)
+        y+ = y + sigma (A (2 x+ - x) - b),    z+ = max(z + sigma (G (2 x+ - x) - h), 0)
+        tau = units.x^2 / (w / eta + |Q|),    sigma = units^2 w eta,    eta = 0.99 / |K|
+
+    The point is a `PrimalDual`; what it is judged by, and what is the answer, is its image.
+    """
+
+    def step(point: PrimalDual, pace: Pace, program: Program, units: Scaling) -> tuple:
+        image = advanced(point, pace.weight, program, units)
+        return image, _paced(point, image, pace, program, units)
+
+    def merit(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
+              ) -> jax.Array:
+        return optimality(program, image).worst()
+
+    def certify(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program,
+                units: Scaling) -> jax.Array:
+        return certificate(program, units, image, trees.subtract(image, point))[0]
+
+    return Problem(
+        step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, merit=merit, scale=1.0,
+        floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point), certify=certify,
+        valid=lambda point, program, units: valid(program))
+
+
+def advanced(point: PrimalDual, weight: jax.Array, program: Program, units: Scaling) -> PrimalDual:
+    """The image of a point for one weight."""
+    x, y, z = point
+    primal, dual = _paces(weight, units)
+    slope = curvature(program, x) + program.q + pulled(program, y, z)
+    new = within(program, x - primal * units.units.x**2 * slope)
+    equal, unequal = products(program, 2 * new - x)
+    lengths = [dual * unit**2 for unit in units.units[1:]]
+    above = z + lengths[1] * (unequal - program.h)
+    return PrimalDual(new, y + lengths[0] * (equal - program.b), jnp.maximum(above, 0))
+
+
+def _paces(weight: jax.Array, units: Scaling) -> tuple[jax.Array, jax.Array]:
+    """The primal and the dual step, in the units of the scaling."""
+    eta = SAFETY / jnp.where(units.norm > 0, units.norm, 1)
+    return 1 / (weight / eta + units.curvature), eta * weight
+
+
+def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
+    right = program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)
+    rows = trees.norm(jax.tree.map(jnp.multiply, right, tuple(units.units[1:])))
+    costs = trees.norm(program.q * units.units.x)
+    weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
+    endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
+    return Pace(weight, weight, point, (endless, endless), zero, zero, zero)
+
+
+def _paced(
+    point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
+) -> Pace:
+    """The memory after one evaluation: whether to restart, and with which weight."""
+    primal, dual = _paces(pace.weight, units)
+    (dx, far_x), (dy, far_y) = _lengths(point, image, pace.anchor, units.units)
+    error = jnp.sqrt(dx / primal + dy / dual)
+    started = pace.age > 0
+    first, last = jnp.where(started, pace.errors[0], error), pace.errors[1]
+    turned = (error <= NECESSARY * first) & (error > last)
+    long = pace.age.astype(error.dtype) >= LONGEST * pace.steps.astype(error.dtype)
+    due = started & ((error <= SUFFICIENT * first) | turned | long)
+    # A share of the logarithm of the ratio of lengths, which are still squares here.
+    blind = ROUNDINGS * machine_epsilon(point)
+    heard = (far_x > (blind * scaled_norm(image.x, units.units.x))**2) & (
+        far_y > (blind * scaled_norm(tuple(image[1:]), tuple(units.units[1:])))**2)
+    ratio = jnp.where(heard, far_y, 1) / jnp.where(heard, far_x, 1)
+    turn = pace.weight * (ratio / pace.weight**2) ** (SMOOTHING / 2)
+    return Pace(
+        pace.weight, jnp.where(due & heard, turn, pace.weight),
+        trees.where(due, image, pace.anchor), (first, error),
+        jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32))
+
+
+def _lengths(
+    point: PrimalDual, image: PrimalDual, anchor: PrimalDual, units: PrimalDual
+) -> tuple[jax.Array, jax.Array]:
+    """Squares of how far the image is from the point and from the anchor: of x, of multipliers.
+
+    Both sums of a block at once: over devices that is one reduction.
+    """
+    def block(image: jax.Array, point: jax.Array, anchor: jax.Array, unit: jax.Array) -> jax.Array:
+        ways = jnp.stack([image - point, image - anchor]) / unit
+        return jnp.sum(ways**2, axis=1)
+
+    x, y, z = (block(*parts) for parts in zip(image, point, anchor, units, strict=True))
+    return x, y + z
+
+
+def solve_by_halpern(program: Program, start: PrimalDual, options: Options) -> ProgramResult:
+    """The result of a program by products with its matrices alone.
+
+    `solver`: default Halpern's iteration on the reflected map. `stop`: judged on the relative
+    error of `optimality` at the image of the point. `check_every`: how often, default 20.
+    """
+    units = scaling(program)
+    averaged = 0.5 if program.Q is None else 2 / 3
+    solver = optax.chain(optax.scale(1 / averaged), halpern())
+    adjoint = implicit(dense() if numbers_in(start) <= DENSE else gmres())
+    options = options._replace(
+        solver=solver if options.solver is None else options.solver,
+        adjoint=adjoint if options.adjoint is None else options.adjoint)
+    solution = fixed_point(halpern_problem(), start, program, units, **options._asdict())
+    pace = stop_gradient(solution.state.answer.memory)
+    point = advanced(solution.value, pace.used, program, units)
+    found = result(program, solution._replace(value=point), _ray(program, units, solution))
+    return found._replace(solve=solution)
+
+
+def _ray(program: Program, units: Scaling, solution: Any) -> PrimalDual:
+    """The certificate of a solve that ended with one, at the point that was evaluated last."""
+    state = stop_gradient(solution.state)
+    moved = trees.subtract(state.output, state.x)
+    status, ray = certificate(*stop_gradient((program, units)), state.output, moved)
+    return trees.where(status == solution.status, ray, trees.zeros_like(ray))

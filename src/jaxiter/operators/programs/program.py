@@ -1,0 +1,188 @@
+"""Linear and quadratic programs: their canonical form, how well a point solves one, the result."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxiter import trees
+from jaxiter.numerics import product, safe_divide, stop_gradient
+from jaxiter.operators.linear_map import LinearMap, linear_map
+from jaxiter.solution import Solution, reports
+
+PyTree = Any
+
+
+class Program(NamedTuple):
+    """minimise `x' Q x / 2 + q' x` subject to `A x = b`, `G x <= h`, `lower <= x <= upper`.
+
+    Vectors of one dtype; A and G are matrices, sparse ones or pairs of products (`linear_map`).
+    Where there are no constraints they have no rows; bounds that were not given are infinite. Q is
+    None for a linear program, else symmetric.
+    """
+
+    Q: LinearMap | None
+    q: jax.Array
+    A: LinearMap
+    b: jax.Array
+    G: LinearMap
+    h: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+
+
+class PrimalDual(NamedTuple):
+    """A point of a program and the multipliers of its rows: what all methods iterate on.
+
+    x: `[n]`. equality_dual: `[p]`. inequality_dual: `[m]`, not negative.
+    """
+
+    x: jax.Array
+    equality_dual: jax.Array
+    inequality_dual: jax.Array
+
+
+@reports
+class ProgramResult(NamedTuple):
+    """The answer of a linear or quadratic program.
+
+    The Lagrangian is `x'Qx/2 + q'x + y'(A x - b) + z'(G x - h) - r'(x - bound)`, so that
+
+        Q x + q + A' equality_dual + G' inequality_dual - reduced_cost = 0
+
+    and the derivatives of the objective are `-equality_dual` with respect to b,
+    `-inequality_dual` with respect to h, and `reduced_cost` with respect to an active bound.
+
+    Attributes:
+      x: `[n]`, within its bounds.
+      equality_dual, inequality_dual: `[p]`, `[m]`; the latter are at least 0.
+      reduced_cost: `[n]`: positive where x is held at its lower bound, negative at its upper.
+      objective: `x'Qx/2 + q'x`. gap: by how much the dual's objective is below, scalar.
+      certificate: zeros, but for two statuses. PRIMAL_INFEASIBLE: multipliers y, z >= 0 for which
+        every x within its bounds has `y'(A x - b) + z'(G x - h) > 0` (a Farkas ray).
+        DUAL_INFEASIBLE: an x along which the objective falls for ever, `q'x < 0`, `Q x = 0`,
+        `A x = 0`, `G x <= 0`, and which leaves no bound.
+      solve: the untouched `Solution`; its value is in the units that the method works in.
+    """
+
+    x: jax.Array
+    equality_dual: jax.Array
+    inequality_dual: jax.Array
+    reduced_cost: jax.Array
+    objective: jax.Array
+    gap: jax.Array
+    certificate: PrimalDual
+    solve: Solution
+
+
+class Optimality(NamedTuple):
+    """What a point lacks: l2 norms of the violated constraints and of the gradient that no
+    multiplier explains, and the gap; each with the size of the terms that it is a sum of.
+
+    The ratios do not change when the program is rescaled as a whole.
+    """
+
+    primal: jax.Array
+    dual: jax.Array
+    gap: jax.Array
+    primal_unit: jax.Array
+    dual_unit: jax.Array
+    gap_unit: jax.Array
+
+    def worst(self) -> jax.Array:
+        """The largest of the three ratios."""
+        pairs = ((self.primal, self.primal_unit), (self.dual, self.dual_unit),
+                 (self.gap, self.gap_unit))
+        # A part whose terms are all 0 is 0 itself.
+        return jnp.stack([jnp.abs(safe_divide(part, unit)) for part, unit in pairs]).max()
+
+
+def curvature(program: Program, x: jax.Array) -> jax.Array:
+    """Q x; zeros for a linear program."""
+    return jnp.zeros_like(x) if program.Q is None else linear_map(program.Q, x)[0](x)
+
+
+def gradient(program: Program, point: PrimalDual) -> jax.Array:
+    """`Q x + q + A' y + G' z`, which at a solution is the reduced cost."""
+    first, *others = _gradient_terms(program, point)
+    return sum(others, first)
+
+
+def _gradient_terms(program: Program, point: PrimalDual) -> tuple:
+    x, y, z = point
+    back, again = (linear_map(rows, x)[1] for rows in (program.A, program.G))
+    return curvature(program, x), program.q, back(y), again(z)
+
+
+def held(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
+    """Which entries of x are held by their lower, and which by their upper bound.
+
+    Where the gradient pushes against a bound, and more, in units of its terms, than there is room,
+    in units of x: rounding pushes everywhere. Never differentiated.
+    """
+    program, point = stop_gradient((program, point))
+    terms = _gradient_terms(program, point)
+    slope, x = sum(terms[1:], terms[0]), point.x
+    units = trees.max_norm(x), trees.max_norm(terms)
+    low = (slope > 0) & ((x - program.lower) * units[1] <= slope * units[0])
+    high = (slope < 0) & ((program.upper - x) * units[1] <= -slope * units[0])
+    return low, high
+
+
+def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
+    """The gradient where a bound holds x, else 0."""
+    low, high = held(program, point)
+    return jnp.where(low | high, gradient(program, point), 0)
+
+
+def objective(program: Program, x: jax.Array) -> jax.Array:
+    """`x'Qx/2 + q'x`."""
+    return product(curvature(program, x) / 2 + program.q, x)
+
+
+def within(program: Program, x: jax.Array) -> jax.Array:
+    """x, clipped to its bounds; the derivatives are those of x."""
+    fixed = lax.stop_gradient(x)
+    return lax.stop_gradient(jnp.clip(fixed, program.lower, program.upper)) + (x - fixed)
+
+
+def optimality(program: Program, point: PrimalDual) -> Optimality:
+    """How far a point with x within its bounds is from solving the program.
+
+    The gap is `z'(h - G x) - y'(A x - b)` and what the reduced cost adds: the difference of the
+    two objectives but for `x'` times the unexplained gradient, which is counted already, and
+    without its cancellation.
+    """
+    x, y, z = point
+    equal, unequal = linear_map(program.A, x)[0](x), linear_map(program.G, x)[0](x)
+    bounded = jnp.isfinite(program.h)
+    h = jnp.where(bounded, program.h, 0)
+    slack = jnp.where(bounded, h - unequal, 0)
+    terms = _gradient_terms(program, point)
+    slope = sum(terms[1:], terms[0])
+    low, high = held(program, point)
+    cost = jnp.where(low | high, slope, 0)
+    bound = jnp.where(low, program.lower, jnp.where(high, program.upper, 0))
+    gap = product(z, slack) + product(y, program.b - equal) + product(
+        cost, jnp.where(low | high, x, 0) - bound)
+    size = jnp.maximum(jnp.abs(h), jnp.abs(unequal))
+    parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
+    gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
+    return Optimality(
+        trees.norm((equal - program.b, jnp.minimum(slack, 0))),
+        trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
+        jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal))),
+        jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
+
+
+def result(
+    program: Program, point: PrimalDual, solve: Solution, certificate: PrimalDual | None = None
+) -> ProgramResult:
+    """The result that a point in the units of the program stands for."""
+    point = point._replace(x=within(program, point.x))
+    if certificate is None:
+        certificate = trees.zeros_like(point)
+    return ProgramResult(
+        point.x, point.equality_dual, point.inequality_dual, reduced_cost(program, point),
+        objective(program, point.x), optimality(program, point).gap, certificate, solve)
