@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, safe_divide
-from jaxiter.operators.programs.program import PrimalDual, Program, curvature, reduced_cost
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, explained
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
 from jaxiter.solution import Status
 
@@ -26,7 +26,7 @@ def farkas(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, ja
     bounded = jnp.isfinite(program.h)
     y, z = ray.equality_dual, jnp.where(bounded, jnp.maximum(ray.inequality_dual, 0), 0)
     slope = pulled(program, y, z)
-    held = reduced_cost(program, slope)
+    held = explained(program, slope)
     bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
     value = product(held, bound) - product(y, program.b)
     value = value - product(z, jnp.where(bounded, program.h, 0))

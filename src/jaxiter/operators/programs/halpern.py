@@ -17,6 +17,7 @@ from jaxiter.implicit import implicit
 from jaxiter.linear import dense, gmres
 from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import certificate
+from jaxiter.operators.programs.checks import valid
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
@@ -24,8 +25,6 @@ from jaxiter.operators.programs.program import (
     curvature,
     optimality,
     result,
-    valid,
-    within,
 )
 from jaxiter.operators.programs.scaling import (
     Scaling,
@@ -104,7 +103,8 @@ def advanced(point: PrimalDual, weight: jax.Array, program: Program, units: Scal
     x, y, z = point
     primal, dual = _paces(weight, units)
     slope = curvature(program, x) + program.q + pulled(program, y, z)
-    new = within(program, x - primal * units.units.x**2 * slope)
+    # Its derivative is 0 where a bound holds.
+    new = jnp.clip(x - primal * units.units.x**2 * slope, program.lower, program.upper)
     equal, unequal = products(program, 2 * new - x)
     lengths = [dual * unit**2 for unit in units.units[1:]]
     above = z + lengths[1] * (unequal - program.h)
@@ -181,8 +181,7 @@ def solve_by_halpern(program: Program, start: PrimalDual, options: Options) -> P
     solution = fixed_point(halpern_problem(), start, program, units, **options._asdict())
     pace = stop_gradient(solution.state.answer.memory)
     point = advanced(solution.value, pace.used, program, units)
-    found = result(program, solution._replace(value=point), _ray(program, units, solution))
-    return found._replace(solve=solution)
+    return result(program, point, solution, _ray(program, units, solution))
 
 
 def _ray(program: Program, units: Scaling, solution: Any) -> PrimalDual:

@@ -6,14 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import solve_by_halpern
-from jaxiter.operators.programs.program import (
-    PrimalDual,
-    Program,
-    ProgramResult,
-    canonical,
-    within,
-)
+from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, within
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point
 from jaxiter.reuse import reused

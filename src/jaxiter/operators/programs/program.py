@@ -136,6 +136,12 @@ def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
     return jnp.where(low | high, gradient(program, point), 0)
 
 
+def explained(program: Program, slope: jax.Array) -> jax.Array:
+    """What bounds can explain of a gradient: its positive part at lower ones, else negative."""
+    below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
+    return below + jnp.where(program.upper < jnp.inf, jnp.minimum(slope, 0), 0)
+
+
 def objective(program: Program, x: jax.Array) -> jax.Array:
     """`x'Qx/2 + q'x`."""
     return product(curvature(program, x) / 2 + program.q, x)
