@@ -92,12 +92,12 @@ def halpern_problem() -> Problem:
 
     def certify(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program,
                 units: Scaling) -> jax.Array:
-        return certificate(program, units, image, trees.subtract(image, point))[0]
+        return _proof(point, image, pace, program, units)[0]
 
     return Problem(
         step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, merit=merit, scale=1.0,
         floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point), certify=certify,
-        valid=lambda point, program, units: valid(program))
+        valid=lambda point, program, units: valid(program), hindsight=True)
 
 
 def relative_error(program: Program, point: PrimalDual) -> jax.Array:
@@ -214,9 +214,18 @@ def solve_by_halpern(program: Program, start: PrimalDual, options: Options) -> P
     return result(program, point, solution, _ray(program, units, solution))
 
 
+def _proof(
+    point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
+) -> tuple[jax.Array, PrimalDual]:
+    """What the displacement proves, or else the way from the anchor, and the ray that does."""
+    ways = trees.subtract(image, point), trees.subtract(image, pace.anchor)
+    (first, ray), (second, other) = (certificate(program, units, image, way) for way in ways)
+    found = first != Status.RUNNING
+    return jnp.where(found, first, second), trees.where(found, ray, other)
+
+
 def _ray(program: Program, units: Scaling, solution: Any) -> PrimalDual:
     """The certificate of a solve that ended with one, at the point that was evaluated last."""
-    state = stop_gradient(solution.state)
-    moved = trees.subtract(state.output, state.x)
-    status, ray = certificate(*stop_gradient((program, units)), state.output, moved)
+    state, program, units = stop_gradient((solution.state, program, units))
+    status, ray = _proof(state.x, state.output, state.memory, program, units)
     return trees.where(status == solution.status, ray, trees.zeros_like(ray))
