@@ -31,7 +31,10 @@ def general(seed):
     a, g = rng.normal(size=(EQUAL, N)), rng.normal(size=(UNEQUAL, N))
     lower, upper = np.full(N, -np.inf), np.full(N, np.inf)
     lower[2:5], upper[4:7] = 0, 1
-    x = np.clip(rng.normal(size=N), lower, upper)
+    x = np.where(lower == 0, rng.uniform(0.2, 0.8, size=N), rng.normal(size=N))
+    x[5] = 0.5
+    # As many constraints hold as there are unknowns: 3 bounds, 3 equalities, 2 inequalities.
+    x[2:4], x[6] = 0, 1
     y, z = rng.normal(size=EQUAL), rng.uniform(0.2, 1, size=UNEQUAL) * (np.arange(UNEQUAL) < 2)
     h = g @ x + np.where(z > 0, 0, rng.uniform(0.2, 1, size=UNEQUAL))
     cost = np.where(x == lower, 1, np.where(x == upper, -1, 0)) * rng.uniform(0.2, 1, size=N)
@@ -91,3 +94,126 @@ def test_answers_and_multipliers_are_highs(name):
         np.testing.assert_allclose(-out.inequality_dual, best.ineqlin.marginals, atol=2e-3)
         np.testing.assert_allclose(
             out.reduced_cost, best.lower.marginals + best.upper.marginals, atol=2e-3)
+
+
+def test_blocks_may_be_missing_sparse_or_functions():
+    data = single(general(0))
+    whole = solve(data)
+    sparse = dict(data, A=BCOO.fromdense(data["A"]), G=BCSR.fromdense(data["G"]))
+    out = solve(sparse)
+    assert out.converged and abs(int(out.solve.steps) - int(whole.solve.steps)) <= 20
+    np.testing.assert_allclose(out.x, whole.x, atol=1e-4)
+    pairs = {key: (lambda x, k=key: data[k] @ x, lambda y, k=key: data[k].T @ y) for key in "AG"}
+    out = jax.jit(lambda b, h: linear_program(
+        data["c"], A=pairs["A"], b=b, G=pairs["G"], h=h, lower=data["lower"],
+        upper=data["upper"], stop=ji.tolerance(rtol=1e-5, atol=0)))(data["b"], data["h"])
+    assert out.converged
+    np.testing.assert_allclose(out.x, whole.x, atol=2e-4)
+    # Bounds alone, however far away; rows of one kind alone.
+    c = jnp.array([1.0, -2.0, 0.0])
+    out = linear_program(c, lower=-1e3, upper=jnp.array([1.0, 1e4, 1.0]))
+    assert out.converged
+    np.testing.assert_allclose(out.x[:2], [-1e3, 1e4])
+    assert out.equality_dual.shape == out.inequality_dual.shape == (0,)
+    np.testing.assert_allclose(out.reduced_cost, [1, -2, 0])
+    out = linear_program(c, A=jnp.ones((1, 3)), b=jnp.ones(1), lower=0.0)
+    np.testing.assert_allclose(out.x, [0, 1, 0], atol=1e-3)
+
+
+def test_batches_are_loops_and_keep_to_themselves():
+    """By vmap and in refilled lanes; a program that is infeasible changes no other."""
+    data = [single(general(seed)) for seed in range(4)]
+    data[2]["b"] = data[2]["b"].at[0].add(10).at[1].set(0)
+    data[2]["A"] = data[2]["A"].at[1].set(data[2]["A"][0])
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
+    many = jax.jit(jax.vmap(functools.partial(solve, rtol=1e-4)))(batch)
+    assert many.status.tolist() == [1, 1, Status.PRIMAL_INFEASIBLE, 1]
+    programs = jax.vmap(lambda d: canonical(None, *(d[k] for k in (
+        "c", "A", "b", "G", "h", "lower", "upper"))))(batch)
+    starts = PrimalDual(*(jnp.zeros((4, k)) for k in (N, EQUAL, UNEQUAL)))
+    many_lanes = ji.solve_many(
+        halpern_problem(), starts, programs, jax.vmap(scaling)(programs), lanes=2,
+        solver=ji.halpern(), max_steps=20_000, stop=ji.tolerance(rtol=1e-4, atol=0))
+    assert many_lanes.status.tolist() == many.status.tolist()
+    for row in (0, 1, 3):
+        one = solve(data[row], rtol=1e-4)
+        assert abs(int(one.solve.steps) - int(many.solve.steps[row])) <= 20
+        np.testing.assert_allclose(many.x[row], one.x, atol=1e-3)
+
+
+def test_float32_says_where_it_ends():
+    """A tolerance below its rounding is PRECISION_FLOOR, with the best point that was seen."""
+    a, b, c, x = solvable(20, 40, 0)
+    out = linear_program(*(jnp.asarray(v, jnp.float32) for v in (c,)), A=jnp.asarray(a, jnp.float32),
+                         b=jnp.asarray(b, jnp.float32), lower=0.0, max_steps=20_000,
+                         stop=ji.tolerance(rtol=1e-9, atol=0))
+    assert out.status == Status.PRECISION_FLOOR, out.message()
+    assert out.solve.merit < 1e-5
+    np.testing.assert_allclose(out.x, x, atol=1e-4 * np.abs(x).max())
+
+
+def test_bad_units_cost_nothing():
+    """Steps and answers of a program in units over twelve decades are those in its own."""
+    a, b, c, x = solvable(20, 40, 1)
+    bad = in_bad_units(a, b, c, 0)
+    run = jax.jit(lambda a, b, c: linear_program(c, A=a, b=b, lower=0.0))
+    plain, out = (run(*(jnp.asarray(v, jnp.float32) for v in data)) for data in ((a, b, c), bad))
+    assert plain.converged and out.converged
+    assert int(out.solve.steps) <= 3 * int(plain.solve.steps)
+    np.testing.assert_allclose(out.objective, c @ x, rtol=3e-4)
+
+
+def test_a_warm_start_is_short():
+    data = single(general(0))
+    first = solve(data)
+    again = linear_program(data["c"], **{k: v for k, v in data.items() if k != "c"},
+                           x0=first.solve.value, stop=ji.tolerance(rtol=1e-4, atol=0))
+    assert again.converged and again.solve.steps <= 20 < first.solve.steps
+
+
+SLOPES = ("c", "A", "b", "G", "h", "lower", "upper")
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_derivatives_are_those_of_highs(wide):
+    """Of x, multipliers and objective, with respect to everything, along one direction."""
+    data, rng = general(0), np.random.default_rng(7)
+    ways = {key: rng.normal(size=data[key].shape) for key in SLOPES}
+    weights = rng.normal(size=N), rng.normal(size=EQUAL)
+
+    def read(data):
+        out = highs(data)
+        return np.array([weights[0] @ out.x, -weights[1] @ out.eqlin.marginals, out.fun])
+
+    step = 1e-6
+    ends = [read({key: data[key] + sign * step * ways[key] for key in SLOPES}) for sign in (1, -1)]
+    exact = (ends[0] - ends[1]) / (2 * step)
+    with jax.enable_x64(wide):
+        kind = jnp.float64 if wide else jnp.float32
+        arrays, along = ({key: jnp.asarray(np.where(np.isfinite(data[key]), tree[key], 0)
+                                           if tree is ways else tree[key], kind)
+                          for key in SLOPES} for tree in (data, ways))
+
+        def ours(arrays):
+            out = solve.__wrapped__(arrays, 1e-9 if wide else 1e-6)
+            return jnp.stack([jnp.dot(jnp.asarray(weights[0], kind), out.x),
+                              jnp.dot(jnp.asarray(weights[1], kind), out.equality_dual),
+                              out.objective])
+
+        _, forward = jax.jit(lambda a: jax.jvp(ours, (a,), (along,)))(arrays)
+        reverse = jax.jit(jax.jacrev(ours))(arrays)
+    np.testing.assert_allclose(forward, exact, atol=1e-5 if wide else 2e-3)
+    back = sum(np.tensordot(reverse[key], along[key], np.ndim(along[key])) for key in SLOPES)
+    np.testing.assert_allclose(back, exact, atol=1e-5 if wide else 2e-3)
+
+
+def test_where_the_answer_is_not_unique_derivatives_are_not_a_number():
+    """The least-norm ones on request."""
+    def total(b, adjoint=None):
+        return linear_program(jnp.ones(2), A=jnp.array([[1.0, 1.0]]), b=b, lower=0.0,
+                              x0=jnp.array([0.6, 0.4]), adjoint=adjoint).x[0]
+
+    b = jnp.array([1.0])
+    assert np.isnan(jax.grad(total)(b)).all()
+    least = jax.grad(lambda b: total(b, ji.implicit(normal_cg())))(b)
+    np.testing.assert_allclose(least, 0.5, atol=1e-3)

@@ -46,6 +46,8 @@ NECESSARY = 0.6
 LONGEST = 0.36
 #: The share of the new ratio of lengths in the logarithm of the weight.
 SMOOTHING = 0.6
+#: The weight changes by at most this factor at once.
+TURN = 5.0
 #: The step is this fraction of the longest; the norm is known to half a per cent.
 SAFETY = 0.99
 #: A point that moved by fewer roundings of its length says nothing about the weight.
@@ -173,9 +175,9 @@ def _paced(
     heard = (far_x > (blind * scaled_norm(image.x, units.units.x))**2) & (
         far_y > (blind * scaled_norm(tuple(image[1:]), tuple(units.units[1:])))**2)
     ratio = jnp.where(heard, far_y, 1) / jnp.where(heard, far_x, 1)
-    turn = pace.weight * (ratio / pace.weight**2) ** (SMOOTHING / 2)
+    turn = jnp.clip((ratio / pace.weight**2) ** (SMOOTHING / 2), 1 / TURN, TURN)
     return Pace(
-        pace.weight, jnp.where(due & heard, turn, pace.weight),
+        pace.weight, pace.weight * jnp.where(due & heard, turn, 1),
         trees.where(due, image, pace.anchor), (first, error),
         jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32))
 
