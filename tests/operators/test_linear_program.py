@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.experimental.sparse import BCOO, BCSR
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy.optimize import linprog
+from tests.linear_programs import in_bad_units, solvable
 
 import jaxiter as ji
 from jaxiter import Status
@@ -19,8 +21,6 @@ from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import halpern_problem
 from jaxiter.operators.programs.scaling import scaling
 from jaxiter.testing import collectives
-from jaxiter.testing.fronts import check_front
-from tests.linear_programs import in_bad_units, solvable
 
 N, EQUAL, UNEQUAL = 8, 3, 4
 
@@ -46,9 +46,8 @@ def highs(data):
     """The answer of HiGHS, with multipliers in our signs."""
     bounds = list(zip(*(np.where(np.isfinite(data[k]), data[k], None)
                         for k in ("lower", "upper")), strict=True))
-    out = linprog(data["c"], A_ub=data["G"], b_ub=data["h"], A_eq=data["A"], b_eq=data["b"],
-                  bounds=bounds)
-    return out
+    return linprog(data["c"], A_ub=data["G"], b_ub=np.minimum(data["h"], 1e20), A_eq=data["A"],
+                   b_eq=data["b"], bounds=bounds)
 
 
 @functools.partial(jax.jit, static_argnames="rtol")
@@ -62,21 +61,26 @@ def single(data):
 
 
 def varied():
-    """The same shapes: plain, a free column, rows of zeros, columns of zeros, bad units."""
-    plain = general(0)
+    """The same shapes: plain, rows of zeros, a column of zeros, a row that is none, bad units."""
     rows = general(1)
     rows["A"][0], rows["b"][0], rows["G"][3], rows["h"][3] = 0, 0, 0, 1
-    columns = general(2)
-    columns["A"][:, 4], columns["G"][:, 4] = 0, 0
-    units = general(3)
-    rng = np.random.default_rng(0)
-    u, v, w = (10 ** rng.uniform(-2, 2, size=k) for k in (N, EQUAL, UNEQUAL))
-    units = dict(c=units["c"] * u, A=v[:, None] * units["A"] * u, b=v * units["b"],
-                 G=w[:, None] * units["G"] * u, h=w * units["h"], lower=units["lower"] / u,
-                 upper=units["upper"] / u)
+    rows["lower"], rows["upper"] = np.maximum(rows["lower"], -2), np.minimum(rows["upper"], 2)
+    column = general(2)
+    column["A"][:, 6], column["G"][:, 6] = 0, 0
+    column["c"][6] = -1
     unused = general(4)
     unused["h"][3] = np.inf
-    return {"plain": plain, "rows": rows, "columns": columns, "units": units, "unused": unused}
+    return {"plain": general(0), "rows": rows, "column": column, "unused": unused,
+            "units": in_units(general(3), *UNITS)}
+
+
+UNITS = tuple(10 ** np.random.default_rng(0).uniform(-2, 2, size=k) for k in (N, EQUAL, UNEQUAL))
+
+
+def in_units(data, x, y, z):
+    return dict(c=data["c"] * x, A=y[:, None] * data["A"] * x, b=y * data["b"],
+                G=z[:, None] * data["G"] * x, h=z * data["h"], lower=data["lower"] / x,
+                upper=data["upper"] / x)
 
 
 @pytest.mark.parametrize("name", varied())
@@ -85,15 +89,13 @@ def test_answers_and_multipliers_are_highs(name):
     out, best = solve(single(data)), highs(data)
     assert out.converged, out.message()
     assert np.all(out.x >= single(data)["lower"]) and np.all(out.x <= single(data)["upper"])
-    size = np.abs(data["c"]) @ np.abs(best.x)
-    np.testing.assert_allclose(out.objective, best.fun, atol=1e-4 * size)
-    units = np.abs(best.x).max() if name != "units" else np.abs(best.x)
-    np.testing.assert_allclose(out.x / units, best.x / units, atol=2e-3)
-    if name != "units":
-        np.testing.assert_allclose(-out.equality_dual, best.eqlin.marginals, atol=2e-3)
-        np.testing.assert_allclose(-out.inequality_dual, best.ineqlin.marginals, atol=2e-3)
-        np.testing.assert_allclose(
-            out.reduced_cost, best.lower.marginals + best.upper.marginals, atol=2e-3)
+    x, y, z = UNITS if name == "units" else np.ones(3)
+    for ours, exact in (
+            (out.objective, best.fun), (out.x * x, best.x * x),
+            (-out.equality_dual / y, best.eqlin.marginals / y),
+            (-out.inequality_dual / z, best.ineqlin.marginals / z),
+            (out.reduced_cost / x, (best.lower.marginals + best.upper.marginals) / x)):
+        np.testing.assert_allclose(ours, exact, atol=1e-3 * max(1, np.abs(exact).max()))
 
 
 def test_blocks_may_be_missing_sparse_or_functions():
@@ -143,11 +145,10 @@ def test_batches_are_loops_and_keep_to_themselves():
 
 def test_float32_says_where_it_ends():
     """A tolerance below its rounding is PRECISION_FLOOR, with the best point that was seen."""
-    a, b, c, x = solvable(20, 40, 0)
-    out = linear_program(*(jnp.asarray(v, jnp.float32) for v in (c,)), A=jnp.asarray(a, jnp.float32),
-                         b=jnp.asarray(b, jnp.float32), lower=0.0, max_steps=20_000,
-                         stop=ji.tolerance(rtol=1e-9, atol=0))
-    assert out.status == Status.PRECISION_FLOOR, out.message()
+    a, b, c, x = solvable(20, 40, 1)
+    a, b, c = (jnp.asarray(v, jnp.float32) for v in (a, b, c))
+    out = linear_program(c, A=a, b=b, lower=0.0, stop=ji.tolerance(rtol=1e-9, atol=0))
+    assert out.status == Status.PRECISION_FLOOR and out.solve.steps < 2000, out.message()
     assert out.solve.merit < 1e-5
     np.testing.assert_allclose(out.x, x, atol=1e-4 * np.abs(x).max())
 
@@ -208,12 +209,56 @@ def test_derivatives_are_those_of_highs(wide):
 
 
 def test_where_the_answer_is_not_unique_derivatives_are_not_a_number():
-    """The least-norm ones on request."""
-    def total(b, adjoint=None):
+    """Those of least norm on request, forward."""
+    def point(b, adjoint=None):
         return linear_program(jnp.ones(2), A=jnp.array([[1.0, 1.0]]), b=b, lower=0.0,
-                              x0=jnp.array([0.6, 0.4]), adjoint=adjoint).x[0]
+                              x0=jnp.array([0.6, 0.4]), adjoint=adjoint).x
 
     b = jnp.array([1.0])
-    assert np.isnan(jax.grad(total)(b)).all()
-    least = jax.grad(lambda b: total(b, ji.implicit(normal_cg())))(b)
-    np.testing.assert_allclose(least, 0.5, atol=1e-3)
+    assert np.isnan(jax.jvp(point, (b,), (b,))[1]).all()
+    least = jax.jvp(lambda b: point(b, ji.implicit(normal_cg())), (b,), (b,))[1]
+    np.testing.assert_allclose(least, [0.5, 0.5], atol=1e-3)
+
+
+def test_rows_over_devices_meet_twice_a_step():
+    """The product with the transpose, and one sum of lengths; the rest when it is looked at."""
+    a, b, c, _ = (np.asarray(v, np.float32) for v in solvable(64, 96, 0))
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    spread = [jax.device_put(v, NamedSharding(mesh, s)) for v, s in (
+        (a, P("rows", None)), (b, P("rows")), (c, P()))]
+
+    def run(a, b, c):
+        program = canonical(None, c, a, b, lower=0.0)
+        point = PrimalDual(*map(jnp.zeros_like, (c, b, program.h)))
+        return program, point, scaling(program)
+
+    def solved(program, point, units):
+        return ji.fixed_point(
+            halpern_problem(), point, program, units, check_every=20, max_steps=20_000,
+            solver=optax.chain(optax.scale(2.0), ji.halpern()),
+            stop=ji.tolerance(rtol=1e-4, atol=0))
+
+    operands = jax.jit(run)(*spread)
+    program = jax.jit(solved).lower(*operands).compile()
+    assert collectives(program).looped == {"all-reduce": 2}
+    assert collectives(program).branched.keys() == {"all-reduce"}
+    out = jax.jit(lambda a, b, c: linear_program(c, A=a, b=b, lower=0.0))(a, b, c)
+    assert out.converged
+    assert abs(int(program(*operands).steps) - int(out.solve.steps)) <= 60
+    np.testing.assert_allclose(c @ np.asarray(program(*operands).value.x), out.objective, rtol=2e-3)
+
+
+def test_bad_input():
+    c, rows = jnp.ones(2), jnp.ones((1, 2))
+    for match, given in {
+        "A was given without b": {"A": rows}, "lower > upper": {"lower": 1.0, "upper": 0.0},
+        "shape": {"A": rows, "b": jnp.ones(2)}, "method must": {"method": "simplex"},
+        "x0 must": {"x0": jnp.ones(3)}, "NaN": {"G": rows, "h": jnp.array([jnp.nan])},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            linear_program(c, **given)
+    with pytest.raises(TypeError, match="transpose"):
+        linear_program(c, A=lambda x: x, b=c)
+    run = jax.jit(lambda low: linear_program(c, lower=low, upper=1.0))
+    assert run(jnp.float32(0)).converged
+    assert run(jnp.float32(2)).status == run(jnp.float32(jnp.nan)).status == Status.BAD_INPUT

@@ -2,8 +2,8 @@
 
 from jaxiter.operators.douglas_rachford import douglas_rachford
 from jaxiter.operators.forward_backward import forward_backward
-from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.operators.programs import PrimalDual, ProgramResult, linear_program
+from jaxiter.operators.projections import projection_sparse_simplex
 from jaxiter.operators.prox import prox_box, prox_l1, prox_quadratic
 
 __all__ = [

@@ -30,12 +30,11 @@ from jaxiter.operators.programs.scaling import (
     Scaling,
     products,
     pulled,
-    scaled_norm,
     scaling,
 )
 from jaxiter.options import Options
 from jaxiter.problem import Problem
-from jaxiter.solution import Status
+from jaxiter.solution import Status, most_severe
 from jaxiter.solvers.halpern import halpern
 
 PyTree = Any
@@ -54,6 +53,8 @@ SAFETY = 0.99
 ROUNDINGS = 100
 #: An objective below this share of its terms is none to measure by.
 SMALL = 1e-2
+#: So many roundings of its length are no step, and so many of those in a row the end.
+NOISE, PATIENCE = 8, 200
 #: Up to so many unknowns derivatives are by a dense solve.
 DENSE = 256
 
@@ -62,7 +63,7 @@ class Pace(NamedTuple):
     """The weight of the last evaluation and of the next; where and when the anchor was set.
 
     error: lengths of the displacement at the anchor and at the last step. age: steps since the
-    anchor. steps: all of them. epoch: restarts.
+    anchor. steps: all of them. epoch: restarts. still: steps in a row that were all rounding.
     """
 
     used: jax.Array
@@ -72,6 +73,7 @@ class Pace(NamedTuple):
     age: jax.Array
     steps: jax.Array
     epoch: jax.Array
+    still: jax.Array
 
 
 def halpern_problem() -> Problem:
@@ -94,7 +96,8 @@ def halpern_problem() -> Problem:
 
     def certify(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program,
                 units: Scaling) -> jax.Array:
-        return _proof(point, image, pace, program, units)[0]
+        ended = jnp.where(pace.still >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+        return most_severe(_proof(point, image, pace, program, units)[0], ended)
 
     return Problem(
         step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, merit=merit, scale=1.0,
@@ -155,46 +158,47 @@ def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
     costs = trees.norm(program.q * units.units.x)
     weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
     endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
-    return Pace(weight, weight, point, (endless, endless), zero, zero, zero)
+    return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero)
 
 
 def _paced(
     point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
 ) -> Pace:
     """The memory after one evaluation: whether to restart, and with which weight."""
-    primal, dual = _paces(pace.weight, units)
-    (dx, far_x), (dy, far_y) = _lengths(point, image, pace.anchor, units.units)
-    error = jnp.sqrt(dx / primal + dy / dual)
+    steps = jnp.stack(_paces(pace.weight, units))
+    moved, far, size = _squares(point, image, pace.anchor, units.units)
+    error = jnp.sqrt(jnp.sum(moved / steps))
     started = pace.age > 0
     first, last = jnp.where(started, pace.errors[0], error), pace.errors[1]
     turned = (error <= NECESSARY * first) & (error > last)
     long = pace.age.astype(error.dtype) >= LONGEST * pace.steps.astype(error.dtype)
     due = started & ((error <= SUFFICIENT * first) | turned | long)
+    # A way that may be all rounding says nothing about the weight.
+    epsilon = machine_epsilon(point)
+    heard = jnp.all(far > (ROUNDINGS * epsilon) ** 2 * size)
+    ratio = jnp.where(heard, far[1], 1) / jnp.where(heard, far[0], 1)
     # A share of the logarithm of the ratio of lengths, which are still squares here.
-    blind = ROUNDINGS * machine_epsilon(point)
-    heard = (far_x > (blind * scaled_norm(image.x, units.units.x))**2) & (
-        far_y > (blind * scaled_norm(tuple(image[1:]), tuple(units.units[1:])))**2)
-    ratio = jnp.where(heard, far_y, 1) / jnp.where(heard, far_x, 1)
     turn = jnp.clip((ratio / pace.weight**2) ** (SMOOTHING / 2), 1 / TURN, TURN)
+    still = error <= NOISE * epsilon * jnp.sqrt(jnp.sum(size / steps))
     return Pace(
         pace.weight, pace.weight * jnp.where(due & heard, turn, 1),
         trees.where(due, image, pace.anchor), (first, error),
-        jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32))
+        jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32),
+        jnp.where(still, pace.still + 1, 0))
 
 
-def _lengths(
+def _squares(
     point: PrimalDual, image: PrimalDual, anchor: PrimalDual, units: PrimalDual
-) -> tuple[jax.Array, jax.Array]:
-    """Squares of how far the image is from the point and from the anchor: of x, of multipliers.
+) -> jax.Array:
+    """Squares `[3, 2]` of the ways from point and anchor to the image, and of its length; x, y.
 
-    Both sums of a block at once: over devices that is one reduction.
+    All sums of a block at once: over devices that is one reduction.
     """
     def block(image: jax.Array, point: jax.Array, anchor: jax.Array, unit: jax.Array) -> jax.Array:
-        ways = jnp.stack([image - point, image - anchor]) / unit
-        return jnp.sum(ways**2, axis=1)
+        return jnp.sum((jnp.stack([image - point, image - anchor, image]) / unit) ** 2, axis=1)
 
     x, y, z = (block(*parts) for parts in zip(image, point, anchor, units, strict=True))
-    return x, y + z
+    return jnp.stack([x, y + z], axis=1)
 
 
 def solve_by_halpern(program: Program, start: PrimalDual, options: Options) -> ProgramResult:
