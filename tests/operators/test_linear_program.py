@@ -18,7 +18,7 @@ from jaxiter import Status
 from jaxiter.linear import normal_cg
 from jaxiter.operators import PrimalDual, linear_program
 from jaxiter.operators.programs.checks import canonical
-from jaxiter.operators.programs.halpern import halpern_problem
+from jaxiter.operators.programs.hybrid_gradient import hybrid_gradient
 from jaxiter.operators.programs.scaling import scaling
 from jaxiter.testing import collectives
 
@@ -134,7 +134,7 @@ def test_batches_are_loops_and_keep_to_themselves():
         "c", "A", "b", "G", "h", "lower", "upper"))))(batch)
     starts = PrimalDual(*(jnp.zeros((4, k)) for k in (N, EQUAL, UNEQUAL)))
     many_lanes = ji.solve_many(
-        halpern_problem(), starts, programs, jax.vmap(scaling)(programs), lanes=2,
+        hybrid_gradient(), starts, programs, jax.vmap(scaling)(programs), lanes=2,
         solver=ji.halpern(), max_steps=20_000, stop=ji.tolerance(rtol=1e-4, atol=0))
     assert many_lanes.status.tolist() == many.status.tolist()
     for row in (0, 1, 3):
@@ -168,7 +168,7 @@ def test_a_warm_start_is_short():
     data = single(general(0))
     first = solve(data)
     again = linear_program(data["c"], **{k: v for k, v in data.items() if k != "c"},
-                           x0=first.solve.value, stop=ji.tolerance(rtol=1e-4, atol=0))
+                           x0=first, stop=ji.tolerance(rtol=1e-4, atol=0))
     assert again.converged and again.solve.steps <= 20 < first.solve.steps
 
 
@@ -234,7 +234,7 @@ def test_rows_over_devices_meet_twice_a_step():
 
     def solved(program, point, units):
         return ji.fixed_point(
-            halpern_problem(), point, program, units, check_every=20, max_steps=20_000,
+            hybrid_gradient(), point, program, units, check_every=20, max_steps=20_000,
             solver=optax.chain(optax.scale(2.0), ji.halpern()),
             stop=ji.tolerance(rtol=1e-4, atol=0))
 

@@ -1,13 +1,7 @@
-"""Primal-dual hybrid gradient for programs, by products alone, under Halpern's iteration.
+"""Programs by restarted, reflected Halpern iteration on the hybrid gradient step."""
 
-The map is one step in the units of the scaling. Its weight, the ratio of the dual and the primal
-step, is chosen anew at restarts, which are those of the anchor too: the memory moves its epoch,
-the driver takes the plain step, and the solver starts afresh from there.
-"""
+from typing import Any
 
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -15,223 +9,73 @@ from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.linear import dense, gmres
-from jaxiter.numerics import machine_epsilon, numbers_in, product, safe_divide, stop_gradient
-from jaxiter.operators.programs.certificates import certificate
-from jaxiter.operators.programs.checks import valid
+from jaxiter.numerics import numbers_in, stop_gradient, strong
+from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
     ProgramResult,
-    curvature,
-    explained,
     result,
+    within,
 )
-from jaxiter.operators.programs.scaling import (
-    Scaling,
-    products,
-    pulled,
-    scaling,
-)
-from jaxiter.options import Options
-from jaxiter.problem import Problem
-from jaxiter.solution import Status, most_severe
+from jaxiter.operators.programs.scaling import Scaling, scaling
+from jaxiter.options import SolveOptions, choose
+from jaxiter.problem import as_point
+from jaxiter.solution import Solution
 from jaxiter.solvers.halpern import halpern
+from jaxiter.stop import tolerance
 
-PyTree = Any
-#: Restart when the displacement is this fraction of that at the anchor ...
-SUFFICIENT = 0.1
-#: ... or this fraction and growing, or when the epoch is that fraction of all steps.
-NECESSARY = 0.6
-LONGEST = 0.36
-#: The share of the new ratio of lengths in the logarithm of the weight.
-SMOOTHING = 0.6
-#: The weight changes by at most this factor at once.
-TURN = 5.0
-#: The step is this fraction of the longest; the norm is known to half a per cent.
-SAFETY = 0.99
-#: A point that moved by fewer roundings of its length says nothing about the weight.
-ROUNDINGS = 100
-#: An objective below this share of its terms is none to measure by.
-SMALL = 1e-2
-#: So many roundings of its length are no step, and so many of those in a row the end.
-NOISE, PATIENCE = 8, 200
+#: Relative errors that are asked for by default, by the size of the dtype in bytes.
+TOLERANCES = {4: 1e-4, 8: 1e-6}
 #: Up to so many unknowns derivatives are by a dense solve.
 DENSE = 256
 
 
-class Pace(NamedTuple):
-    """The weight of the last evaluation and of the next; where and when the anchor was set.
+def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOptions) -> ProgramResult:
+    """The result of a linear or quadratic program, by products with its matrices alone.
 
-    error: lengths of the displacement at the anchor and at the last step. age: steps since the
-    anchor. steps: all of them. epoch: restarts. still: steps in a row that were all rounding.
+    Args:
+      front: the function that was called, for messages. x0: None, an x, a `PrimalDual`, or an
+        earlier `ProgramResult`.
+      options: as `linear_program` takes and explains them.
     """
-
-    used: jax.Array
-    weight: jax.Array
-    anchor: PrimalDual
-    errors: tuple[jax.Array, jax.Array]
-    age: jax.Array
-    steps: jax.Array
-    epoch: jax.Array
-    still: jax.Array
-
-
-def halpern_problem() -> Problem:
-    """One step of the primal-dual hybrid gradient as a `Problem` of `(program, scaling)`.
-
-        x+ = clip(x - tau (q + Q x + A'y + G'z), lower, upper)
-        y+ = y + sigma (A (2 x+ - x) - b),    z+ = max(z + sigma (G (2 x+ - x) - h), 0)
-        tau = units.x^2 / (w / eta + |Q|),    sigma = units^2 w eta,    eta = 0.99 / |K|
-
-    The point is a `PrimalDual`; what it is judged by, and what is the answer, is its image.
-    """
-
-    def step(point: PrimalDual, pace: Pace, program: Program, units: Scaling) -> tuple:
-        image = advanced(point, pace.weight, program, units)
-        return image, _paced(point, image, pace, program, units)
-
-    def merit(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
-              ) -> jax.Array:
-        return relative_error(program, image)
-
-    def certify(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program,
-                units: Scaling) -> jax.Array:
-        ended = jnp.where(pace.still >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
-        return most_severe(_proof(point, image, pace, program, units)[0], ended)
-
-    return Problem(
-        step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, merit=merit, scale=1.0,
-        floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point), certify=certify,
-        valid=lambda point, program, units: valid(program), hindsight=True)
-
-
-def relative_error(program: Program, point: PrimalDual) -> jax.Array:
-    """The largest relative error of a point within its bounds: of rows, gradient, objective.
-
-    The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
-    hundredth of the terms that they are sums of.
-    """
-    x, y, z = point
-    bounded = jnp.isfinite(program.h)
-    h = jnp.where(bounded, program.h, 0)
-    equal, unequal = products(program, x)
-    bent, pull = curvature(program, x), pulled(program, y, z)
-    slope = bent + program.q + pull
-    held = explained(program, slope)
-    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
-    pairs = ((x, bent), (x, program.q), (y, -program.b), (z, -h), (held, bound))
-    terms = [product(a, b) for a, b in pairs]
-    sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
-    primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
-    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
-    ratios = (
-        (trees.norm((equal - program.b, excess)),
-         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal)))),
-        (trees.norm(slope - held),
-         jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
-        (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
-    return jnp.stack([safe_divide(part, unit) for part, unit in ratios]).max()
-
-
-def advanced(point: PrimalDual, weight: jax.Array, program: Program, units: Scaling) -> PrimalDual:
-    """The image of a point for one weight."""
-    x, y, z = point
-    primal, dual = _paces(weight, units)
-    slope = curvature(program, x) + program.q + pulled(program, y, z)
-    # Its derivative is 0 where a bound holds.
-    new = jnp.clip(x - primal * units.units.x**2 * slope, program.lower, program.upper)
-    equal, unequal = products(program, 2 * new - x)
-    lengths = [dual * unit**2 for unit in units.units[1:]]
-    above = z + lengths[1] * (unequal - program.h)
-    return PrimalDual(new, y + lengths[0] * (equal - program.b), jnp.maximum(above, 0))
-
-
-def _paces(weight: jax.Array, units: Scaling) -> tuple[jax.Array, jax.Array]:
-    """The primal and the dual step, in the units of the scaling."""
-    eta = SAFETY / jnp.where(units.norm > 0, units.norm, 1)
-    return 1 / (weight / eta + units.curvature), eta * weight
-
-
-def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
-    right = program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)
-    rows = trees.norm(jax.tree.map(jnp.multiply, right, tuple(units.units[1:])))
-    costs = trees.norm(program.q * units.units.x)
-    weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
-    endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
-    return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero)
-
-
-def _paced(
-    point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
-) -> Pace:
-    """The memory after one evaluation: whether to restart, and with which weight."""
-    steps = jnp.stack(_paces(pace.weight, units))
-    moved, far, size = _squares(point, image, pace.anchor, units.units)
-    error = jnp.sqrt(jnp.sum(moved / steps))
-    started = pace.age > 0
-    first, last = jnp.where(started, pace.errors[0], error), pace.errors[1]
-    turned = (error <= NECESSARY * first) & (error > last)
-    long = pace.age.astype(error.dtype) >= LONGEST * pace.steps.astype(error.dtype)
-    due = started & ((error <= SUFFICIENT * first) | turned | long)
-    # A way that may be all rounding says nothing about the weight.
-    epsilon = machine_epsilon(point)
-    heard = jnp.all(far > (ROUNDINGS * epsilon) ** 2 * size)
-    ratio = jnp.where(heard, far[1], 1) / jnp.where(heard, far[0], 1)
-    # A share of the logarithm of the ratio of lengths, which are still squares here.
-    turn = jnp.clip((ratio / pace.weight**2) ** (SMOOTHING / 2), 1 / TURN, TURN)
-    still = error <= NOISE * epsilon * jnp.sqrt(jnp.sum(size / steps))
-    return Pace(
-        pace.weight, pace.weight * jnp.where(due & heard, turn, 1),
-        trees.where(due, image, pace.anchor), (first, error),
-        jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32),
-        jnp.where(still, pace.still + 1, 0))
-
-
-def _squares(
-    point: PrimalDual, image: PrimalDual, anchor: PrimalDual, units: PrimalDual
-) -> jax.Array:
-    """Squares `[3, 2]` of the ways from point and anchor to the image, and of its length; x, y.
-
-    All sums of a block at once: over devices that is one reduction.
-    """
-    def block(image: jax.Array, point: jax.Array, anchor: jax.Array, unit: jax.Array) -> jax.Array:
-        return jnp.sum((jnp.stack([image - point, image - anchor, image]) / unit) ** 2, axis=1)
-
-    x, y, z = (block(*parts) for parts in zip(image, point, anchor, units, strict=True))
-    return jnp.stack([x, y + z], axis=1)
-
-
-def solve_by_halpern(program: Program, start: PrimalDual, options: Options) -> ProgramResult:
-    """The result of a program by products with its matrices alone.
-
-    `solver`: default Halpern's iteration on the reflected map. `stop`: judged on the relative
-    error of `optimality` at the image of the point. `check_every`: how often, default 20.
-    """
-    units = scaling(program)
+    start = _started(program, x0)
+    # What Halpern's iteration wants is the nonexpansive map that the averaged one is made of.
     averaged = 0.5 if program.Q is None else 2 / 3
-    solver = optax.chain(optax.scale(1 / averaged), halpern())
-    adjoint = implicit(dense() if numbers_in(start) <= DENSE else gmres())
-    options = options._replace(
-        solver=solver if options.solver is None else options.solver,
-        adjoint=adjoint if options.adjoint is None else options.adjoint)
-    solution = fixed_point(halpern_problem(), start, program, units, **options._asdict())
+    chosen = choose(
+        front, options, {}, check_every=20, keep_best=True, max_steps=100_000,
+        solver=optax.chain(optax.scale(1 / averaged), halpern()),
+        adjoint=implicit(dense() if numbers_in(start) <= DENSE else gmres()),
+        stop=tolerance(rtol=TOLERANCES[program.q.dtype.itemsize], atol=0.0))
+    units = scaling(program)
+    solution = fixed_point(hybrid_gradient(), start, program, units, **chosen._asdict())
     pace = stop_gradient(solution.state.answer.memory)
     point = advanced(solution.value, pace.used, program, units)
     return result(program, point, solution, _ray(program, units, solution))
 
 
-def _proof(
-    point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
-) -> tuple[jax.Array, PrimalDual]:
-    """What the displacement proves, or else the way from the anchor, and the ray that does."""
-    ways = trees.subtract(image, point), trees.subtract(image, pace.anchor)
-    (first, ray), (second, other) = (certificate(program, units, image, way) for way in ways)
-    found = first != Status.RUNNING
-    return jnp.where(found, first, second), trees.where(found, ray, other)
-
-
-def _ray(program: Program, units: Scaling, solution: Any) -> PrimalDual:
+def _ray(program: Program, units: Scaling, solution: Solution) -> PrimalDual:
     """The certificate of a solve that ended with one, at the point that was evaluated last."""
     state, program, units = stop_gradient((solution.state, program, units))
-    status, ray = _proof(state.x, state.output, state.memory, program, units)
+    status, ray = proof(state.x, state.output, state.memory, program, units)
     return trees.where(status == solution.status, ray, trees.zeros_like(ray))
+
+
+def _started(program: Program, x0: Any) -> PrimalDual:
+    """A start from an x within the bounds, multipliers 0 unless they are given.
+
+    Raises:
+      ValueError: other shapes, NaN or infinity.
+      TypeError: another dtype.
+    """
+    none = PrimalDual(*map(jnp.zeros_like, (program.q, program.b, program.h)))
+    if x0 is None:
+        return none._replace(x=within(program, none.x))
+    if isinstance(x0, ProgramResult):
+        x0 = PrimalDual(x0.x, x0.equality_dual, x0.inequality_dual)
+    given = as_point(x0 if isinstance(x0, PrimalDual) else none._replace(x=strong(x0)))
+    for name, start, wanted in zip(given._fields, given, none, strict=True):
+        if start.shape != wanted.shape or start.dtype != wanted.dtype:
+            raise ValueError(f"x0 must be {wanted.dtype} of shape {wanted.shape} in {name}, got "
+                             f"{start.dtype} of shape {start.shape}.")
+    return given

@@ -3,20 +3,15 @@
 from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 
-from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.numerics import on_own_mesh
 from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import solve_by_halpern
-from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, within
-from jaxiter.options import SolveOptions, choose
-from jaxiter.problem import as_point
+from jaxiter.operators.programs.program import ProgramResult
+from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
-from jaxiter.stop import tolerance
 
 METHODS = ("halpern",)
-#: Relative errors that a method by products alone is asked for, by the size of the dtype in bytes.
-TOLERANCES = {4: 1e-4, 8: 1e-6}
 
 
 @reused
@@ -43,7 +38,7 @@ def linear_program(
         equilibrated.
       lower, upper: scalars or `[n]`; default: no bound. x >= 0 is `lower=0.0`.
       method: None or "halpern".
-      x0: a start, `[n]`, or a `PrimalDual` with multipliers, such as `result.solve.value`.
+      x0: a start, `[n]`, or an earlier result, whose multipliers are then taken too.
       **options: those of `fixed_point`. `stop` judges the largest of three relative errors of
         the answer, of constraints, gradient and gap: default 1e-4 in float32, 1e-6 in float64.
         By default it is looked at every 20 steps, the best point seen is returned
@@ -64,8 +59,7 @@ def linear_program(
     Reference: Applegate et al., "Practical large-scale linear programming using primal-dual hybrid
     gradient", NeurIPS 2021; Lu and Yang, "Restarted Halpern PDHG for linear programming", 2024.
 
-    >>> import jax.numpy as jnp
-    >>> from jaxiter.operators import linear_program
+    >>>     >>> from jaxiter.operators import linear_program
     >>> rows, right = jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.array([4.0, 6.0])
     >>> out = linear_program(jnp.array([-1.0, -1.0]), G=rows, h=right, lower=0.0)
     >>> [round(float(x), 2) for x in out.x], bool(out.converged)
@@ -74,25 +68,4 @@ def linear_program(
     if method not in (None, *METHODS):
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     program = canonical(None, c, A, b, G, h, lower, upper)
-    chosen = choose("linear_program", options, {}, check_every=20, keep_best=True,
-                    max_steps=100_000, stop=tolerance(
-                        rtol=TOLERANCES[program.q.dtype.itemsize], atol=0.0))
-    return solve_by_halpern(program, started(program, x0), chosen)
-
-
-def started(program: Program, x0: Any) -> PrimalDual:
-    """A start from an x within the bounds, multipliers 0 unless they are given.
-
-    Raises:
-      ValueError: other shapes, NaN or infinity.
-      TypeError: another dtype.
-    """
-    none = PrimalDual(*map(jnp.zeros_like, (program.q, program.b, program.h)))
-    if x0 is None:
-        return none._replace(x=within(program, none.x))
-    given = as_point(x0 if isinstance(x0, PrimalDual) else none._replace(x=strong(x0)))
-    for name, start, wanted in zip(given._fields, given, none, strict=True):
-        if start.shape != wanted.shape or start.dtype != wanted.dtype:
-            raise ValueError(f"x0 must be {wanted.dtype} of shape {wanted.shape} in {name}, got "
-                             f"{start.dtype} of shape {start.shape}.")
-    return given
+    return solve_by_halpern("linear_program", program, x0, options)
