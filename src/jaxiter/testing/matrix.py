@@ -130,6 +130,14 @@ def _maml(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.value)
 
 
+def _linear_program(theta: jax.Array) -> jax.Array:
+    rows = jnp.array([[1.0, 2.0], [3.0, 1.0]]) + 0.1 * theta[2]
+    out = ji.operators.linear_program(
+        jnp.array([-1.0, -1.0]) - 0.1 * theta[:2], G=rows, h=jnp.array([4.0, 6.0]) + theta[:2],
+        lower=0.0, stop=ji.tolerance(rtol=1e-5, atol=0.0))
+    return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual**2) + out.objective
+
+
 CASES: dict[str, Callable] = {
     "fixed_point": _solve(),
     "fixed_point, anderson": _solve(solver=ji.anderson(3)),
@@ -159,6 +167,7 @@ CASES: dict[str, Callable] = {
     "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
+    "linear_program, halpern": _linear_program,
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
         lambda t: _recurrence(t, adjoint=recurrence.sequential()),
