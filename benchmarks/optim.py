@@ -4,6 +4,10 @@ Digits: an MLP 64-64-64-10, batches of 64, 200 steps, mean full training loss ov
 rate of a grid; differences below a third are noise. Controlled problems are deterministic.
 """
 
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # for `compression`
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,6 +1,10 @@
 """jaxiter: differentiable fixed points in JAX, accelerated, with honest statuses."""
 
-from jaxiter import bilevel, diffusion, estimators, linear, operators, optim, recurrence, transport
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from jaxiter import estimators, linear
 from jaxiter.accuracy import accuracy
 from jaxiter.adjoint import frozen, neumann, one_step, unrolled
 from jaxiter.citation import cite
@@ -36,7 +40,25 @@ from jaxiter.stability import jacobian_penalty, spectral_rescale
 from jaxiter.stages import in_stages
 from jaxiter.stop import all_of, any_of, divergence, stagnation, tolerance
 
+if TYPE_CHECKING:
+    from jaxiter import bilevel, diffusion, operators, optim, recurrence, transport
+
 __version__ = "0.1.0"
+
+#: Imported when they are first asked for: together they would take as long as all the rest.
+_FAMILIES = ("bilevel", "diffusion", "operators", "optim", "recurrence", "transport")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """A family, `jaxiter.transport` say, without an import of its own."""
+    if name in _FAMILIES:
+        return import_module(f"jaxiter.{name}")
+    raise AttributeError(f"module 'jaxiter' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Batches", "LeastSquares", "Problem", "Process", "Solution", "SplitResult", "Splitting",

@@ -14,6 +14,7 @@ from jaxiter.transport import (
     Grid,
     PointCloud,
     PowerNorm,
+    SquaredNorm,
     cosine,
     epsilon_scaling,
     euclidean,
@@ -29,6 +30,24 @@ COSTS = {
     "power": (PowerNorm(1.0), "cityblock"),
     "cosine": (cosine, "cosine"),
 }
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, np.inf])
+def test_half_squared_norms(p):
+    x, y = np.float32([1e-30, 3.0, -2.0]), np.float32([0.0, -1.0, 1.0])
+    cost = SquaredNorm(p)
+    np.testing.assert_allclose(
+        cost(jnp.asarray(x), jnp.asarray(y)), np.linalg.norm(x - y, p) ** 2 / 2, rtol=1e-6)
+    slope = jax.grad(cost)(jnp.asarray(x), jnp.asarray(y))
+    h = 1e-6 * np.eye(3)
+    wide = np.asarray(x, float)
+    differences = [(np.linalg.norm(wide + e - y, p) ** 2 - np.linalg.norm(wide - e - y, p) ** 2)
+                   / 4e-6 for e in h]
+    np.testing.assert_allclose(slope[1:], differences[1:], rtol=1e-4)
+    np.testing.assert_array_equal(jax.grad(cost)(jnp.asarray(x), jnp.asarray(x)), 0)
+    # Neither a square nor a power overflows.
+    np.testing.assert_allclose(cost(jnp.float32([1e18, 1e18]), jnp.zeros(2)),
+                               1e36 * np.linalg.norm(np.ones(2), p) ** 2 / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [

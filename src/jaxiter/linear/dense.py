@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxiter import trees
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import (
+    Gains,
     LinearSolution,
     LinearSolver,
     Matvec,
@@ -18,7 +19,7 @@ from jaxiter.linear.system import (
     no_gains,
     stacked,
 )
-from jaxiter.numerics import HIGHEST, anchor, safe_divide
+from jaxiter.numerics import HIGHEST, anchor, numbers_in, safe_divide
 from jaxiter.values import as_value
 
 PyTree = Any
@@ -46,25 +47,37 @@ def dense(rtol: Any = None, *, scaled: bool = False, ridge: Any = 0.0) -> Linear
     def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         del x0  # a direct solve has no use for a start
         trees.check_same_structure(b, jax.eval_shape(matvec, b), "matvec")
-        flat, unravel = ravel_pytree(b)
-        # LAPACK knows no half precision.
-        wide = np.promote_types(flat.dtype, np.float32)
-        basis = jax.vmap(unravel)(anchor(jnp.eye(flat.size, dtype=flat.dtype), b))
-        columns = jax.vmap(lambda column: ravel_pytree(column)[0])(stacked(matvec, basis))
         if scaled:
-            return _scaled(columns.T.astype(wide), flat, unravel, rtol)
-        # Beside b, a fixed vector: what the inverse does to them is nearly the worst it does.
-        both = jnp.stack([flat, trees.probe_like(flat)], axis=1).astype(wide)
-        solved = jnp.linalg.solve(columns.T.astype(wide), both)
-        x = unravel(solved[:, 0].astype(flat.dtype))
-        gains = no_gains(trees.norm(flat))
-        lengths = jnp.linalg.norm(columns.astype(wide), axis=1).astype(gains.largest.dtype)
-        gains = gains.seeing(jnp.max(lengths))
-        for known, image in ((both[:, 1], solved[:, 1]), (both[:, 0], solved[:, 0])):
-            gains = gains.seeing(safe_divide(trees.norm(known), trees.norm(image)))
-        return direct_report(x, b, matvec(x), gains, rtol, flat.size)
+            flat, unravel = ravel_pytree(b)
+            return _scaled(_matrix(matvec, b), flat, unravel, rtol)
+        x, gains = eliminated(matvec, b)
+        return direct_report(x, b, matvec(x), gains, rtol, numbers_in(b))
 
     return with_ridge(solve, ridge)
+
+
+def eliminated(matvec: Matvec, b: PyTree) -> tuple[PyTree, Gains]:
+    """x of `A x = b` by LU, in float32 at least, and the gains of A that it shows."""
+    flat, unravel = ravel_pytree(b)
+    matrix = _matrix(matvec, b)
+    # Beside b, a fixed vector: what the inverse does to them is nearly the worst it does.
+    both = jnp.stack([flat, trees.probe_like(flat)], axis=1).astype(matrix.dtype)
+    solved = jnp.linalg.solve(matrix, both)
+    gains = no_gains(trees.norm(flat))
+    lengths = jnp.linalg.norm(matrix, axis=0).astype(gains.largest.dtype)
+    gains = gains.seeing(jnp.max(lengths))
+    for known, image in ((both[:, 1], solved[:, 1]), (both[:, 0], solved[:, 0])):
+        gains = gains.seeing(safe_divide(trees.norm(known), trees.norm(image)))
+    return unravel(solved[:, 0].astype(flat.dtype)), gains
+
+
+def _matrix(matvec: Matvec, b: PyTree) -> jax.Array:
+    """A, `[n, n]`, from its products with all unit vectors side by side."""
+    flat, unravel = ravel_pytree(b)
+    basis = jax.vmap(unravel)(anchor(jnp.eye(flat.size, dtype=flat.dtype), b))
+    columns = jax.vmap(lambda column: ravel_pytree(column)[0])(stacked(matvec, basis))
+    # LAPACK knows no half precision.
+    return columns.T.astype(np.promote_types(flat.dtype, np.float32))
 
 
 def _scaled(matrix: jax.Array, b: jax.Array, unravel: Callable, rtol: Any) -> LinearSolution:

@@ -1,17 +1,31 @@
 """A linear map as the pair of products that splittings use: with it and with its adjoint."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter.numerics import product
 
 PyTree = Any
-#: A matrix, a sparse matrix, a pair (matvec, rmatvec), or matvec alone.
-LinearMap = jax.Array | BCOO | BCSR | tuple[Callable, Callable] | Callable
+#: A matrix, a sparse matrix (BCOO, BCSR), a pair (matvec, rmatvec), or matvec alone.
+LinearMap = Any
+
+
+def is_sparse(operator: Any) -> bool:
+    """Whether it is a BCOO or BCSR matrix.
+
+    Who has one has imported `jax.experimental.sparse`, which takes a third of a second.
+    """
+    sparse = sys.modules.get("jax.experimental.sparse")
+    return sparse is not None and isinstance(operator, sparse.BCOO | sparse.BCSR)
+
+
+def is_pair(operator: Any) -> bool:
+    """Whether it is a pair (matvec, rmatvec)."""
+    return isinstance(operator, tuple) and len(operator) == 2 and all(map(callable, operator))
 
 
 def linear_map(operator: LinearMap, like: PyTree = None) -> tuple[Callable, Callable]:
@@ -25,10 +39,10 @@ def linear_map(operator: LinearMap, like: PyTree = None) -> tuple[Callable, Call
       TypeError: what is no linear map; matvec alone without `like`.
       ValueError: an array that is no matrix.
     """
-    if isinstance(operator, tuple) and len(operator) == 2 and all(map(callable, operator)):
+    if is_pair(operator):
         return operator
-    if isinstance(operator, BCOO | BCSR):
-        adjoint = operator.T if isinstance(operator, BCOO) else operator.to_bcoo().T
+    if is_sparse(operator):
+        adjoint = (operator.to_bcoo() if hasattr(operator, "to_bcoo") else operator).T
         return lambda x: operator @ x, lambda y: jnp.conj(adjoint @ jnp.conj(y))
     if callable(operator):
         if like is None:

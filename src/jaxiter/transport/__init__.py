@@ -10,11 +10,13 @@ from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, s
 from jaxiter.transport.points import (
     PointCloud,
     PowerNorm,
+    SquaredNorm,
     cosine,
     euclidean,
     squared_euclidean,
 )
 from jaxiter.transport.rebasin import MatchedWeights, match_weights, permute
+from jaxiter.transport.relative import relative
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.rounding import round_to_polytope
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
@@ -22,9 +24,10 @@ from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
     "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
-    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "TransportResult",
+    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
     "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "permute", "round_permutation", "round_to_polytope",
+    "match_weights", "mirror_sinkhorn", "permute", "relative", "round_permutation",
+    "round_to_polytope",
     "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
     "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
     "squared_euclidean", "swav_assignments",

@@ -1,5 +1,6 @@
 """Batches of transport problems: uneven ones in refilled lanes, histograms on one kernel."""
 
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -24,6 +25,7 @@ from jaxiter.transport.iteration import (
     kernel_problem,
     sources,
 )
+from jaxiter.transport.relative import Relative, resolved
 from jaxiter.transport.result import TransportResult
 
 
@@ -46,7 +48,7 @@ def sinkhorn_many(
 
     Args:
       costs: `[batch, n, m]`. a, b: weights `[batch, n]`, `[batch, m]`; default uniform.
-      epsilon: scalar or `[batch]`.
+      epsilon: scalar, `[batch]`, or `relative(0.05)`: of each problem's own mean.
       lanes: problems side by side; default as in `solve_many`.
       **options: as in `sinkhorn`; no `unrolled()`.
 
@@ -67,8 +69,10 @@ def sinkhorn_many(
     count, n, m = costs.shape
     a = jnp.full((count, n), 1 / n, costs.dtype) if a is None else strong(a).astype(costs.dtype)
     b = jnp.full((count, m), 1 / m, costs.dtype) if b is None else strong(b).astype(costs.dtype)
-    epsilon = jnp.broadcast_to(jnp.asarray(epsilon, costs.dtype), (count,))
     given = Dense(costs)
+    if isinstance(epsilon, Relative):
+        epsilon = jax.vmap(partial(resolved, epsilon))(given, a, b)
+    epsilon = jnp.broadcast_to(jnp.asarray(epsilon, costs.dtype), (count,))
     parts, marginals = jax.vmap(reduce)(given, Marginals(a, b, epsilon))
     stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     only_implicit("sinkhorn_many", adjoint)
@@ -105,7 +109,7 @@ def sinkhorn_histograms(
     Args:
       cost: `[n, m]`. a, b: weights `[batch, n]` or `[n]`, `[batch, m]` or `[m]`, at least
         one of them batched; zeros are legal.
-      epsilon: scalar. **options: as in `sinkhorn`; no `unrolled()`.
+      epsilon: scalar or `relative(0.05)`. **options: as in `sinkhorn`; no `unrolled()`.
 
     Returns:
       A batched `TransportResult`; statuses and steps are those of each problem.
@@ -130,6 +134,7 @@ def sinkhorn_histograms(
                          f"of them perhaps without batch, got {a.shape} and {b.shape}.")
     count = a.shape[0] if a.ndim == 2 else b.shape[0]
     a, b = jnp.broadcast_to(a, (count, n)), jnp.broadcast_to(b, (count, m))
+    epsilon = resolved(epsilon, geometry, jnp.sum(a, 0), jnp.sum(b, 0))
     epsilon = jnp.asarray(epsilon, geometry.dtype)
     stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     only_implicit("sinkhorn_histograms", adjoint)

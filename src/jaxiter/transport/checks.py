@@ -25,6 +25,7 @@ from jaxiter.stop import Stop, accepts
 from jaxiter.transport.exact import Exact, exact_sum
 from jaxiter.transport.geometry import Dense, Geometry, Reduced, Totals, as_geometry
 from jaxiter.transport.iteration import Marginals, log_weights, weighted
+from jaxiter.transport.relative import resolved
 from jaxiter.transport.result import marginal_error, with_weights
 
 
@@ -46,6 +47,7 @@ def prepare(
         check_positive(**{name: rho})
         constraint = is_concrete(rho) and np.all(np.isinf(np.asarray(rho)))
         rhos.append(None if constraint else jnp.asarray(rho, dtype))
+    epsilon = resolved(epsilon, geometry, a, b)
     marginals = Marginals(a, b, strong(epsilon).astype(dtype), *rhos)
     _check(marginals, cost.cost if isinstance(cost, Dense) else cost, given_a, given_b, epsilon)
     return geometry, marginals

@@ -70,7 +70,7 @@ def sinkhorn_divergence(
 
     Args:
       x, y: points `[n, d]`, `[m, d]`. a, b: weights; default uniform of mass 1.
-      epsilon: regularisation in units of the cost.
+      epsilon: regularisation in units of the cost, or `relative(0.05)`: of its mean over x, y.
       cost: a symmetric `cost(x_i, y_j)`; default `|x - y|^2 / 2`.
       rho: strength of the marginal penalties; inf for equal masses.
       static_b: leave out the y-y term, a constant when y and b do not change.

@@ -111,6 +111,16 @@ class Geometry(eqx.Module):
         sums, costs = self.over_rows(rows, f, low_f)
         return Totals(sums, self.T.over_rows(columns, g, low_g), jnp.sum(costs))
 
+    def mean(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The mean cost of the pairs that are allowed, each as often as `a_i b_j` says."""
+
+        def rows(cost: jax.Array) -> tuple[jax.Array, jax.Array]:
+            both = jnp.stack([finite(cost), (cost < jnp.inf).astype(cost.dtype)])
+            return tuple(jnp.matmul(both, b, precision=HIGHEST))
+
+        costs, masses = self.over_rows(rows)
+        return jnp.sum(a * costs) / jnp.sum(a * masses)
+
     def thinned(self, step: int) -> "Geometry":
         """The same rows, and every so many columns."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxiter.numerics import HIGHEST, logsumexp, safe_log, stop_gradient
 from jaxiter.transport.entries import finite
 from jaxiter.transport.exact import Exact, two_sum
-from jaxiter.transport.geometry import Geometry, Reduced, Totals
+from jaxiter.transport.geometry import Dense, Geometry, Reduced, Totals
 
 
 class Grid(Geometry):
@@ -60,6 +60,20 @@ class Grid(Geometry):
             z = jnp.moveaxis(epsilon * logsumexp(exponent, -1, first), -1, axis)
         out = -z.reshape(-1)
         return jnp.where(jnp.isfinite(out), out, 0)
+
+    def mean(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """As in the base class, from the marginals of the weights along the axes.
+
+        A pair that one axis forbids counts with the costs of the others.
+        """
+        total = jnp.zeros((), self.dtype)
+        for axis, cost in enumerate(self.costs):
+            others = tuple(k for k in range(len(self.costs)) if k != axis)
+            along_a, along_b = (
+                jnp.sum(weights.reshape([c.shape[side] for c in self.costs]), others)
+                for side, weights in enumerate((a, b)))
+            total = total + Dense(cost).mean(along_a, along_b)
+        return total
 
     def weigh(self, f: jax.Array, g: jax.Array, epsilon: Any, vectors: jax.Array) -> jax.Array:
         """As in the base class, axis by axis."""

@@ -38,6 +38,26 @@ class PowerNorm(NamedTuple):
         return jnp.sum(jnp.where(gap > 0, jnp.where(gap > 0, gap, 1) ** self.p, 0))
 
 
+class SquaredNorm(NamedTuple):
+    """The cost `|x - y|_p^2 / 2` of two points `[d]`, p >= 1 or inf; gradient 0 at equal ones."""
+
+    p: float
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """The cost of one pair."""
+        gap = jnp.abs(x - y)
+        longest = lax.stop_gradient(jnp.max(gap))
+        if self.p == float("inf"):
+            return jnp.square(jnp.max(gap)) / 2
+        # In units of the longest side no power overflows; it cancels, so it may be a constant.
+        unit = jnp.where(longest > 0, longest, 1)
+        side = gap / unit
+        total = jnp.sum(jnp.where(side > 0, jnp.where(side > 0, side, 1) ** self.p, 0))
+        some = total > 0
+        norm = jnp.where(some, total, 1) ** (2 / self.p)
+        return jnp.where(some, jnp.square(unit) * norm / 2, 0)
+
+
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     """`1 - cos(x, y)` of two points `[d]`; 1 when one of them is 0.
 

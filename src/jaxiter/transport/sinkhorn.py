@@ -23,6 +23,7 @@ from jaxiter.transport.checks import (
 )
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, from_units, log_problem, log_weights, sources
+from jaxiter.transport.relative import Relative
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.stages import Choices, epsilon_scaling, place, solve_stages, viewed
 
@@ -57,12 +58,13 @@ def sinkhorn(
     Args:
       cost: `[n, m]` (+inf forbids a pair) or a geometry such as `PointCloud(x, y)`.
       a, b: weights `[n]`, `[m]`; default uniform of mass 1. Zeros are legal.
-      epsilon: regularisation in units of the cost, positive; may be traced.
+      epsilon: regularisation in units of the cost, positive; may be traced. Or `relative(0.05)`,
+        in units of its mean.
       rho_a, rho_b: strength of the marginal penalties `rho KL(P 1 | a)`; inf is a constraint.
       method: "log" works everywhere; "kernel" absorbs the potentials into a kernel every 20
         steps, for costs in memory, many times faster; "newton" is for small epsilon and
         high accuracy (balanced, in memory; a step is a Newton step). "auto" takes kernel
-        steps with Anderson's acceleration and turns to Newton after 150; point clouds and
+        steps with Anderson's acceleration and turns to Newton after 600; point clouds and
         grids stay in the log domain and unbalanced problems with the kernel.
       init: a previous result's `g` `[m]` as warm start.
       epsilon_schedule: larger epsilons `[k]` to be solved roughly first, in this order; see
@@ -94,7 +96,8 @@ def sinkhorn(
     stop, adjoint = chosen.rule, as_adjoint(chosen.adjoint)
     method = _choose(method, geometry, marginals, chosen.solver, adjoint)
     if method == "log" and not isinstance(cost, Geometry):
-        known(warn_below_floor, stop, cost, a, b, epsilon)
+        given = marginals.epsilon if isinstance(epsilon, Relative) else epsilon
+        known(warn_below_floor, stop, cost, a, b, given)
     given = None if init is None else _warm(init, marginals)
     parts, marginals = reduce(geometry, marginals, given)
     if adjoint.differentiates_loop:
