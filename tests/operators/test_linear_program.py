@@ -234,7 +234,7 @@ def test_rows_over_devices_meet_twice_a_step():
 
     def solved(program, point, units):
         return ji.fixed_point(
-            hybrid_gradient(), point, program, units, check_every=20, max_steps=20_000,
+            hybrid_gradient(20), point, program, units, check_every=20, max_steps=20_000,
             solver=optax.chain(optax.scale(2.0), ji.halpern()),
             stop=ji.tolerance(rtol=1e-4, atol=0))
 

@@ -27,6 +27,8 @@ from jaxiter.stop import tolerance
 
 #: Relative errors that are asked for by default, by the size of the dtype in bytes.
 TOLERANCES = {4: 1e-4, 8: 1e-6}
+#: The point is judged every so many steps.
+EVERY = 20
 #: Up to so many unknowns derivatives are by a dense solve.
 DENSE = 256
 
@@ -43,12 +45,13 @@ def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOption
     # What Halpern's iteration wants is the nonexpansive map that the averaged one is made of.
     averaged = 0.5 if program.Q is None else 2 / 3
     chosen = choose(
-        front, options, {}, check_every=20, keep_best=True, max_steps=100_000,
+        front, options, {}, keep_best=True, max_steps=100_000,
         solver=optax.chain(optax.scale(1 / averaged), halpern()),
         adjoint=implicit(dense() if numbers_in(start) <= DENSE else gmres()),
         stop=tolerance(rtol=TOLERANCES[program.q.dtype.itemsize], atol=0.0))
     units = scaling(program)
-    solution = fixed_point(hybrid_gradient(), start, program, units, **chosen._asdict())
+    every = EVERY if chosen.check_every == 1 else chosen.check_every
+    solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
     pace = stop_gradient(solution.state.answer.memory)
     point = advanced(solution.value, pace.used, program, units)
     return result(program, point, solution, _ray(program, units, solution))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import machine_epsilon, product, safe_divide
+from jaxiter.numerics import if_needed, machine_epsilon, product, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import certificate
 from jaxiter.operators.programs.checks import valid
 from jaxiter.operators.programs.program import (
@@ -53,6 +53,7 @@ class Pace(NamedTuple):
 
     error: lengths of the displacement at the anchor and at the last step. age: steps since the
     anchor. steps: all of them. epoch: restarts. still: steps in a row that were all rounding.
+    merit, status: what the last evaluation came to, where it was judged.
     """
 
     used: jax.Array
@@ -63,35 +64,43 @@ class Pace(NamedTuple):
     steps: jax.Array
     epoch: jax.Array
     still: jax.Array
+    merit: jax.Array
+    status: jax.Array
 
 
-def hybrid_gradient() -> Problem:
+def hybrid_gradient(every: int = 20) -> Problem:
     """One step of the primal-dual hybrid gradient as a `Problem` of `(program, scaling)`.
 
         x+ = clip(x - tau (q + Q x + A'y + G'z), lower, upper)
         y+ = y + sigma (A (2 x+ - x) - b),    z+ = max(z + sigma (G (2 x+ - x) - h), 0)
         tau = units.x^2 / (w / eta + |Q|),    sigma = units^2 w eta,    eta = 0.99 / |K|
 
-    The point is a `PrimalDual`; what it is judged by, and what is the answer, is its image.
+    The point is a `PrimalDual`; what it is judged by, and what is the answer, is its image. It is
+    judged at the first step and every so many: the merit is infinite in between. By the memory and
+    not by `check_every`, for a batch then pays for it as seldom as one program.
     """
 
     def step(point: PrimalDual, pace: Pace, program: Program, units: Scaling) -> tuple:
         image = advanced(point, pace.weight, program, units)
-        return image, _paced(point, image, pace, program, units)
+        held = stop_gradient((point, image, pace, program, units))
+        new = _paced(*held)
 
-    def merit(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program, units: Scaling
-              ) -> jax.Array:
-        return relative_error(program, image)
+        def look(point: PrimalDual, image: PrimalDual, new: Pace) -> tuple:
+            ended = jnp.where(new.still >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+            proved = proof(point, image, new, *held[3:])[0]
+            return relative_error(held[3], image), most_severe(proved, ended)
 
-    def certify(point: PrimalDual, image: PrimalDual, pace: Pace, program: Program,
-                units: Scaling) -> jax.Array:
-        ended = jnp.where(pace.still >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
-        return most_severe(proof(point, image, pace, program, units)[0], ended)
+        due = (pace.steps == 0) | (new.steps % every == 0)
+        merit, status = if_needed(
+            due, look, (*held[:2], new), held, (jnp.full_like(new.used, jnp.inf), jnp.int32(0)))
+        return image, new._replace(merit=merit, status=status)
 
     return Problem(
-        step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, merit=merit, scale=1.0,
-        floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point), certify=certify,
-        valid=lambda point, program, units: valid(program), hindsight=True)
+        step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, scale=1.0, hindsight=True,
+        merit=lambda point, image, pace, *rest: pace.merit,
+        certify=lambda point, image, pace, *rest: pace.status,
+        floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point),
+        valid=lambda point, program, units: valid(program))
 
 
 def relative_error(program: Program, point: PrimalDual) -> jax.Array:
@@ -147,7 +156,8 @@ def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
     costs = trees.norm(program.q * units.units.x)
     weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
     endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
-    return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero)
+    return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero,
+                endless, zero)
 
 
 def _paced(
@@ -173,7 +183,7 @@ def _paced(
         pace.weight, pace.weight * jnp.where(due & heard, turn, 1),
         trees.where(due, image, pace.anchor), (first, error),
         jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32),
-        jnp.where(still, pace.still + 1, 0))
+        jnp.where(still, pace.still + 1, 0), pace.merit, pace.status)
 
 
 def _squares(

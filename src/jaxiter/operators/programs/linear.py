@@ -41,8 +41,9 @@ def linear_program(
       x0: a start, `[n]`, or an earlier result, whose multipliers are then taken too.
       **options: those of `fixed_point`. `stop` judges the largest of three relative errors of
         the answer, of constraints, gradient and gap: default 1e-4 in float32, 1e-6 in float64.
-        By default it is looked at every 20 steps, the best point seen is returned
-        (`keep_best`) and max_steps is 100,000.
+        It is looked at every 20 steps and at the first; `check_every` changes that, and for rows
+        over devices spares all reductions in between but the step's own two. By default the best
+        point seen is returned (`keep_best`) and max_steps is 100,000.
 
     Returns:
       A `ProgramResult`. PRIMAL_INFEASIBLE and DUAL_INFEASIBLE come with a `certificate`. In
