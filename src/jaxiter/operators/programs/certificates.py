@@ -1,4 +1,4 @@
-"""Proofs that a program has no answer: a Farkas ray of its rows, or a ray along which it falls."""
+"""What a point proves: that it nearly solves a program, or that nothing does."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,36 @@ from jaxiter.solution import Status
 
 #: What a certificate may be short of a proof, beside the size of the point that it speaks about.
 ACCEPTED = 1e-3
+#: An objective below this share of its terms is none to measure by.
+SMALL = 1e-2
+
+
+def relative_error(program: Program, point: PrimalDual) -> jax.Array:
+    """The largest relative error of a point within its bounds: of rows, gradient, objective.
+
+    The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
+    hundredth of the terms that they are sums of.
+    """
+    x, y, z = point
+    bounded = jnp.isfinite(program.h)
+    h = jnp.where(bounded, program.h, 0)
+    equal, unequal = products(program, x)
+    bent, pull = curvature(program, x), pulled(program, y, z)
+    slope = bent + program.q + pull
+    held = explained(program, slope)
+    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
+    pairs = ((x, bent), (x, program.q), (y, -program.b), (z, -h), (held, bound))
+    terms = [product(a, b) for a, b in pairs]
+    sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
+    primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
+    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
+    ratios = (
+        (trees.norm((equal - program.b, excess)),
+         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal)))),
+        (trees.norm(slope - held),
+         jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
+        (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
+    return jnp.stack([safe_divide(part, unit) for part, unit in ratios]).max()
 
 
 def farkas(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, jax.Array]:

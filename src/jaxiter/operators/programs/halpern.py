@@ -30,7 +30,7 @@ TOLERANCES = {4: 1e-4, 8: 1e-6}
 #: The point is judged every so many steps.
 EVERY = 20
 #: Up to so many unknowns derivatives are by a dense solve.
-DENSE = 256
+DENSE = 1000
 
 
 def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOptions) -> ProgramResult:

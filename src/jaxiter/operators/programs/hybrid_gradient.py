@@ -11,20 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import if_needed, machine_epsilon, product, safe_divide, stop_gradient
-from jaxiter.operators.programs.certificates import certificate
+from jaxiter.numerics import if_needed, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.operators.programs.certificates import certificate, relative_error
 from jaxiter.operators.programs.checks import valid
-from jaxiter.operators.programs.program import (
-    PrimalDual,
-    Program,
-    curvature,
-    explained,
-)
-from jaxiter.operators.programs.scaling import (
-    Scaling,
-    products,
-    pulled,
-)
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature
+from jaxiter.operators.programs.scaling import Scaling, products, pulled
 from jaxiter.problem import Problem
 from jaxiter.solution import Status, most_severe
 
@@ -42,8 +33,6 @@ TURN = 5.0
 SAFETY = 0.99
 #: A point that moved by fewer roundings of its length says nothing about the weight.
 ROUNDINGS = 100
-#: An objective below this share of its terms is none to measure by.
-SMALL = 1e-2
 #: So many roundings of its length are no step, and so many of those in a row the end.
 NOISE, PATIENCE = 8, 200
 
@@ -101,34 +90,6 @@ def hybrid_gradient(every: int = 20) -> Problem:
         certify=lambda point, image, pace, *rest: pace.status,
         floor=lambda point, *rest: ROUNDINGS * machine_epsilon(point),
         valid=lambda point, program, units: valid(program))
-
-
-def relative_error(program: Program, point: PrimalDual) -> jax.Array:
-    """The largest relative error of a point within its bounds: of rows, gradient, objective.
-
-    The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
-    hundredth of the terms that they are sums of.
-    """
-    x, y, z = point
-    bounded = jnp.isfinite(program.h)
-    h = jnp.where(bounded, program.h, 0)
-    equal, unequal = products(program, x)
-    bent, pull = curvature(program, x), pulled(program, y, z)
-    slope = bent + program.q + pull
-    held = explained(program, slope)
-    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
-    pairs = ((x, bent), (x, program.q), (y, -program.b), (z, -h), (held, bound))
-    terms = [product(a, b) for a, b in pairs]
-    sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
-    primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
-    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
-    ratios = (
-        (trees.norm((equal - program.b, excess)),
-         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal)))),
-        (trees.norm(slope - held),
-         jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
-        (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
-    return jnp.stack([safe_divide(part, unit) for part, unit in ratios]).max()
 
 
 def advanced(point: PrimalDual, weight: jax.Array, program: Program, units: Scaling) -> PrimalDual:

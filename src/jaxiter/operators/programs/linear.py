@@ -50,8 +50,9 @@ def linear_program(
       float32 a tolerance below 1e-5 may end as PRECISION_FLOOR.
 
     Derivatives with respect to everything are those of the vertex; they exist where it is
-    unique and not degenerate, as its multipliers. Elsewhere they are one-sided or NaN, and
-    `adjoint=implicit(normal_cg())` gives those of least norm. x itself does not change with c.
+    unique and not degenerate, as its multipliers; x itself does not change with c. Elsewhere they
+    are one-sided or NaN, and `adjoint=implicit(normal_cg())` gives those of least norm, forward.
+    By a dense solve up to 1,000 unknowns and multipliers, else by GMRES, which may fail: NaN.
 
     Raises:
       TypeError: complex or mixed dtypes, a function without its transpose.
