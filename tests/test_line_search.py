@@ -178,3 +178,24 @@ def test_over_devices():
     np.testing.assert_allclose(over(limits)[1], np.cbrt(limits), rtol=2e-7)
     slope = jax.grad(lambda limits: jnp.sum(over(limits)[1]))(limits)
     np.testing.assert_allclose(slope, limits ** (-2 / 3) / 3, rtol=1e-5)
+
+
+def test_far_bounds_do_not_move_the_root():
+    """A secant that is computed twice differs by roundings of the bracket, here 1e10 wide."""
+    w = np.float32([1, -2, 0.5, 1])
+    low = np.float32([-1, -1, -1, -np.inf])
+    v = np.float32([-1750, -1165, -1457, -1823])
+
+    @jax.jit
+    def root(v, w, bound):
+        return monotone_root(lambda t: jnp.sum(
+            w * jnp.clip(v - t * w, low, -low), -1, keepdims=True) - 0.3, -bound, bound)
+
+    roots = [float(root(v, w, bound)[0]) for bound in np.linspace(
+        1e10, 1.6e10, 16, dtype=np.float32)[:, None]]
+
+    def exact(t):
+        return np.sum(w.astype(float) * np.clip(v - t * w.astype(float), low, -low)) - 0.3
+
+    wanted = scipy.optimize.brentq(exact, -1e5, 1e5, xtol=1e-9)
+    np.testing.assert_allclose(roots, wanted, rtol=1e-6)

@@ -119,7 +119,9 @@ def barzilai_borwein(
 
 
 class _Bracket(NamedTuple):
-    """Ends, f there, weights of both in the next secant; whether to halve; sound; rounds."""
+    """Ends, f there, weights of both in the next secant; whether to halve; sound; rounds; the point
+    to look at next.
+    """
 
     low: jax.Array
     high: jax.Array
@@ -130,6 +132,7 @@ class _Bracket(NamedTuple):
     halving: jax.Array
     sound: jax.Array
     rounds: jax.Array
+    x: jax.Array
 
 
 def monotone_root(
@@ -187,7 +190,7 @@ def _search(function: Callable, low: jax.Array, high: jax.Array) -> jax.Array:
     sound = jnp.sign(f_low) * jnp.sign(f_high) <= 0  # false for NaN
     high, f_high = (jnp.where(f_low == 0, a, b) for a, b in ((low, high), (f_low, f_high)))
     low, f_low = (jnp.where(f_high == 0, b, a) for a, b in ((low, high), (f_low, f_high)))
-    start = _Bracket(low, high, f_low, f_high, new, new, no, sound, jnp.int32(0))
+    start = _aimed(_Bracket(low, high, f_low, f_high, new, new, no, sound, jnp.int32(0), low))
     most = 2 * jnp.finfo(low.dtype).bits + 2
 
     def going(b: _Bracket) -> jax.Array:
@@ -205,6 +208,26 @@ def _open(b: _Bracket) -> jax.Array:
 
 def _narrowed(function: Callable, b: _Bracket) -> _Bracket:
     """The bracket after one more evaluation of every element that is open."""
+    x = b.x
+    f, still = function(x), _open(b)
+    up = still & ((jnp.sign(f) == jnp.sign(b.f_low)) | (f == 0))  # x is the new low end
+    down = still & ((jnp.sign(f) == jnp.sign(b.f_high)) | (f == 0))
+    low, high = jnp.where(up, x, b.low), jnp.where(down, x, b.high)
+    width, was = ((key_of_float(top) >> 1) - (key_of_float(bottom) >> 1)
+                  for bottom, top in ((low, high), (b.low, b.high)))
+    return _aimed(_Bracket(
+        low, high, jnp.where(up, f, b.f_low), jnp.where(down, f, b.f_high),
+        # An end that stays a second time counts half, and less every time.
+        jnp.where(down, b.w_low / 2, 2), jnp.where(up, b.w_high / 2, 2),
+        ~b.halving & (width > was // 2), b.sound & ~jnp.isnan(f), b.rounds + 1, x))
+
+
+def _aimed(b: _Bracket) -> _Bracket:
+    """With the point to look at next.
+
+    The loop carries it: XLA may compute a secant twice, once where f is and once where an end is
+    kept, and the two differ by a rounding of the bracket's size.
+    """
     ends = key_of_float(b.low), key_of_float(b.high)
     v_low, v_high = jnp.minimum(b.w_low, 1) * b.f_low, jnp.minimum(b.w_high, 1) * b.f_high
     secant = b.low + (b.high - b.low) * (v_low / (v_low - v_high))
@@ -212,17 +235,7 @@ def _narrowed(function: Callable, b: _Bracket) -> _Bracket:
     # Never an end again: next to a root the secant rounds to it.
     inside = jnp.clip(key_of_float(secant), ends[0] + 1, ends[1] - 1)
     x = float_of_key(jnp.where(b.halving | ~jnp.isfinite(secant), middle, inside), b.low.dtype)
-    f, still = function(x), _open(b)
-    up = still & ((jnp.sign(f) == jnp.sign(b.f_low)) | (f == 0))  # x is the new low end
-    down = still & ((jnp.sign(f) == jnp.sign(b.f_high)) | (f == 0))
-    low, high = jnp.where(up, x, b.low), jnp.where(down, x, b.high)
-    width, was = ((key_of_float(top) >> 1) - (key_of_float(bottom) >> 1)
-                  for bottom, top in ((low, high), (b.low, b.high)))
-    return _Bracket(
-        low, high, jnp.where(up, f, b.f_low), jnp.where(down, f, b.f_high),
-        # An end that stays a second time counts half, and less every time.
-        jnp.where(down, b.w_low / 2, 2), jnp.where(up, b.w_high / 2, 2),
-        ~b.halving & (width > was // 2), b.sound & ~jnp.isnan(f), b.rounds + 1)
+    return b._replace(x=x)
 
 
 def _integer(dtype: Any) -> Any:

@@ -112,7 +112,7 @@ def test_nan_passes_and_traced_nonsense_is_nan():
 @pytest.mark.parametrize("call, match", [
     (lambda: prox_l1(jnp.ones(2), 0.0), "step must be positive"),
     (lambda: prox_l1(jnp.ones(2), jnp.array(-1.0)), "step must be positive"),
-    (lambda: prox_l1(jnp.ones(2), 1.0, -1.0), "weight must be at least 0"),
+    (lambda: prox_l1(jnp.ones(2), 1.0, -1.0), "weight must not be negative"),
     (lambda: prox_quadratic(jnp.ones(2), float("nan"), jnp.eye(2)), "step must be positive"),
     (lambda: prox_quadratic(jnp.ones(3), 1.0, jnp.eye(2)), r"\(2, 2\) and \(3,\)"),
     (lambda: prox_box(jnp.ones(2), 1.0, 1.0, 0.0), "empty box"),

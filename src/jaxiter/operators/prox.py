@@ -1,21 +1,18 @@
-"""Proximal maps, `prox(v, step, ...) = argmin_u g(u) + |u - v|^2 / (2 step)`.
+"""Proximal maps, `prox(v, step, ...) = argmin_u g(u) + |u - v|^2 / (2 step)`, entry by entry.
 
 All take the point and the step first, whether or not the step matters, so that any of them
 stands where a splitting wants one. A step or weight out of its domain raises where it is known
 and gives NaN where it is traced, which a solve reports as NONFINITE.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter import trees
-from jaxiter.implicit import attach_implicit, implicit
-from jaxiter.linear import cg
-from jaxiter.numerics import hoist, is_concrete, real_dtype, stop_gradient, typed_by
+from jaxiter.numerics import is_concrete, real_dtype
+from jaxiter.operators.domain import not_negative, positive, real
 
 PyTree = Any
 
@@ -41,12 +38,9 @@ def prox_l1(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
     >>> prox_l1(jnp.array([3.0, -0.5, -2.0]), 1.0, 1.5).tolist()
     [1.5, 0.0, -0.5]
     """
-    _require("step must be positive", step, lambda t: t > 0)
-    _require("weight must be at least 0", weight, lambda w: w >= 0)
-
     def leaf(v: jax.Array) -> jax.Array:
-        t, w = (jnp.asarray(x, real_dtype(v.dtype)) for x in (step, weight))
-        threshold = jnp.where((t > 0) & (w >= 0), t * w, jnp.nan)
+        kind = real_dtype(v.dtype)
+        threshold = positive("step", step, kind) * not_negative("weight", weight, kind)
         if not jnp.iscomplexobj(v):
             return v - jnp.clip(v, -threshold, threshold)
         # |v| has no derivative at 0, so it is not asked for there.
@@ -55,6 +49,107 @@ def prox_l1(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
         return jnp.where(zero, 0, v * jnp.maximum(1 - threshold / size, 0).astype(v.dtype))
 
     return jax.tree.map(leaf, v)
+
+
+def prox_non_negative_l1(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
+    """The proximal map of `weight * sum u` on u >= 0.
+
+        u = max(v - step weight, 0)
+
+    Args:
+      v: a tree of real arrays. step: positive scalar.
+      weight: at least 0; a scalar, or an array that broadcasts with every leaf.
+
+    Raises:
+      ValueError: a step that is not positive or a negative weight, where they are known.
+      TypeError: complex v.
+
+    Reference: Parikh and Boyd, "Proximal algorithms", 2014.
+
+    >>> import jax.numpy as jnp
+    >>> prox_non_negative_l1(jnp.array([3.0, -2.0]), 1.0, 0.5).tolist()
+    [2.5, 0.0]
+    """
+    def leaf(v: jax.Array) -> jax.Array:
+        return jnp.maximum(v - positive("step", step, v.dtype) * not_negative(
+            "weight", weight, v.dtype), 0)
+
+    return jax.tree.map(leaf, real("prox_non_negative_l1", v))
+
+
+def prox_squared_l2(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
+    """The proximal map of `weight / 2 * sum |u|^2`.
+
+        u = v / (1 + step weight)
+
+    Args:
+      v: a tree, real or complex. step: positive scalar.
+      weight: at least 0; a scalar, or an array that broadcasts with every leaf.
+
+    Raises:
+      ValueError: a step that is not positive or a negative weight, where they are known.
+
+    Reference: Parikh and Boyd, "Proximal algorithms", 2014.
+
+    >>> import jax.numpy as jnp
+    >>> prox_squared_l2(jnp.array([3.0, -6.0]), 1.0, 2.0).tolist()
+    [1.0, -2.0]
+    """
+    def leaf(v: jax.Array) -> jax.Array:
+        kind = real_dtype(v.dtype)
+        factor = positive("step", step, kind) * not_negative("weight", weight, kind)
+        return v / (1 + factor).astype(v.dtype)
+
+    return jax.tree.map(leaf, v)
+
+
+def prox_elastic_net(v: PyTree, step: Any, l1: Any = 1.0, l2: Any = 1.0) -> PyTree:
+    """The proximal map of `l1 * sum |u| + l2 / 2 * sum |u|^2`.
+
+        u = prox_l1(v, step, l1) / (1 + step l2)
+
+    Args:
+      v: a tree, real or complex. step: positive scalar.
+      l1, l2: at least 0; scalars, or arrays that broadcast with every leaf.
+
+    Raises:
+      ValueError: a step that is not positive or a negative weight, where they are known.
+
+    Reference: Zou and Hastie, "Regularization and variable selection via the elastic net",
+    J. R. Stat. Soc. B 67, 2005.
+
+    >>> import jax.numpy as jnp
+    >>> prox_elastic_net(jnp.array([3.0, -0.5]), 1.0, 1.0, 1.0).tolist()
+    [1.0, 0.0]
+    """
+    return prox_squared_l2(prox_l1(v, step, l1), step, l2)
+
+
+def prox_huber(v: PyTree, step: Any, delta: Any = 1.0, weight: Any = 1.0) -> PyTree:
+    """The proximal map of `weight * sum huber(u)`: u^2 / 2 up to |u| = delta, then straight on.
+
+        u = v - step weight clip(v / (1 + step weight), -delta, delta)
+
+    Args:
+      v: a tree of real arrays. step: positive scalar.
+      delta: positive; weight: at least 0; scalars, or arrays that broadcast with every leaf.
+
+    Raises:
+      ValueError: a step or delta that is not positive or a negative weight, where they are known.
+      TypeError: complex v.
+
+    Reference: Combettes and Pesquet, "Proximal splitting methods in signal processing", 2011.
+
+    >>> import jax.numpy as jnp
+    >>> prox_huber(jnp.array([1.0, 5.0]), 1.0).tolist()
+    [0.5, 4.0]
+    """
+    def leaf(v: jax.Array) -> jax.Array:
+        factor = positive("step", step, v.dtype) * not_negative("weight", weight, v.dtype)
+        bound = positive("delta", delta, v.dtype)
+        return v - factor * jnp.clip(v / (1 + factor), -bound, bound)
+
+    return jax.tree.map(leaf, real("prox_huber", v))
 
 
 def prox_box(v: PyTree, step: Any, lower: PyTree = None, upper: PyTree = None) -> PyTree:
@@ -78,8 +173,6 @@ def prox_box(v: PyTree, step: Any, lower: PyTree = None, upper: PyTree = None) -
     del step
 
     def leaf(v: jax.Array, low: Any, high: Any) -> jax.Array:
-        if jnp.iscomplexobj(v):
-            raise TypeError("prox_box needs real arrays: complex numbers have no order.")
         if low is not None and high is not None:
             if is_concrete(low, high) and np.any(np.asarray(low) > np.asarray(high)):
                 raise ValueError("empty box: lower is above upper in some entry.")
@@ -90,7 +183,7 @@ def prox_box(v: PyTree, step: Any, lower: PyTree = None, upper: PyTree = None) -
         return jnp.where(low > high, jnp.nan, inside)
 
     bounds = [_like(bound, v) for bound in (lower, upper)]
-    leaves, treedef = jax.tree.flatten(v)
+    leaves, treedef = jax.tree.flatten(real("prox_box", v))
     return jax.tree.unflatten(treedef, [
         leaf(*entry) for entry in zip(leaves, *bounds, strict=True)])
 
@@ -101,65 +194,3 @@ def _like(bound: PyTree, v: PyTree) -> list:
     if bound is not None and jax.tree.structure(bound) == known:
         return jax.tree.leaves(bound)
     return [bound] * known.num_leaves
-
-
-def prox_quadratic(
-    v: PyTree, step: Any, matrix: jax.Array | Callable[[PyTree], PyTree], linear: PyTree = None
-) -> PyTree:
-    """The proximal map of `u^H Q u / 2 + Re <q, u>`: one linear solve.
-
-        u = (I + step Q)^-1 (v - step q)
-
-    Least squares `|A u - b|^2 / 2` is Q = A^H A, q = -A^H b. A matrix is factorised anew at every
-    call; where the step stays, factorise `I + step Q` once, outside, and write the two
-    triangular solves as the proximal map.
-
-    Args:
-      v: a vector `[n]` for a matrix, any tree for a function. step: positive scalar.
-      matrix: Q, Hermitian, `I + step Q` positive definite: an array `[n, n]` (Cholesky), or a
-        linear function of trees like v (conjugate gradients, with their derivative by another
-        such solve). Elsewhere the answer is NaN.
-      linear: q, like v; None for 0.
-
-    Raises:
-      ValueError: a step that is not positive, where it is known; shapes that do not match.
-
-    Reference: Parikh and Boyd, "Proximal algorithms", 2014.
-
-    >>> import jax.numpy as jnp
-    >>> prox_quadratic(jnp.array([2.0, 8.0]), 1.0, jnp.diag(jnp.array([0.0, 3.0]))).tolist()
-    [2.0, 2.0]
-    """
-    _require("step must be positive", step, lambda t: t > 0)
-    step = jnp.where(jnp.asarray(step) > 0, step, jnp.nan)
-    right = v if linear is None else trees.axpy(-step, linear, v)
-    if callable(matrix):
-        return _by_products(right, step, matrix)
-    n = matrix.shape[-1]
-    if matrix.shape != (n, n) or jnp.shape(v) != (n,):
-        raise ValueError(f"a matrix [n, n] goes with a vector [n]; got {matrix.shape} and "
-                         f"{jnp.shape(v)}. Give a function for anything else.")
-    shifted = jnp.eye(n, dtype=matrix.dtype) + step.astype(matrix.dtype) * matrix
-    with jax.default_matmul_precision("highest"):
-        factor = jax.scipy.linalg.cho_factor(shifted, lower=True)
-        return jax.scipy.linalg.cho_solve(factor, right)
-
-
-def _by_products(right: PyTree, step: jax.Array, matrix: Callable) -> PyTree:
-    def product(u: PyTree) -> PyTree:
-        return trees.axpy(step, matrix(u), u)
-
-    right = typed_by(product, (right,), right)
-    pure, constants, _ = hoist(product, right)
-    fixed = stop_gradient(constants)
-    found = cg()(lambda u: pure(fixed, u), stop_gradient(right))
-    # A solve that failed must not pass for a proximal map.
-    unit = jnp.where(found.residual <= 1e-2, 1.0, jnp.nan)
-    return attach_implicit(
-        lambda u: trees.subtract(product(u), right), trees.scale(unit, found.value),
-        adjoint=implicit(cg()))
-
-
-def _require(rule: str, number: Any, holds: Callable) -> None:
-    if is_concrete(number) and not np.all(holds(np.asarray(number))):
-        raise ValueError(f"{rule}, got {number}.")

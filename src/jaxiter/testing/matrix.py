@@ -138,6 +138,10 @@ def _linear_program(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual**2) + out.objective
 
 
+HALVES = tuple(
+    lambda v, b, i=i: ji.operators.projection_halfspace(v, jnp.abs(POINTS[i:i + 3, 0]) + 0.1, b[i])
+    for i in range(2))
+
 CASES: dict[str, Callable] = {
     "fixed_point": _solve(),
     "fixed_point, anderson": _solve(solver=ji.anderson(3)),
@@ -167,6 +171,14 @@ CASES: dict[str, Callable] = {
     "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
+    "projection_simplex, projection_capped_simplex": lambda t: jnp.sum(jnp.sin(
+        ji.operators.projection_simplex(t) + ji.operators.projection_capped_simplex(t, 0.55))),
+    "projection_psd, prox_nuclear": lambda t: jnp.sum(WEIGHTS * ji.operators.projection_psd(
+        _cost(t) - 5 + ji.operators.prox_nuclear(_cost(t), 0.3))),
+    "projection_exponential_cone, prox_entropy": lambda t: jnp.sum(jnp.sin(
+        ji.operators.projection_exponential_cone(t) + ji.operators.prox_entropy(t, 0.5))),
+    "project_intersection": lambda t: jnp.sum(jnp.sin(ji.operators.project_intersection(
+        HALVES, 3 * t, jnp.sin(t), stop=TIGHT).value)),
     "linear_program, halpern": _linear_program,
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
