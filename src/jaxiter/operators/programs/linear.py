@@ -61,7 +61,8 @@ def linear_program(
     Reference: Applegate et al., "Practical large-scale linear programming using primal-dual hybrid
     gradient", NeurIPS 2021; Lu and Yang, "Restarted Halpern PDHG for linear programming", 2024.
 
-    >>>     >>> from jaxiter.operators import linear_program
+    >>> import jax.numpy as jnp
+    >>> from jaxiter.operators import linear_program
     >>> rows, right = jnp.array([[1.0, 2.0], [3.0, 1.0]]), jnp.array([4.0, 6.0])
     >>> out = linear_program(jnp.array([-1.0, -1.0]), G=rows, h=right, lower=0.0)
     >>> [round(float(x), 2) for x in out.x], bool(out.converged)
