@@ -35,6 +35,8 @@ SAFETY = 0.99
 ROUNDINGS = 100
 #: So many roundings of its length are no step, and so many of those in a row the end.
 NOISE, PATIENCE = 8, 200
+#: Unless the best error fell to this fraction meanwhile.
+BETTER = 0.9
 
 
 class Pace(NamedTuple):
@@ -42,7 +44,7 @@ class Pace(NamedTuple):
 
     error: lengths of the displacement at the anchor and at the last step. age: steps since the
     anchor. steps: all of them. epoch: restarts. still: steps in a row that were all rounding.
-    merit, status: what the last evaluation came to, where it was judged.
+    merit, best, status: what the last evaluation came to, where it was judged; the least so far.
     """
 
     used: jax.Array
@@ -54,6 +56,7 @@ class Pace(NamedTuple):
     epoch: jax.Array
     still: jax.Array
     merit: jax.Array
+    best: jax.Array
     status: jax.Array
 
 
@@ -82,7 +85,10 @@ def hybrid_gradient(every: int = 20) -> Problem:
         due = (pace.steps == 0) | (new.steps % every == 0)
         merit, status = if_needed(
             due, look, (*held[:2], new), held, (jnp.full_like(new.used, jnp.inf), jnp.int32(0)))
-        return image, new._replace(merit=merit, status=status)
+        # What still gets better is slow, and not at its rounding yet.
+        return image, new._replace(
+            merit=merit, best=jnp.minimum(merit, new.best), status=status,
+            still=jnp.where(merit < BETTER * new.best, 0, new.still))
 
     return Problem(
         step=step, memory=_first_pace, epoch=lambda pace: pace.epoch, scale=1.0, hindsight=True,
@@ -118,7 +124,7 @@ def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
     weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
     endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
     return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero,
-                endless, zero)
+                endless, endless, zero)
 
 
 def _paced(
@@ -144,7 +150,7 @@ def _paced(
         pace.weight, pace.weight * jnp.where(due & heard, turn, 1),
         trees.where(due, image, pace.anchor), (first, error),
         jnp.where(due, 0, pace.age + 1), pace.steps + 1, pace.epoch + due.astype(jnp.int32),
-        jnp.where(still, pace.still + 1, 0), pace.merit, pace.status)
+        jnp.where(still, pace.still + 1, 0), pace.merit, pace.best, pace.status)
 
 
 def _squares(
