@@ -8,26 +8,8 @@ from sklearn.linear_model import Lasso
 
 import jaxiter as ji
 from jaxiter import Problem, Splitting, Status, solve_splitting
-from jaxiter.operators import prox_box, prox_l1
+from jaxiter.operators import davis_yin, prox_box, prox_l1
 from jaxiter.testing import check_splitting, splittings
-
-
-def davis_yin(prox_f, prox_g, gradient, *, step_size):
-    """Minimise f + g + h, h smooth: y = prox_g(z), T(z) = z + prox_f(2 y - z - t grad h(y)) - y.
-
-    Davis and Yin, "A three-operator splitting scheme and its optimization applications", 2017.
-    """
-    def residual(z, *args):
-        y = prox_g(z, step_size, *args)
-        forward = 2 * y - z - step_size * gradient(y, *args)
-        return prox_f(forward, step_size, *args) - y
-
-    def extract(z, *args):
-        y = prox_g(z, step_size, *args)
-        return y, (z - y) / step_size
-
-    return Splitting(Problem(residual=residual), lambda x0, *args: x0, extract)
-
 
 POSITIVE_LASSO = davis_yin(
     lambda v, t, a, b, lam: prox_l1(v, t, lam),

@@ -13,6 +13,7 @@ from optax.projections import (
     projection_non_negative,
 )
 
+from jaxiter.operators.admm import admm
 from jaxiter.operators.bregman import mirror_box, mirror_burg, mirror_orthant, mirror_simplex
 from jaxiter.operators.combinators import add_quadratic, conjugate, rotate, scale, translate
 from jaxiter.operators.cones import (
@@ -20,11 +21,21 @@ from jaxiter.operators.cones import (
     projection_rotated_cone,
     projection_second_order_cone,
 )
+from jaxiter.operators.davis_yin import davis_yin
 from jaxiter.operators.douglas_rachford import douglas_rachford
 from jaxiter.operators.exponential_cone import projection_exponential_cone
 from jaxiter.operators.forward_backward import forward_backward
 from jaxiter.operators.intersection import project_intersection
-from jaxiter.operators.programs import PrimalDual, ProgramResult, linear_program
+from jaxiter.operators.nonconvex import accelerated_nonconvex, mcp_concave, scad_concave
+from jaxiter.operators.primal_dual import primal_dual
+from jaxiter.operators.programs import (
+    PrimalDual,
+    ProgramResult,
+    kkt,
+    linear_program,
+    quadratic_program,
+    quadratic_program_many,
+)
 from jaxiter.operators.projections import (
     projection_affine,
     projection_l1_ball,
@@ -44,23 +55,29 @@ from jaxiter.operators.prox_barriers import prox_entropy, prox_log_barrier, prox
 from jaxiter.operators.prox_nonconvex import prox_l0, prox_mcp, prox_scad
 from jaxiter.operators.prox_norms import prox_l2, prox_linf, prox_nuclear, prox_pair
 from jaxiter.operators.prox_quadratic import prox_least_squares, prox_quadratic
+from jaxiter.operators.proximal_gradient import proximal_gradient
+from jaxiter.operators.regularisation_path import regularisation_path
 from jaxiter.operators.sections import (
     projection_box_section,
     projection_capped_simplex,
     projection_weighted_simplex,
 )
+from jaxiter.operators.tseng import tseng
 
 __all__ = [
-    "PrimalDual", "ProgramResult", "linear_program",
-    "add_quadratic", "conjugate", "douglas_rachford", "forward_backward", "mirror_box",
-    "mirror_burg", "mirror_orthant", "mirror_simplex", "project_intersection",
-    "projection_affine", "projection_box", "projection_box_section", "projection_capped_simplex",
-    "projection_exponential_cone", "projection_halfspace", "projection_hyperplane",
-    "projection_l1_ball", "projection_l2_ball", "projection_linf_ball", "projection_non_negative",
-    "projection_psd", "projection_rotated_cone", "projection_second_order_cone",
-    "projection_simplex", "projection_sparse_simplex", "projection_spectral_ball",
-    "projection_weighted_simplex", "prox_box", "prox_elastic_net", "prox_entropy", "prox_huber",
-    "prox_l0", "prox_l1", "prox_l2", "prox_least_squares", "prox_linf", "prox_log_barrier",
-    "prox_log_det", "prox_mcp", "prox_non_negative_l1", "prox_nuclear", "prox_pair",
-    "prox_quadratic", "prox_scad", "prox_squared_l2", "rotate", "scale", "translate",
+    "PrimalDual", "ProgramResult", "accelerated_nonconvex", "add_quadratic", "admm",
+    "conjugate", "davis_yin", "douglas_rachford", "forward_backward", "kkt",
+    "linear_program", "mcp_concave",
+    "mirror_box", "mirror_burg", "mirror_orthant", "mirror_simplex", "primal_dual",
+    "project_intersection", "projection_affine", "projection_box", "projection_box_section",
+    "projection_capped_simplex", "projection_exponential_cone", "projection_halfspace",
+    "projection_hyperplane", "projection_l1_ball", "projection_l2_ball", "projection_linf_ball",
+    "projection_non_negative", "projection_psd", "projection_rotated_cone",
+    "projection_second_order_cone", "projection_simplex", "projection_sparse_simplex",
+    "projection_spectral_ball", "projection_weighted_simplex", "prox_box", "prox_elastic_net",
+    "prox_entropy", "prox_huber", "prox_l0", "prox_l1", "prox_l2", "prox_least_squares",
+    "prox_linf", "prox_log_barrier", "prox_log_det", "prox_mcp", "prox_non_negative_l1",
+    "prox_nuclear", "prox_pair", "prox_quadratic", "prox_scad", "prox_squared_l2",
+    "proximal_gradient", "quadratic_program", "quadratic_program_many", "regularisation_path",
+    "rotate", "scad_concave", "scale", "translate", "tseng",
 ]

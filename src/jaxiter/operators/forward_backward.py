@@ -19,6 +19,16 @@ PyTree = Any
 MARGIN = 1.02
 
 
+def step_by_curvature(gradient: Callable, x: PyTree, args: tuple) -> jax.Array:
+    """1 / L, L the largest curvature at x, from above; 1 where there is none."""
+    at, fixed = stop_gradient((x, args))
+    at = typed_by(lambda x: gradient(x, *fixed), (at,), at)
+    _, product = jax.linearize(lambda x: gradient(x, *fixed), at)
+    curvature = MARGIN * jnp.abs(largest_eigenvalue(product, at).value)
+    # Where f is linear any step will do.
+    return (1 / jnp.where(curvature == 0, 1, curvature)).astype(trees.norm_dtype(x))
+
+
 def forward_backward(
     gradient: Callable, prox: Callable, *, step_size: Any = None
 ) -> Splitting:
@@ -56,15 +66,9 @@ def forward_backward(
     check_positive(**({} if step_size is None else {"step_size": step_size}))
 
     def memory(x: PyTree, *args: PyTree) -> jax.Array:
-        kind = trees.norm_dtype(x)
         if step_size is not None:
-            return jnp.asarray(step_size, kind)
-        at, fixed = stop_gradient((x, args))
-        at = typed_by(lambda x: gradient(x, *fixed), (at,), at)
-        _, product = jax.linearize(lambda x: gradient(x, *fixed), at)
-        curvature = MARGIN * jnp.abs(largest_eigenvalue(product, at).value)
-        # Where f is linear any step will do.
-        return (1 / jnp.where(curvature == 0, 1, curvature)).astype(kind)
+            return jnp.asarray(step_size, trees.norm_dtype(x))
+        return step_by_curvature(gradient, x, args)
 
     def step(x: PyTree, size: jax.Array, *args: PyTree) -> tuple[PyTree, jax.Array]:
         return prox(trees.axpy(-size, gradient(x, *args), x), size, *args), size

@@ -122,6 +122,10 @@ def _metric(x: jax.Array) -> jax.Array:
     return jnp.matmul(jnp.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.3], [0.0, 0.3, 1.5]]), x)
 
 
+def _energy(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.sum(x * _metric(x)) / 2 - jnp.sum(t * x) + jnp.sum(x**4) / 8
+
+
 def _maml(theta: jax.Array) -> jax.Array:
     tasks = jnp.array([[0.1, 0.2, 0.3], [0.5, 0.1, 0.2]])
     out = bilevel.implicit_maml(
@@ -138,9 +142,17 @@ def _linear_program(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual**2) + out.objective
 
 
+def _program(theta: jax.Array) -> jax.Array:
+    out = ji.operators.quadratic_program(
+        _metric(jnp.eye(3)), -theta, A=jnp.ones((1, 3)), b=theta[:1], G=WEIGHTS[:2, :3],
+        h=0.1 + theta[1:], lower=-1.0, upper=theta[1])
+    return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual) + out.objective
+
+
 HALVES = tuple(
     lambda v, b, i=i: ji.operators.projection_halfspace(v, jnp.abs(POINTS[i:i + 3, 0]) + 0.1, b[i])
     for i in range(2))
+
 
 CASES: dict[str, Callable] = {
     "fixed_point": _solve(),
@@ -171,6 +183,25 @@ CASES: dict[str, Callable] = {
     "douglas_rachford, prox_quadratic, prox_box": _split(ji.operators.douglas_rachford(
         lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
         lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), step_size=0.7)),
+    "davis_yin": _split(ji.operators.davis_yin(
+        lambda v, step, t: ji.operators.prox_l1(v, step, 0.3),
+        lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4), lambda x, t: _metric(x) - t)),
+    "admm": _split(ji.operators.admm(
+        lambda v, step, t: ji.operators.prox_quadratic(v, step, _metric, -t),
+        lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4))),
+    "primal_dual": _split(ji.operators.primal_dual(
+        lambda v, step, t: (v + step * t) / (1 + step),
+        lambda v, step, t: ji.operators.prox_l1(v, step, 0.1), lambda x, t: jnp.diff(x))),
+    "tseng": _split(ji.operators.tseng(
+        lambda z, t: _metric(z) + 0.5 * (jnp.roll(z, 1) - jnp.roll(z, -1)) - t,
+        lambda v, step, t: ji.operators.prox_box(v, step, 0.1, 0.4))),
+    "proximal_gradient": lambda t: jnp.sum(ji.operators.proximal_gradient(
+        _energy, lambda v, step, t: ji.operators.prox_l1(v, step, 0.3), jnp.zeros(3), t,
+        stop=TIGHT).value ** 2),
+    "regularisation_path": lambda t: jnp.sum(ji.operators.regularisation_path(
+        lambda x, w, t: _energy(x, t), lambda v, step, w, t: ji.operators.prox_l1(v, step, w),
+        jnp.zeros(3), jnp.array([0.5, 0.2]) * t[0], t, stop=TIGHT).value ** 2),
+    "quadratic_program": _program,
     "projection_simplex, projection_capped_simplex": lambda t: jnp.sum(jnp.sin(
         ji.operators.projection_simplex(t) + ji.operators.projection_capped_simplex(t, 0.55))),
     "projection_psd, prox_nuclear": lambda t: jnp.sum(WEIGHTS * ji.operators.projection_psd(

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
 from jaxiter.known import known
 from jaxiter.numerics import machine_epsilon, strong
-from jaxiter.operators.linear_map import LinearMap
+from jaxiter.operators.linear_map import LinearMap, is_sparse
 from jaxiter.operators.programs.program import Program
 
 #: Of a Q that is positive semidefinite rounding makes one whose eigenvalues are above this times
@@ -34,7 +33,7 @@ def canonical(
     for name, given in (("q", q), ("b", b)):
         known(partial(_check_finite, name), given)
     for name, given in (("Q", Q), ("A", A), ("G", G)):
-        known(partial(_check_finite, name), given.data if _sparse(given) else given)
+        known(partial(_check_finite, name), given.data if is_sparse(given) else given)
     known(_check_bounds, lower, upper, h)
     q = _vector("q", q, None, kind)
     n = q.shape[0]
@@ -56,10 +55,6 @@ def valid(program: Program) -> jax.Array:
     ordered = jnp.all((program.lower <= program.upper) & (program.lower < jnp.inf)
                       & (program.upper > -jnp.inf))
     return trees.finite((arrays, program.q, program.b)) & ordered & jnp.all(program.h > -jnp.inf)
-
-
-def _sparse(matrix: Any) -> bool:
-    return isinstance(matrix, BCOO | BCSR)
 
 
 def _precision(**given: Any) -> np.dtype:
@@ -93,14 +88,14 @@ def _vector(name: str, value: Any, size: int | None, kind: np.dtype) -> jax.Arra
 def _matrix(name: str, value: Any, rows: int, n: int, kind: np.dtype) -> LinearMap:
     if isinstance(value, tuple) and len(value) == 2 and all(map(callable, value)):
         return value
-    if not _sparse(value) and callable(value):
+    if not is_sparse(value) and callable(value):
         raise TypeError(f"{name} as a function needs its transpose beside it: give the pair "
                         "(matvec, rmatvec).")
     if np.shape(value) != (rows, n):
         raise ValueError(f"{name} must have shape ({rows}, {n}), one column for each entry of q"
                          f"{'' if name == 'Q' else ' and one row for each right-hand side'}, got "
                          f"{np.shape(value)}.")
-    return value if _sparse(value) else strong(jnp.asarray(value, kind))
+    return value if is_sparse(value) else strong(jnp.asarray(value, kind))
 
 
 def _rows(

@@ -122,9 +122,8 @@ def held(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
     in units of x: rounding pushes everywhere. Never differentiated.
     """
     program, point = stop_gradient((program, point))
-    terms = _gradient_terms(program, point)
-    slope, x = sum(terms[1:], terms[0]), point.x
-    units = trees.max_norm(x), trees.max_norm(terms)
+    slope, x = gradient(program, point), point.x
+    units = trees.max_norm(x), sizes(program, point)[1]
     low = (slope > 0) & ((x - program.lower) * units[1] <= slope * units[0])
     high = (slope < 0) & ((program.upper - x) * units[1] <= -slope * units[0])
     return low, high
@@ -180,6 +179,31 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
+
+
+def complement(program: Program, point: PrimalDual) -> jax.Array:
+    """By how much neither an inequality nor its multiplier vanishes: the length of the smaller of
+    the two, over the sizes of what slacks and gradient are sums of.
+
+    Near a solution that is unique the distance to it is in proportion to this and to the other
+    violations, where it is only to the root of the gap.
+    """
+    x, _, z = point
+    unequal = linear_map(program.G, x)[0](x)
+    bounded = jnp.isfinite(program.h)
+    slack = jnp.where(bounded, program.h - unequal, jnp.inf)
+    units = sizes(program, point)
+    low, high = held(program, point)
+    room = jnp.where(low, x - program.lower, jnp.where(high, program.upper - x, 0))
+    return trees.norm((jnp.minimum(safe_divide(slack, units[0]), safe_divide(z, units[1])),
+                       safe_divide(room, trees.max_norm(x))))
+
+
+def sizes(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
+    """The largest entries of what the slacks of G, and what the gradient is a sum of."""
+    right = jnp.where(jnp.isfinite(program.h), program.h, 0)
+    unequal = linear_map(program.G, point.x)[0](point.x)
+    return trees.max_norm((right, unequal)), trees.max_norm(_gradient_terms(program, point))
 
 
 def result(

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.sparse import BCOO, BCSR
 
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.numerics import safe_divide, stop_gradient
-from jaxiter.operators.linear_map import linear_map
+from jaxiter.operators.linear_map import is_pair, is_sparse, linear_map
 from jaxiter.operators.programs.program import PrimalDual, Program, curvature
 from jaxiter.spectral import largest_eigenvalue
 from jaxiter.stop import never
@@ -49,7 +48,7 @@ def scaling(program: Program) -> Scaling:
     """
     program = stop_gradient(program)
     units = PrimalDual(*map(jnp.ones_like, (program.q, program.b, program.h)))
-    if not any(isinstance(matrix, tuple) for matrix in program[::2][:3]):
+    if not any(map(is_pair, (program.Q, program.A, program.G))):
         units = fixed_point(
             lambda units, program: _divided(units, *_sizes(program, units, largest=True)),
             units, program, max_steps=ROUNDS + 1, stop=never(), adjoint=frozen()).value
@@ -100,8 +99,8 @@ def _of_matrix(
     matrix: Any, rows: jax.Array, columns: jax.Array, largest: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Of every row and of every column."""
-    if isinstance(matrix, BCOO | BCSR):
-        matrix = matrix.to_bcoo() if isinstance(matrix, BCSR) else matrix
+    if is_sparse(matrix):
+        matrix = matrix.to_bcoo() if hasattr(matrix, "to_bcoo") else matrix
         i, j = matrix.indices[:, 0], matrix.indices[:, 1]
         entries = jnp.abs(matrix.data) * rows[i] * columns[j]
         gather = jax.ops.segment_max if largest else jax.ops.segment_sum

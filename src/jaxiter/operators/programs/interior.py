@@ -1,0 +1,199 @@
+"""The interior-point method for dense programs: Mehrotra's predictor and corrector.
+
+Its step is one Cholesky factorisation of `n x n`, and the solves of both directions are refined
+against the whole system: what float32 loses in `G' diag(z / s) G` is found again.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
+
+from jaxiter import trees
+from jaxiter.numerics import machine_epsilon, product
+from jaxiter.operators.programs.kkt import program_equations
+from jaxiter.operators.programs.program import (
+    PrimalDual,
+    Program,
+    complement,
+    curvature,
+    optimality,
+    within,
+)
+from jaxiter.problem import Problem
+from jaxiter.solution import Status
+
+#: The share of the way to the boundary that a step goes.
+NEAR = 0.99
+#: Rounds of refinement of the predictor and of the corrector.
+ROUNDS = 1, 2
+#: The merit that rounding leaves, in machine epsilons.
+FLOOR = 32.0
+
+
+class Room(NamedTuple):
+    """All inequalities, `[m + 2n]`: those of G, of the lower and of the upper bounds.
+
+    slack: the room that is left. dual: its multipliers. Both positive, 1 and 0 where a bound is
+    infinite. blocked: whether rounding left no way to go on.
+    """
+
+    slack: jax.Array
+    dual: jax.Array
+    blocked: jax.Array
+
+
+class _System(NamedTuple):
+    """`[[Q, A', C'], [A, 0, 0], [C, 0, -ratio]]`, factorised with a little on its diagonal.
+
+    weights: `1 / max(ratio, delta)`, 0 for infinite bounds. delta: also stands for the equalities.
+    """
+
+    program: Program
+    ratio: jax.Array
+    weights: jax.Array
+    delta: float
+    factor: jax.Array
+
+
+def interior_problem() -> Problem:
+    """The problem of args `(program,)`, one in units by `equilibrated`; its point a `PrimalDual`.
+
+    The merit is the largest of the three ratios of `optimality`.
+    """
+    return Problem(
+        step=_step, memory=_begin, equations=lambda point, room, program: program_equations(
+            point, program),
+        merit=lambda point, image, room, program: _merit(point, program),
+        scale=1.0, floor=lambda point, *rest: FLOOR * machine_epsilon(point), certify=_certify)
+
+
+def _merit(point: PrimalDual, program: Program) -> jax.Array:
+    """The largest of what `optimality` and `complement` see."""
+    point = point._replace(x=within(program, point.x))
+    return jnp.maximum(optimality(program, point).worst(), complement(program, point))
+
+
+def start(program: Program) -> PrimalDual:
+    """x that minimises the objective and the squares of all rows; no multipliers."""
+    m, n = program.G.shape
+    ones = jnp.concatenate([jnp.isfinite(program.h).astype(program.q.dtype),
+                            jnp.zeros(2 * n, program.q.dtype)])
+    system = _system(program, jnp.ones_like(ones), ones)
+    h = jnp.where(jnp.isfinite(program.h), program.h, 0)
+    x, y, _ = _once(system, -program.q, program.b, jnp.pad(h, (0, 2 * n)))
+    return PrimalDual(within(program, x), y, jnp.zeros((m,), x.dtype))
+
+
+def _limits(program: Program) -> tuple[jax.Array, jax.Array]:
+    """The right-hand sides of `C x <= c`, and which of them are finite."""
+    c = jnp.concatenate([program.h, -program.lower, program.upper])
+    there = jnp.isfinite(c)
+    return jnp.where(there, c, 0), there
+
+
+def _rows(program: Program, x: jax.Array) -> jax.Array:
+    """C x."""
+    return jnp.concatenate([product(program.G, x), -x, x])
+
+
+def _columns(program: Program, z: jax.Array) -> jax.Array:
+    """C' z."""
+    m, n = program.G.shape
+    return product(program.G.T, z[:m]) - z[m:m + n] + z[m + n:]
+
+
+def _begin(point: PrimalDual, program: Program) -> Room:
+    """Slacks of at least the size of x, and multipliers that make all products equal."""
+    c, there = _limits(program)
+    room = jnp.where(there, c - _rows(program, point.x), 1)
+    unit = jnp.maximum(trees.max_norm(point.x), jnp.max(-room, initial=0))
+    unit = jnp.where(unit > 0, unit, 1).astype(room.dtype)
+    slack = jnp.where(there, jnp.maximum(room, unit), 1)
+    given = jnp.pad(point.inequality_dual, (0, 2 * point.x.size))
+    dual = jnp.where(there, jnp.maximum(given, unit * (unit / slack)), 0)
+    return Room(slack, dual, jnp.bool_(False))
+
+
+def _system(program: Program, ratio: jax.Array, there: jax.Array) -> _System:
+    m, n = program.G.shape
+    delta = machine_epsilon(program.q) ** 0.5
+    weights = there / jnp.maximum(ratio, delta)
+    matrix = product(program.G.T, weights[:m, None] * program.G)
+    matrix = matrix + product(program.A.T, program.A) / delta
+    matrix = matrix + jnp.diag(weights[m:m + n] + weights[m + n:] + delta)
+    if program.Q is not None:
+        matrix = matrix + program.Q
+    return _System(program, ratio, weights, delta, jnp.linalg.cholesky(matrix))
+
+
+def _once(system: _System, r: jax.Array, equal: jax.Array, rest: jax.Array) -> tuple:
+    """The solution of the system with what was added to its diagonal."""
+    program, weights = system.program, system.weights
+    right = r + product(program.A.T, equal) / system.delta + _columns(program, weights * rest)
+    x = cho_solve((system.factor, True), right)
+    return (x, (product(program.A, x) - equal) / system.delta,
+            weights * (_rows(program, x) - rest))
+
+
+def _solved(
+    system: _System, r: jax.Array, equal: jax.Array, rest: jax.Array, rounds: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The solution of the system, refined."""
+    program = system.program
+    x, y, z = _once(system, r, equal, rest)
+    for _ in range(rounds):
+        missing = r - curvature(program, x) - product(program.A.T, y) - _columns(program, z)
+        gap = jnp.where(system.weights > 0, rest - _rows(program, x) + system.ratio * z, 0)
+        change = _once(system, missing, equal - product(program.A, x), gap)
+        x, y, z = trees.add((x, y, z), change)
+    return x, y, z
+
+
+def _furthest(v: jax.Array, change: jax.Array) -> jax.Array:
+    """The step at which some entry of v would be 0."""
+    falls = change < 0
+    return jnp.min(jnp.where(falls, v / jnp.where(falls, -change, 1), jnp.inf), initial=jnp.inf)
+
+
+def _step(point: PrimalDual, room: Room, program: Program) -> tuple[PrimalDual, Room]:
+    (x, y, _), (slack, dual, _) = point, room
+    c, there = _limits(program)
+    some = there.astype(x.dtype)
+    ratio = jnp.where(there, slack / jnp.where(there, dual, 1), 1)
+    system = _system(program, ratio, some)
+    slope = curvature(program, x) + program.q + product(program.A.T, y) + _columns(program, dual)
+    equal = product(program.A, x) - program.b
+    excess = some * (_rows(program, x) + slack - c)
+    count = jnp.maximum(jnp.sum(some), 1)
+    mean = product(slack, dual) / count
+
+    def direction(products: jax.Array, rounds: int) -> tuple:
+        """The step to products `s z` that are smaller by these."""
+        share = jnp.where(there, products / jnp.where(there, dual, 1), 0)
+        dx, dy, dz = _solved(system, -slope, -equal, share - excess, rounds)
+        ds = -some * (share + ratio * dz)
+        most = jnp.minimum(_furthest(slack, ds), _furthest(dual, dz))
+        return dx, dy, ds, dz, jnp.minimum(1, NEAR * most)
+
+    _, _, ds, dz, size = direction(slack * dual, ROUNDS[0])
+    left = product(slack + size * ds, dual + size * dz) / count
+    centre = mean * jnp.where(mean > 0, left / jnp.where(mean > 0, mean, 1), 0) ** 3
+    dx, dy, ds, dz, size = direction(some * (slack * dual + ds * dz - centre), ROUNDS[1])
+    moved = (x + size * dx, y + size * dy, slack + size * ds, dual + size * dz)
+    # Where the factorisation fails, or no step is left, the point is the best there is.
+    good = trees.finite(moved) & (size > 0)
+    x, y, slack, dual = trees.where(good, moved, (x, y, slack, dual))
+    m = program.G.shape[0]
+    return PrimalDual(x, y, dual[:m]), Room(slack, dual, ~good)
+
+
+def _certify(
+    point: PrimalDual, image: PrimalDual, room: Room, program: Program
+) -> jax.Array:
+    """STAGNATED, or PRECISION_FLOOR near it, where the last step was none."""
+    del image
+    low = _merit(point, program) <= FLOOR * machine_epsilon(point)
+    code = jnp.where(low, Status.PRECISION_FLOOR, Status.STAGNATED)
+    return jnp.where(room.blocked, code, Status.RUNNING).astype(jnp.int32)
