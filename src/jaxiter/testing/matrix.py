@@ -142,6 +142,14 @@ def _maml(theta: jax.Array) -> jax.Array:
     return jnp.sum(out.value)
 
 
+def _linear_program(theta: jax.Array) -> jax.Array:
+    rows = jnp.array([[1.0, 2.0], [3.0, 1.0]]) + 0.1 * theta[2]
+    out = ji.operators.linear_program(
+        jnp.array([-1.0, -1.0]) - 0.1 * theta[:2], G=rows, h=jnp.array([4.0, 6.0]) + theta[:2],
+        lower=0.0, stop=ji.tolerance(rtol=1e-5, atol=0.0))
+    return jnp.sum(out.x**2) + jnp.sum(out.inequality_dual**2) + out.objective
+
+
 def _program(theta: jax.Array) -> jax.Array:
     out = ji.operators.quadratic_program(
         _metric(jnp.eye(3)), -theta, A=jnp.ones((1, 3)), b=theta[:1], G=WEIGHTS[:2, :3],
@@ -224,6 +232,7 @@ CASES: dict[str, Callable] = {
         ji.operators.projection_exponential_cone(t) + ji.operators.prox_entropy(t, 0.5))),
     "project_intersection": lambda t: jnp.sum(jnp.sin(ji.operators.project_intersection(
         HALVES, 3 * t, jnp.sin(t), stop=TIGHT).value)),
+    "linear_program, halpern": _linear_program,
     "solve_recurrence": _recurrence,
     "solve_recurrence, sequential adjoint":
         lambda t: _recurrence(t, adjoint=recurrence.sequential()),

@@ -1,7 +1,9 @@
 """Linear and quadratic programs, as layers: batched, differentiable, with a status each."""
 
 from jaxiter.operators.programs.kkt import kkt
+from jaxiter.operators.programs.linear import linear_program
 from jaxiter.operators.programs.program import PrimalDual, ProgramResult
 from jaxiter.operators.programs.quadratic import quadratic_program, quadratic_program_many
 
-__all__ = ["PrimalDual", "ProgramResult", "kkt", "quadratic_program", "quadratic_program_many"]
+__all__ = ["PrimalDual", "ProgramResult", "kkt", "linear_program", "quadratic_program",
+           "quadratic_program_many"]

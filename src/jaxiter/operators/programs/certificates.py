@@ -1,0 +1,130 @@
+"""What a point proves: that it nearly solves a program, or that nothing does."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxiter import trees
+from jaxiter.numerics import product, safe_divide
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, explained
+from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
+from jaxiter.solution import Status
+
+#: What a certificate may be short of a proof, beside the size of the point that it speaks about.
+ACCEPTED = 1e-3
+#: An objective below this share of its terms is none to measure by.
+SMALL = 1e-2
+
+
+def relative_error(program: Program, point: PrimalDual) -> jax.Array:
+    """The largest relative error of a point within its bounds: of rows, gradient, objective.
+
+    The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
+    hundredth of the terms that they are sums of.
+    """
+    x, y, z = point
+    bounded = jnp.isfinite(program.h)
+    h = jnp.where(bounded, program.h, 0)
+    equal, unequal = products(program, x)
+    bent, pull = curvature(program, x), pulled(program, y, z)
+    slope = bent + program.q + pull
+    held = explained(program, slope)
+    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
+    pairs = ((x, bent), (x, program.q), (y, -program.b), (z, -h), (held, bound))
+    terms = [product(a, b) for a, b in pairs]
+    sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
+    primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
+    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
+    ratios = (
+        (trees.norm((equal - program.b, excess)),
+         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal)))),
+        (trees.norm(slope - held),
+         jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
+        (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
+    return jnp.stack([safe_divide(part, unit) for part, unit in ratios]).max()
+
+
+def farkas(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, jax.Array]:
+    """The multipliers of a ray as they count, what they prove, and what spoils the proof.
+
+        min over lower <= x <= upper of y'(A x - b) + z'(G x - h)
+
+    Returns:
+      Multipliers with `z >= 0` and zeros for x; the value of the minimum, positive where no x
+      satisfies the rows; the entries of `A'y + G'z` that no bound holds, without which that
+      minimum is minus infinity.
+    """
+    bounded = jnp.isfinite(program.h)
+    y, z = ray.equality_dual, jnp.where(bounded, jnp.maximum(ray.inequality_dual, 0), 0)
+    slope = pulled(program, y, z)
+    held = explained(program, slope)
+    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
+    value = product(held, bound) - product(y, program.b)
+    value = value - product(z, jnp.where(bounded, program.h, 0))
+    return PrimalDual(jnp.zeros_like(slope), y, z), value, slope - held
+
+
+def falling(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, tuple]:
+    """The direction of a ray within the bounds, how fast the objective falls, what spoils it.
+
+    Returns:
+      A direction that leaves no bound, and zeros for the multipliers; `-q'x`; the entries of `A x`,
+      of `G x` above 0, and of `Q x`, all of which must vanish.
+    """
+    x = ray.x
+    x = jnp.where(program.lower > -jnp.inf, jnp.maximum(x, 0), x)
+    x = jnp.where(program.upper < jnp.inf, jnp.minimum(x, 0), x)
+    equal, unequal = products(program, x)
+    above = jnp.where(jnp.isfinite(program.h), jnp.maximum(unequal, 0), 0)
+    none = jnp.zeros_like(equal), jnp.zeros_like(unequal)
+    return PrimalDual(x, *none), -product(program.q, x), (equal, above, curvature(program, x))
+
+
+def certificate(
+    program: Program, scaling: Scaling, point: PrimalDual, moved: PrimalDual
+) -> tuple[jax.Array, PrimalDual]:
+    """What the displacement at a point proves, and the ray that proves it.
+
+    A ray with violation v and value d excludes every x but those with `|v| |x| >= d`, in the
+    units of the scaling: it counts as a proof where `|v| |x| <= d / 1000` for the largest x that
+    this point gives reason to expect; alike for the other one and the multipliers.
+
+    Returns:
+      PRIMAL_INFEASIBLE, DUAL_INFEASIBLE or RUNNING; the ray with value 1, zeros where there is
+      none.
+
+    Reference: Applegate, Diaz, Lu and Lubin, "Infeasibility detection with primal-dual hybrid
+    gradient for large-scale linear programming", SIAM J. Optim. 34, 2024; Park and Ryu,
+    "Accelerated infeasibility detection of constrained optimization and fixed-point iterations",
+    ICML 2023.
+    """
+    units = scaling.units
+    sizes = _expected(program, scaling, point)
+    multipliers, proven, loose = farkas(program, moved)
+    none = _proves(trees.norm(loose * units.x) * sizes[0], proven)
+    direction, fall, (equal, above, bent) = falling(program, moved)
+    rows = trees.norm((equal * units.equality_dual, above * units.inequality_dual))
+    spoilt = rows * sizes[1] + trees.norm(bent * units.x) * sizes[0]
+    endless = _proves(spoilt, fall) & ~none
+    status = jnp.where(none, Status.PRIMAL_INFEASIBLE, jnp.where(
+        endless, Status.DUAL_INFEASIBLE, Status.RUNNING)).astype(jnp.int32)
+    ray = trees.add(_normalised(none, proven, multipliers), _normalised(endless, fall, direction))
+    return status, ray
+
+
+def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
+    """Lengths of x and of the multipliers, in their units: of the point, and what rows ask for."""
+    x, *rows = scaling.units
+    right = (program.b, jnp.where(jnp.isfinite(program.h), program.h, 0))
+    wanted = trees.norm(jax.tree.map(jnp.multiply, right, tuple(rows)))
+    costs = trees.norm(program.q * x)
+    norm = scaling.norm
+    return (jnp.maximum(scaled_norm(point.x, x), safe_divide(wanted, norm)),
+            jnp.maximum(scaled_norm(tuple(point[1:]), tuple(rows)), safe_divide(costs, norm)))
+
+
+def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
+    return (value > 0) & (violation <= ACCEPTED * value)
+
+
+def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDual:
+    return trees.where(holds, trees.scale(safe_divide(1, value), ray), trees.zeros_like(ray))

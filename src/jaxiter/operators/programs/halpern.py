@@ -1,0 +1,84 @@
+"""Programs by restarted, reflected Halpern iteration on the hybrid gradient step."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from jaxiter import trees
+from jaxiter.driver import fixed_point
+from jaxiter.implicit import implicit
+from jaxiter.linear import dense, gmres
+from jaxiter.numerics import numbers_in, stop_gradient, strong
+from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof
+from jaxiter.operators.programs.program import (
+    PrimalDual,
+    Program,
+    ProgramResult,
+    result,
+    within,
+)
+from jaxiter.operators.programs.scaling import Scaling, scaling
+from jaxiter.options import SolveOptions, choose
+from jaxiter.problem import as_point
+from jaxiter.solution import Solution
+from jaxiter.solvers.halpern import halpern
+from jaxiter.stop import tolerance
+
+#: Relative errors that are asked for by default, by the size of the dtype in bytes.
+TOLERANCES = {4: 1e-4, 8: 1e-6}
+#: The point is judged every so many steps.
+EVERY = 20
+#: Up to so many unknowns derivatives are by a dense solve.
+DENSE = 1000
+
+
+def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOptions) -> ProgramResult:
+    """The result of a linear or quadratic program, by products with its matrices alone.
+
+    Args:
+      front: the function that was called, for messages. x0: None, an x, a `PrimalDual`, or an
+        earlier `ProgramResult`.
+      options: as `linear_program` takes and explains them.
+    """
+    start = _started(program, x0)
+    # What Halpern's iteration wants is the nonexpansive map that the averaged one is made of.
+    averaged = 0.5 if program.Q is None else 2 / 3
+    chosen = choose(
+        front, options, {}, keep_best=True, max_steps=100_000,
+        solver=optax.chain(optax.scale(1 / averaged), halpern()),
+        adjoint=implicit(dense() if numbers_in(start) <= DENSE else gmres()),
+        stop=tolerance(rtol=TOLERANCES[program.q.dtype.itemsize], atol=0.0))
+    units = scaling(program)
+    every = EVERY if chosen.check_every == 1 else chosen.check_every
+    solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
+    pace = stop_gradient(solution.state.answer.memory)
+    point = advanced(solution.value, pace.used, program, units)
+    return result(program, point, solution, _ray(program, units, solution))
+
+
+def _ray(program: Program, units: Scaling, solution: Solution) -> PrimalDual:
+    """The certificate of a solve that ended with one, at the point that was evaluated last."""
+    state, program, units = stop_gradient((solution.state, program, units))
+    status, ray = proof(state.x, state.output, state.memory, program, units)
+    return trees.where(status == solution.status, ray, trees.zeros_like(ray))
+
+
+def _started(program: Program, x0: Any) -> PrimalDual:
+    """A start from an x within the bounds, multipliers 0 unless they are given.
+
+    Raises:
+      ValueError: other shapes, NaN or infinity.
+      TypeError: another dtype.
+    """
+    none = PrimalDual(*map(jnp.zeros_like, (program.q, program.b, program.h)))
+    if x0 is None:
+        return none._replace(x=within(program, none.x))
+    if isinstance(x0, ProgramResult):
+        x0 = PrimalDual(x0.x, x0.equality_dual, x0.inequality_dual)
+    given = as_point(x0 if isinstance(x0, PrimalDual) else none._replace(x=strong(x0)))
+    for name, start, wanted in zip(given._fields, given, none, strict=True):
+        if start.shape != wanted.shape or start.dtype != wanted.dtype:
+            raise ValueError(f"x0 must be {wanted.dtype} of shape {wanted.shape} in {name}, got "
+                             f"{start.dtype} of shape {start.shape}.")
+    return given
