@@ -262,3 +262,17 @@ def test_bad_input():
     run = jax.jit(lambda low: linear_program(c, lower=low, upper=1.0))
     assert run(jnp.float32(0)).converged
     assert run(jnp.float32(2)).status == run(jnp.float32(jnp.nan)).status == Status.BAD_INPUT
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_interior_method_takes_linear_programs(seed):
+    """To seven digits in a dozen steps, multipliers too, against HiGHS."""
+    rng = np.random.default_rng(seed)
+    G, h, c = rng.normal(size=(30, 5)), np.abs(rng.normal(size=30)) + 0.1, rng.normal(size=5)
+    exact = linprog(c, A_ub=G, b_ub=h, bounds=(None, None))
+    out = linear_program(
+        *(jnp.asarray(v, jnp.float32) for v in (c,)), G=jnp.asarray(G, jnp.float32),
+        h=jnp.asarray(h, jnp.float32), method="interior")
+    assert bool(out.converged) and int(out.solve.steps) < 15
+    np.testing.assert_allclose(out.x, exact.x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out.inequality_dual, -exact.ineqlin.marginals, rtol=1e-4, atol=1e-5)

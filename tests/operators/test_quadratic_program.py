@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from tests.operators.program_cases import Case, active_set, random_case, solution, solved
 
 import jaxiter as ji
@@ -312,3 +313,27 @@ def test_double_precision(x64: None) -> None:
     case = random_case(0, 12, 3, 10)
     out = quadratic_program(**case.given(np.float64))
     assert out.converged and error(out.x, solved(case).x) < 1e-8
+
+
+def test_products_alone_with_a_certificate_where_there_is_no_solution():
+    """Method "halpern": dense, sparse, infeasible and not convex."""
+    Q, q = np.float32([[2, 0.5], [0.5, 1]]), np.float32([-1, -1])
+    A, b = np.float32([[1, 1]]), np.float32([0.5])
+    exact = quadratic_program(Q, q, A=A, b=b, lower=0.0).x
+    solve = jax.jit(lambda Q, b: quadratic_program(
+        Q, q, A=np.float32([[1, 1]]), b=b, lower=0.0, method="halpern"))
+    out = solve(Q, b)
+    assert bool(out.converged)
+    np.testing.assert_allclose(out.x, exact, atol=1e-3)
+    sparse = quadratic_program(BCOO.fromdense(Q), q, A=BCOO.fromdense(A), b=b, lower=0.0)
+    np.testing.assert_allclose(sparse.x, exact, atol=1e-3)
+    nowhere = solve(Q, -b)
+    assert int(nowhere.solve.status) == ji.Status.PRIMAL_INFEASIBLE
+    # y'(A x - b) > 0 for all x >= 0.
+    y = nowhere.certificate.equality_dual
+    assert float(y[0] * -b[0]) < 0 and float(jnp.min(A.T @ y)) >= 0
+    assert int(solve(-Q, b).solve.status) == ji.Status.BAD_INPUT
+    with pytest.raises(TypeError, match="halpern"):
+        quadratic_program(BCOO.fromdense(Q), q, method="interior")
+    with pytest.raises(ValueError, match="admm"):
+        quadratic_program(Q, q, method="halpern", penalty=1.0)

@@ -47,6 +47,11 @@ def canonical(
     return Program(Q, q, A, b, G, h, lower, upper)
 
 
+def in_memory(matrix: Any) -> bool:
+    """Whether a matrix of a program is a plain array, or none."""
+    return not is_sparse(matrix) and not isinstance(matrix, tuple)
+
+
 def valid(program: Program) -> jax.Array:
     """Whether the numbers of a traced program make sense."""
     matrices = (program.Q, program.A, program.G)

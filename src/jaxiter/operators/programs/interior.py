@@ -76,13 +76,18 @@ def _merit(point: PrimalDual, program: Program) -> jax.Array:
 
 
 def start(program: Program) -> PrimalDual:
-    """x that minimises the objective and the squares of all rows; no multipliers."""
+    """x that minimises the objective and the squares of all rows; no multipliers.
+
+    Of a linear program also its own square; 0 where there is no such x.
+    """
     m, n = program.G.shape
     ones = jnp.concatenate([jnp.isfinite(program.h).astype(program.q.dtype),
-                            jnp.zeros(2 * n, program.q.dtype)])
+                            jnp.full(2 * n, program.Q is None, program.q.dtype)])
     system = _system(program, jnp.ones_like(ones), ones)
     h = jnp.where(jnp.isfinite(program.h), program.h, 0)
     x, y, _ = _once(system, -program.q, program.b, jnp.pad(h, (0, 2 * n)))
+    found = trees.finite((x, y))
+    x, y = (jnp.where(found, part, 0) for part in (x, y))
     return PrimalDual(within(program, x), y, jnp.zeros((m,), x.dtype))
 
 

@@ -8,10 +8,11 @@ from jaxiter.numerics import on_own_mesh
 from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import solve_by_halpern
 from jaxiter.operators.programs.program import ProgramResult
+from jaxiter.operators.programs.quadratic import solve_factorised
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 
-METHODS = ("halpern",)
+METHODS = ("halpern", "interior")
 
 
 @reused
@@ -37,7 +38,9 @@ def linear_program(
         constraints. Matrices may be sparse (BCOO, BCSR), or pairs (matvec, rmatvec), which are not
         equilibrated.
       lower, upper: scalars or `[n]`; default: no bound. x >= 0 is `lower=0.0`.
-      method: None or "halpern".
+      method: None, which is "halpern", or "interior": that of `quadratic_program`, a dozen steps of
+        one factorisation, to 1e-6 in float32, with options and tolerances as explained there. It
+        has no certificates.
       x0: a start, `[n]`, or an earlier result, whose multipliers are then taken too.
       **options: those of `fixed_point`. `stop` judges the largest of three relative errors of
         the answer, of constraints, gradient and gap: default 1e-4 in float32, 1e-6 in float64.
@@ -71,4 +74,6 @@ def linear_program(
     if method not in (None, *METHODS):
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     program = canonical(None, c, A, b, G, h, lower, upper)
+    if method == "interior":
+        return solve_factorised("linear_program", program, method, None, x0, options)
     return solve_by_halpern("linear_program", program, x0, options)

@@ -10,10 +10,11 @@ from jaxiter.driver import fixed_point
 from jaxiter.known import known
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import on_own_mesh, strong
-from jaxiter.operators.programs.checks import canonical, check_convex
+from jaxiter.operators.programs.checks import canonical, check_convex, in_memory
 from jaxiter.operators.programs.equilibrate import equilibrated
+from jaxiter.operators.programs.halpern import solve_by_halpern
 from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, result
-from jaxiter.operators.programs.ways import Way, as_way
+from jaxiter.operators.programs.ways import Way, as_way, marked
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
@@ -43,21 +44,25 @@ def quadratic_program(
         `quadratic_program_many`.
       method: "interior", Mehrotra's predictor-corrector, a dozen steps of one factorisation each,
         to about rounding; the default up to 300 unknowns. "admm", many steps of two products with
-        one factorisation, to moderate accuracy; the default beyond.
+        one factorisation, to moderate accuracy; the default beyond. "halpern", as `linear_program`
+        does it: by products alone, with certificates where there is no solution; the default where
+        a matrix is sparse or a pair (matvec, rmatvec).
       x0: a first x, or an earlier `ProgramResult`, whose multipliers are then taken too. It helps
-        "admm"; "interior" starts inside.
+        "admm" and "halpern"; "interior" starts inside.
       penalty: of "admm", in the units of the scaled program. None: balanced as it goes, from 0.1.
         A number: kept, so that a vmap over right-hand sides (q, b, h, bounds) factorises once.
       **options: those of `fixed_point`; "interior" takes no solver. Default tolerances are
         relative: `tolerance(rtol=1e-6, atol=0)` for "interior" in float32, else 1e-9, and those of
-        `tolerance()` for "admm", with `damped(1.6)` as its solver.
+        `tolerance()` for "admm", with `damped(1.6)` as its solver; those of `linear_program` for
+        "halpern".
 
     Returns:
       A `ProgramResult`. Derivatives, of any order and with respect to all that is given, are those
       of the optimality system with the constraints that are active: `implicit(dense())` up to 256
       unknowns and multipliers, else by GMRES. NaN where multipliers are not unique;
       `adjoint=implicit(normal_cg())` gives the answer of least norm there. An infeasible or
-      unbounded program never says CONVERGED.
+      unbounded program never says CONVERGED; only "halpern" says PRIMAL_INFEASIBLE or
+      DUAL_INFEASIBLE, with the `certificate`.
 
     Raises:
       ValueError: shapes that do not fit; NaN; lower > upper; Q with a negative eigenvalue; under
@@ -74,8 +79,23 @@ def quadratic_program(
     ([2.0, 0.0], [-1.0, 1.0])
     """
     program = canonical(Q, q, A, b, G, h, lower, upper)
-    known(check_convex, Q)
-    way = as_way("quadratic_program", program, method, penalty, options)
+    if in_memory(Q):
+        known(check_convex, Q)
+    if method == "halpern" or method is None and not all(map(in_memory, program[::2][:3])):
+        if penalty is not None:
+            raise ValueError('penalty is for method="admm".')
+        return solve_by_halpern("quadratic_program", marked(program), x0, options)
+    return solve_factorised("quadratic_program", program, method, penalty, x0, options)
+
+
+def solve_factorised(
+    front: str, program: Program, method: str | None, penalty: Any, x0: Any, options: SolveOptions
+) -> ProgramResult:
+    """The result of a linear or quadratic program by a method with a factorisation.
+
+    front: the function that was called, for messages.
+    """
+    way = as_way(front, program, method, penalty, options)
     scaled, units = equilibrated(program)
     point, args = way.start(scaled, _given(x0, scaled, units))
     solve = fixed_point(way.problem, point, *args, **way.options._asdict())
@@ -105,7 +125,8 @@ def quadratic_program_many(
       A batched `ProgramResult`.
 
     Raises:
-      ValueError: q without a leading axis; shapes that do not fit.
+      ValueError: q without a leading axis; shapes that do not fit; method "halpern", which
+        `vmap(quadratic_program)` runs.
 
     >>> import jax.numpy as jnp
     >>> q = jnp.array([[-3.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])

@@ -11,7 +11,7 @@ from jaxiter.known import check_positive
 from jaxiter.linear import dense, gmres
 from jaxiter.numerics import machine_epsilon
 from jaxiter.operators.programs import admm, interior
-from jaxiter.operators.programs.checks import convex, valid
+from jaxiter.operators.programs.checks import convex, in_memory, valid
 from jaxiter.operators.programs.program import PrimalDual, Program
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
@@ -52,6 +52,9 @@ def as_way(
     """
     if method is None:
         method = "interior" if program.q.size <= FACTORISED else "admm"
+    if not all(map(in_memory, program[::2][:3])):
+        raise TypeError(f'method={method!r} factorises matrices; sparse ones and pairs are for '
+                        'method="halpern".')
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     numbers = program.q.size + program.b.size + program.h.size
@@ -66,7 +69,7 @@ def as_way(
         _refuse_unrolled(front, chosen)
         return Way(
             _checked(interior.interior_problem()), chosen,
-            lambda scaled, point: _begun(_marked(scaled), point),
+            lambda scaled, point: _begun(marked(scaled), point),
             lambda solve, scaled: solve.value)
     check_positive(**({} if penalty is None else {"penalty": penalty}))
     rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
@@ -76,7 +79,7 @@ def as_way(
     def start(scaled: Program, point: PrimalDual | None) -> tuple:
         rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
         given = point or trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
-        scaled = _marked(scaled)
+        scaled = marked(scaled)
         second = rho if penalty is None else admm.factorised(scaled, rho)
         return admm.start(scaled, given, rho), (scaled, second)
 
@@ -101,12 +104,12 @@ def _checked(problem: Problem) -> Problem:
     return problem._replace(valid=lambda point, program, *rest: valid(program))
 
 
-def _marked(program: Program) -> Program:
+def marked(program: Program) -> Program:
     """The program, its Q NaN where it is not convex: looked at once, whatever follows.
 
     What is factorised next thereby waits for this factorisation: of two that do not wait for each
     other, jaxlib 0.10 may run both of a batch on all threads of a small CPU, each for the other.
     """
-    if program.Q is None:
+    if program.Q is None or not in_memory(program.Q):
         return program
     return program._replace(Q=jnp.where(convex(program), program.Q, jnp.nan))
