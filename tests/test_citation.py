@@ -38,10 +38,7 @@ def test_a_call_names_what_it_used(capsys):
 
     forward = keys(capsys, jax.jit(solve), 1.0)
     assert "walker2011anderson" in forward and "vorst1992bi" not in forward
-    assert keys(capsys, jax.grad(solve), 1.0) - forward == {"vorst1992bi"}
-    large = jax.grad(lambda theta: jnp.sum(ji.fixed_point(
-        lambda x, t: 0.5 * jnp.cos(t * x), jnp.ones(101), theta).value))
-    assert keys(capsys, large, 1.0) >= {
+    assert keys(capsys, jax.grad(solve), 1.0) - forward == {
         "vorst1992bi", "jiranek2010adaptive", "eisenstat1983variational"}  # and what rescues it
     transport = keys(capsys, lambda c: ji.transport.sinkhorn(
         c, epsilon=0.1, method="newton").f, jnp.ones((3, 3)))

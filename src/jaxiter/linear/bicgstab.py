@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.linear.rescue import rescue, small_enough
+from jaxiter.linear.residuals import WINDOW, conjugate_residuals
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, numbers_in, safe_divide, while_loop
@@ -17,7 +17,7 @@ PyTree = Any
 
 
 #: It ends after so many steps that did not halve |r|; after as many as there are unknowns where
-#: those are too many for a direct rescue.
+#: those are too many for conjugate residuals to find the answer among all directions.
 WAIT = 20
 
 
@@ -46,9 +46,8 @@ def bicgstab(
 
     When it believes to be done the true residual is measured, and it restarts from there. Where
     that has not halved, because the recurrence broke down (skew matrices, many saddle points) or
-    stalls, the matrix is built and factorised where it has no more than 100 columns; beyond, the
-    minimal residual over the last directions takes over: GMRES, while it needs no more than 100
-    directions or 32,768 numbers, and MINRES after that on symmetric systems.
+    stalls, the minimal residual over the last directions takes over: GMRES, while it needs no more
+    than 100 directions or 32,768 numbers, and MINRES beyond on symmetric systems.
     The library's default for adjoints: on a DEQ layer its backward solve costs about one forward
     solve, where GMRES(20) costs three.
 
@@ -71,7 +70,7 @@ def bicgstab(
     [1.5, 1.0]
     """
     return with_ridge(
-        restarted(_cycle, rtol, atol, max_steps, rescue=rescue), ridge)
+        restarted(_cycle, rtol, atol, max_steps, rescue=conjugate_residuals), ridge)
 
 
 def _cycle(
@@ -86,7 +85,7 @@ def _cycle(
     kind = jax.eval_shape(trees.dot, r, r).dtype
     start = _State(x, r, r, square.astype(kind), square, jnp.int32(0), no_gains(square), square,
                    jnp.int32(0))
-    wait = WAIT if small_enough(r) else numbers_in(r)
+    wait = WAIT if numbers_in(r) <= WINDOW else numbers_in(r)
 
     def going(s: _State) -> jax.Array:
         # Not finite: not larger. Two products a step, and one to measure what came of it.

@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
+from jaxiter.linear.factor import solve
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import (
     Gains,
@@ -44,7 +45,7 @@ def dense(rtol: Any = None, *, scaled: bool = False, ridge: Any = 0.0) -> Linear
     [2.0]
     """
 
-    def solve(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
+    def run(matvec: Matvec, b: PyTree, *, x0: PyTree = None) -> LinearSolution:
         del x0  # a direct solve has no use for a start
         trees.check_same_structure(b, jax.eval_shape(matvec, b), "matvec")
         if scaled:
@@ -53,7 +54,7 @@ def dense(rtol: Any = None, *, scaled: bool = False, ridge: Any = 0.0) -> Linear
         x, gains = eliminated(matvec, b)
         return direct_report(x, b, matvec(x), gains, rtol, numbers_in(b))
 
-    return with_ridge(solve, ridge)
+    return with_ridge(run, ridge)
 
 
 def eliminated(matvec: Matvec, b: PyTree) -> tuple[PyTree, Gains]:
@@ -62,7 +63,7 @@ def eliminated(matvec: Matvec, b: PyTree) -> tuple[PyTree, Gains]:
     matrix = _matrix(matvec, b)
     # Beside b, a fixed vector: what the inverse does to them is nearly the worst it does.
     both = jnp.stack([flat, trees.probe_like(flat)], axis=1).astype(matrix.dtype)
-    solved = jnp.linalg.solve(matrix, both)
+    solved = solve(matrix, both)
     gains = no_gains(trees.norm(flat))
     lengths = jnp.linalg.norm(matrix, axis=0).astype(gains.largest.dtype)
     gains = gains.seeing(jnp.max(lengths))

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 
 from jaxiter import trees
+from jaxiter.linear.factor import inverse_factor
 from jaxiter.numerics import machine_epsilon, product, safe_divide
 from jaxiter.operators.programs.program import (
     PrimalDual,
@@ -106,7 +106,7 @@ def factorised(program: Program, penalty: jax.Array) -> Factor:
     matrix = matrix + jnp.diag(bounds + SHIFT)
     if program.Q is not None:
         matrix = matrix + program.Q
-    return Factor(penalty, jnp.linalg.cholesky(matrix))
+    return Factor(penalty, inverse_factor(matrix))
 
 
 def primal_dual(program: Program, point: Split, penalty: Penalty) -> PrimalDual:
@@ -144,7 +144,8 @@ def _step(
     rho = _weights(program, factor.penalty)
     equal, unequal, bounds = (w * z - y for w, z, y in zip(rho, z, y, strict=True))
     right = SHIFT * point.x - program.q + bounds + product(program.A.T, equal)
-    x = cho_solve((factor.factor, True), right + product(program.G.T, unequal))
+    right = right + product(program.G.T, unequal)
+    x = product(factor.factor.T, product(factor.factor, right))
     moved = _rows(program, x)
     # In the units of the factor, where they are others than those of the point.
     governing = (jnp.where(w > 0, row + safe_divide(y, w), row)

@@ -95,7 +95,7 @@ def certificate(
     Reference: Applegate, Diaz, Lu and Lubin, "Infeasibility detection with primal-dual hybrid
     gradient for large-scale linear programming", SIAM J. Optim. 34, 2024; Park and Ryu,
     "Accelerated infeasibility detection of constrained optimization and fixed-point iterations",
-    ICML 2023.
+    ICML, 2023.
     """
     units = scaling.units
     sizes = _expected(program, scaling, point)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.known import known
+from jaxiter.linear.factor import cholesky
 from jaxiter.numerics import machine_epsilon, strong
 from jaxiter.operators.linear_map import LinearMap, is_sparse
 from jaxiter.operators.programs.program import Program
@@ -149,7 +150,7 @@ def convex(program: Program) -> jax.Array:
         return jnp.bool_(True)
     n = program.q.size
     shift = INDEFINITE * n * machine_epsilon(program.q) * jnp.max(jnp.abs(program.Q), initial=0)
-    return trees.finite(jnp.linalg.cholesky(
+    return trees.finite(cholesky(
         program.Q + (shift + jnp.finfo(shift.dtype).tiny) * jnp.eye(n, dtype=program.Q.dtype)))
 
 

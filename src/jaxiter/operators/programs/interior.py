@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 
 from jaxiter import trees
+from jaxiter.linear.factor import inverse_factor
 from jaxiter.numerics import machine_epsilon, product
 from jaxiter.operators.programs.kkt import program_equations
 from jaxiter.operators.programs.program import (
@@ -130,14 +130,14 @@ def _system(program: Program, ratio: jax.Array, there: jax.Array) -> _System:
     matrix = matrix + jnp.diag(weights[m:m + n] + weights[m + n:] + delta)
     if program.Q is not None:
         matrix = matrix + program.Q
-    return _System(program, ratio, weights, delta, jnp.linalg.cholesky(matrix))
+    return _System(program, ratio, weights, delta, inverse_factor(matrix))
 
 
 def _once(system: _System, r: jax.Array, equal: jax.Array, rest: jax.Array) -> tuple:
     """The solution of the system with what was added to its diagonal."""
     program, weights = system.program, system.weights
     right = r + product(program.A.T, equal) / system.delta + _columns(program, weights * rest)
-    x = cho_solve((system.factor, True), right)
+    x = product(system.factor.T, product(system.factor, right))
     return (x, (product(program.A, x) - equal) / system.delta,
             weights * (_rows(program, x) - rest))
 

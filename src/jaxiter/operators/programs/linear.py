@@ -62,7 +62,7 @@ def linear_program(
       ValueError: shapes that do not fit, NaN, lower > upper, an unknown method.
 
     Reference: Applegate et al., "Practical large-scale linear programming using primal-dual hybrid
-    gradient", NeurIPS 2021; Lu and Yang, "Restarted Halpern PDHG for linear programming", 2024.
+    gradient", NeurIPS, 2021; Lu and Yang, "Restarted Halpern PDHG for linear programming", 2024.
 
     >>> import jax.numpy as jnp
     >>> from jaxiter.operators import linear_program

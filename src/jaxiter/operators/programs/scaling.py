@@ -44,7 +44,7 @@ def scaling(program: Program) -> Scaling:
 
     Reference: Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
     2001; Pock and Chambolle, "Diagonal preconditioning for first order primal-dual algorithms in
-    convex optimization", ICCV 2011.
+    convex optimization", ICCV, 2011.
     """
     program = stop_gradient(program)
     units = PrimalDual(*map(jnp.ones_like, (program.q, program.b, program.h)))
