@@ -9,6 +9,7 @@ from pathlib import Path
 from harness import RESULTS, load, table
 from pages_families import bilevel, bilevel_peers, diffusion, few_steps, optim
 from pages_gpu import gpu
+from pages_operators import games, programs, projections, sparse_models
 from pages_problems import fits, roots, unseen_transport
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,9 +242,11 @@ PLOTS = ("fixed_point", "adjoint", "lanes", "transport", "diffusion", "recurrenc
 
 def main() -> None:
     # What has not been run whole yet has no block.
-    problems = [block() for name, block in (
-        ("roots", roots), ("fits", fits), ("transport_auto", unseen_transport))
-        if (RESULTS / f"{name}.json").exists()]
+    problems = [block() for names, block in (
+        (["roots"], roots), (["fits"], fits), (["transport_auto"], unseen_transport),
+        (["programs", "linear_programs"], programs), (["sparse_models"], sparse_models),
+        (["games"], games), (["projections"], projections))
+        if all((RESULTS / f"{name}.json").exists() for name in names)]
     blocks = [fixed_points(), choosing(), *problems, gradients(), training(), lanes(), transport(),
               diffusion(), few_steps(), bilevel(), optim(), compiling(), prompts(), audit()]
     pictures = "\n".join(f"![{n}](../benchmarks/results/{n}.png)" for n in PLOTS)
