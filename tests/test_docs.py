@@ -33,7 +33,8 @@ def test_call(call, namespace):
 
 
 def test_every_section_has_rows():
-    assert {section for section, _ in ROWS} == {"jaxopt", "optimistix", "scipy.optimize", "OTT-JAX"}
+    assert {section for section, _ in ROWS} == {
+        "jaxopt", "optimistix", "scipy.optimize", "MPAX, qpax, HiGHS", "OTT-JAX"}
 
 
 def test_the_scaling_page_runs(capsys):
