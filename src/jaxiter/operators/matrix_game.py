@@ -47,7 +47,8 @@ class GameResult(NamedTuple):
     """What `matrix_game` has found.
 
     Attributes:
-      x, y: strategies `[m]`, `[n]` of the rows, who maximise, and the columns, who minimise.
+      x: strategy `[m]` of the rows, who maximise.
+      y: strategy `[n]` of the columns, who minimise.
       value: `x' A y`; its derivative is `x' dA y` where the temperature is 0.
       exploitability: `max(A y) - min(A' x)`, what both could win by turning from these very
         strategies; at temperature 0 the merit. A constant.

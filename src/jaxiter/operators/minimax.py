@@ -25,7 +25,8 @@ class MinimaxResult(NamedTuple):
     """What `minimax` has found.
 
     Attributes:
-      x, y: the point, with derivatives. value: f there, with derivatives.
+      x: the point, with derivatives, and
+      y: the other part of it. value: f there, with derivatives.
       average: means of x and y, if asked for. residual: as in `VariationalResult`.
       solve: the untouched `Solution` of the pair (x, y).
     """

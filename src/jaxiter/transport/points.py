@@ -91,7 +91,8 @@ class PointCloud(Geometry):
     two clouds each centred on its own mean, so that how far apart they lie costs no digits.
 
     Attributes:
-      x, y: points `[n, d]`, `[m, d]`.
+      x: points `[n, d]`.
+      y: points `[m, d]`.
       cost: `cost(x_i, y_j) -> scalar`; the default `squared_euclidean` is evaluated as a
         matrix product of centred points.
       block: rows per block; default about 2 million entries.
