@@ -83,7 +83,7 @@ def games() -> str:
     large = data["matrix"]["random_100"]
     turns = [[row["method"], *(number(row[k]) for k in ("10", "100", "1000", "10000"))]
              for row in data["rates"]["turns"]]
-    sums = [[row["method"], *(number(row[k]) for k in ("10", "100", "1000"))]
+    sums = [[row["method"].replace("|", "\\|"), *(number(row[k]) for k in ("10", "100", "1000"))]
             for row in data["sums"]["policeman"]]
     names = [name for name in data["sums"]["crossover"][0] if name not in (
         "rows", "average over full")]
