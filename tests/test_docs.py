@@ -11,7 +11,8 @@ PAGE = (DOCS / "coming_from.md").read_text()
 NAMES = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
 SECTIONS = PAGE.split("\n## ")
 ROWS = [(section.splitlines()[0], row.split("|")[2].strip().strip("`"))
-        for section in SECTIONS if section.startswith(("jaxopt", "optimistix", "scipy", "MPAX", "OTT"))
+        for section in SECTIONS
+        if section.startswith(("jaxopt", "optimistix", "scipy", "MPAX", "OTT"))
         for row in section.splitlines() if row.startswith("| `")]
 
 
