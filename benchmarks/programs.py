@@ -22,7 +22,7 @@ import qpax
 import scipy.sparse
 
 import jaxiter as ji
-from harness import run_parts, show, time_all
+from harness import compile_all, run_parts, show, time_all
 from jaxiter.operators.programs import quadratic_program, quadratic_program_many
 
 SMALL = bool(os.environ.get("SMALL"))
@@ -99,11 +99,7 @@ def batch() -> list[dict]:
     reference, clarabel_seconds = loop(by_clarabel, data)
     functions = {"interior": ours("interior"), "admm": ours("admm"),
                  "qpax": jax.vmap(by_qpax), "jaxopt BoxOSQP": jax.vmap(by_box_osqp)}
-    compiled, compile_seconds = {}, {}
-    for name, function in functions.items():
-        begin = time.perf_counter()
-        compiled[name] = jax.jit(function).lower(*data).compile()
-        compile_seconds[name] = time.perf_counter() - begin
+    compiled, compile_seconds = compile_all(functions, *data, repeats=1)
     times = time_all(compiled, *data, repeats=5 if SMALL else 25)
     rows = []
     for name, function in compiled.items():

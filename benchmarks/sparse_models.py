@@ -9,7 +9,6 @@ results/sparse_models.json; SMALL=1 makes it short.
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -20,7 +19,7 @@ import numpy as np
 from sklearn.linear_model import Lasso, lasso_path
 
 import jaxiter as ji
-from harness import run_parts, show, time_all
+from harness import compile_all, run_parts, show, time_all
 from jaxiter.operators import (
     accelerated_nonconvex,
     mcp_concave,
@@ -137,11 +136,7 @@ def lasso() -> dict:
             prox=lambda v, w, step=1.0: jaxopt.prox.prox_lasso(v, w, step), maxiter=5000, tol=tol)
         functions[f"jaxopt, tol {tol:g}"] = lambda a, b, lam, s=theirs: s.run(
             jnp.zeros(200), lam, a, b)
-    compiled, seconds = {}, {}
-    for name, function in functions.items():
-        begin = time.perf_counter()
-        compiled[name] = jax.jit(function).lower(*data).compile()
-        seconds[name] = time.perf_counter() - begin
+    compiled, seconds = compile_all(functions, *data, repeats=1)
     times = time_all(compiled, *data, repeats=5 if SMALL else 25)
     rows = []
     for name, function in compiled.items():

@@ -1,14 +1,13 @@
 """Davis-Yin splitting: two proximal maps and a gradient."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.known import check_positive
-from jaxiter.operators.forward_backward import step_by_curvature
+from jaxiter.operators.steps import step_by_curvature, with_step
 from jaxiter.problem import Problem
 from jaxiter.splitting import Splitting
 
@@ -51,13 +50,6 @@ def davis_yin(
     >>> out.value.round(3).tolist(), bool(out.converged)
     ([2.0, 0.0, 0.0], True)
     """
-    check_positive(**({} if step_size is None else {"step_size": step_size}))
-
-    def memory(z: PyTree, *args: PyTree) -> jax.Array:
-        if step_size is not None:
-            return jnp.asarray(step_size, trees.norm_dtype(z))
-        return step_by_curvature(gradient, z, args)
-
     def residual(z: PyTree, size: jax.Array, *args: PyTree) -> tuple[PyTree, jax.Array]:
         x = prox_g(z, size, *args)
         mirrored = jax.tree.map(lambda x, z: 2 * x - z, x, z)
@@ -68,10 +60,7 @@ def davis_yin(
         x = prox_g(z, size, *args)
         return x, trees.scale(1 / size, trees.subtract(z, x))
 
-    def valid(z: PyTree, *args: PyTree) -> jax.Array:
-        return jnp.asarray(step_size) > 0
-
     return Splitting(
-        Problem(residual=residual, memory=memory, valid=None if step_size is None else valid),
+        with_step(Problem(residual=residual), step_size, partial(step_by_curvature, gradient)),
         start=lambda x0, *args: x0, extract=extract,
         averaged=2 / 3 if step_size is None else None)

@@ -1,32 +1,17 @@
 """Forward-backward splitting: a gradient step on one function, a proximal step on the other."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient, typed_by
+from jaxiter.operators.steps import step_by_curvature, with_step
 from jaxiter.problem import Problem
-from jaxiter.spectral import largest_eigenvalue
 from jaxiter.splitting import Splitting
 
 PyTree = Any
-
-#: The power iteration ends at most 0.9 per cent short of the curvature.
-MARGIN = 1.02
-
-
-def step_by_curvature(gradient: Callable, x: PyTree, args: tuple) -> jax.Array:
-    """1 / L, L the largest curvature at x, from above; 1 where there is none."""
-    at, fixed = stop_gradient((x, args))
-    at = typed_by(lambda x: gradient(x, *fixed), (at,), at)
-    _, product = jax.linearize(lambda x: gradient(x, *fixed), at)
-    curvature = MARGIN * jnp.abs(largest_eigenvalue(product, at).value)
-    # Where f is linear any step will do.
-    return (1 / jnp.where(curvature == 0, 1, curvature)).astype(trees.norm_dtype(x))
 
 
 def forward_backward(
@@ -63,21 +48,11 @@ def forward_backward(
     >>> [round(float(x), 4) for x in out.value], out.dual
     ([2.5, 0.0], None)
     """
-    check_positive(**({} if step_size is None else {"step_size": step_size}))
-
-    def memory(x: PyTree, *args: PyTree) -> jax.Array:
-        if step_size is not None:
-            return jnp.asarray(step_size, trees.norm_dtype(x))
-        return step_by_curvature(gradient, x, args)
-
     def step(x: PyTree, size: jax.Array, *args: PyTree) -> tuple[PyTree, jax.Array]:
         return prox(trees.axpy(-size, gradient(x, *args), x), size, *args), size
 
-    def valid(x: PyTree, *args: PyTree) -> jax.Array:
-        return jnp.asarray(step_size) > 0
-
     return Splitting(
-        Problem(step=step, memory=memory, valid=None if step_size is None else valid),
+        with_step(Problem(step=step), step_size, partial(step_by_curvature, gradient)),
         start=lambda x0, *args: x0,
         extract=lambda x, size, *args: (x, None),
         averaged=2 / 3 if step_size is None else None)

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong, typed_by
+from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong
 from jaxiter.operators import simplices
 from jaxiter.operators.extragradient import ACCEPTED, GROWS, GROWTH, SHRINK, Method, Move, Seen
+from jaxiter.operators.steps import largest_gain
 from jaxiter.problem import Problem
-from jaxiter.spectral import operator_norm
 
 PyTree = Any
-
-#: The power iteration ends at most 0.9 per cent short of the Lipschitz constant.
-MARGIN = 1.02
 
 
 class Held(NamedTuple):
@@ -128,10 +125,7 @@ def _first_size(choice: Choice, operator: Callable, z: PyTree, args: tuple) -> j
         return jnp.asarray(choice.step, kind)
     constant = choice.lipschitz
     if choice.adapts:
-        at, fixed = stop_gradient((z, args))
-        at = typed_by(lambda z: operator(z, *fixed), (at,), at)
-        _, product = jax.linearize(lambda z: operator(z, *fixed), at)
-        constant = MARGIN * operator_norm(product, at).value
+        constant = largest_gain(operator, z, args)
     constant = jnp.asarray(constant, kind)
     # Where F is constant any step will do.
     return choice.way.usual / jnp.where(constant == 0, 1, constant)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxiter import trees
 from jaxiter.known import check_positive, known
 from jaxiter.numerics import stop_gradient, typed_by
-from jaxiter.operators.forward_backward import MARGIN, step_by_curvature
 from jaxiter.operators.linear_map import LinearMap, is_pair, is_sparse, linear_map
+from jaxiter.operators.steps import MARGIN, step_by_curvature
 from jaxiter.problem import Problem
 from jaxiter.spectral import operator_norm
 from jaxiter.splitting import Splitting

@@ -4,14 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient, typed_by
-from jaxiter.operators.forward_backward import MARGIN
+from jaxiter.operators.steps import largest_gain, step_for, with_step
 from jaxiter.problem import Problem
-from jaxiter.spectral import operator_norm
 from jaxiter.splitting import Splitting
 
 PyTree = Any
@@ -54,19 +50,6 @@ def tseng(operator: Callable, resolvent: Callable, *, step_size: Any = None) -> 
     >>> out.value.round(3).tolist(), bool(out.converged)
     ([2.0, 1.0], True)
     """
-    check_positive(**({} if step_size is None else {"step_size": step_size}))
-
-    def memory(z: PyTree, *args: PyTree) -> jax.Array:
-        kind = trees.norm_dtype(z)
-        if step_size is not None:
-            return jnp.asarray(step_size, kind)
-        at, fixed = stop_gradient((z, args))
-        at = typed_by(lambda z: operator(z, *fixed), (at,), at)
-        _, product = jax.linearize(lambda z: operator(z, *fixed), at)
-        gain = MARGIN * operator_norm(product, at).value
-        # Where F is constant any step will do.
-        return (SHARE / jnp.where(gain == 0, 1, gain)).astype(kind)
-
     def forward(z: PyTree, size: jax.Array, args: tuple) -> tuple[PyTree, PyTree]:
         """`F(z)` and y."""
         slope = operator(z, *args)
@@ -77,10 +60,10 @@ def tseng(operator: Callable, resolvent: Callable, *, step_size: Any = None) -> 
         change = trees.subtract(operator(y, *args), slope)
         return trees.subtract(trees.axpy(-size, change, y), z), size
 
-    def valid(z: PyTree, *args: PyTree) -> jax.Array:
-        return jnp.asarray(step_size) > 0
+    def default(z: PyTree, args: tuple) -> jax.Array:
+        return step_for(largest_gain(operator, z, args), z, SHARE)
 
     return Splitting(
-        Problem(residual=residual, memory=memory, valid=None if step_size is None else valid),
+        with_step(Problem(residual=residual), step_size, default),
         start=lambda x0, *args: x0,
         extract=lambda z, size, *args: (forward(z, size, args)[1], None))
