@@ -9,8 +9,10 @@ results/sparse_models.json; SMALL=1 makes it short.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,10 @@ from jaxiter.operators import (
     scad_concave,
 )
 from jaxiter.stop import Stop
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.sparse_models import sparse_regression  # noqa: E402
 
 SMALL = bool(os.environ.get("SMALL"))
 SOLVERS = {
@@ -215,20 +221,6 @@ def path() -> dict:
         rows.append(row)
     show(rows)
     return {"penalties": len(penalties), "rows": rows}
-
-
-def sparse_regression(seed: int, rho: float, n: int = 100) -> tuple:
-    """The scaled probe of the card: groups of four coefficients, fifty zeros apart, SNR 3."""
-    rng = np.random.default_rng(seed)
-    groups = [rng.normal(mean, spread, 4) for mean, spread in ((0.5, 1), (5, 2), (10, 3), (20, 4))]
-    beta = np.concatenate([part for group in groups for part in (group, np.zeros(50))])[:-50]
-    gram = rho ** np.abs(np.subtract.outer(np.arange(len(beta)), np.arange(len(beta))))
-    x = rng.normal(size=(n, len(beta))) @ np.linalg.cholesky(gram).T
-    y = x @ beta
-    y += rng.normal(size=n) * np.sqrt(beta @ gram @ beta) / 3
-    x = (x - x.mean(0)) / x.std(0)
-    y = y - y.mean()
-    return x, y, 0.1 * np.abs(x.T @ y).max() / n
 
 
 def to_gap(value: Callable, best: Callable) -> Stop:

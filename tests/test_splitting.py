@@ -10,6 +10,7 @@ import jaxiter as ji
 from jaxiter import Problem, Splitting, Status, solve_splitting
 from jaxiter.operators import davis_yin, prox_box, prox_l1
 from jaxiter.testing import check_splitting, splittings
+from tests.sparse_models import floats, positive_lasso
 
 POSITIVE_LASSO = davis_yin(
     lambda v, t, a, b, lam: prox_l1(v, t, lam),
@@ -17,22 +18,12 @@ POSITIVE_LASSO = davis_yin(
     lambda x, a, b, lam: jnp.matmul(jnp.matmul(a, x) - b, a), step_size=0.02)
 
 
-def data(seed, m=30, n=8):
-    rng = np.random.default_rng(seed)
-    a = rng.normal(size=(m, n))
-    return a, a @ np.maximum(rng.normal(size=n), 0) + 0.1 * rng.normal(size=m), 2.0
-
-
-def floats(*arrays):
-    return [jnp.asarray(a, jnp.float32) for a in arrays]
-
-
 def oracle(a, b, lam):
     return Lasso(alpha=lam / len(b), fit_intercept=False, tol=1e-12, positive=True).fit(a, b).coef_
 
 
 def test_a_newcomers_splitting_has_status_resume_and_lanes():
-    problems = [data(seed) for seed in range(5)]
+    problems = [positive_lasso(seed) for seed in range(5)]
     solve = jax.jit(lambda limit, data, state=None: solve_splitting(
         POSITIVE_LASSO, jnp.zeros(8, jnp.float32), *data, max_steps=limit, resume=state))
     whole = solve(1000, floats(*problems[0]))
@@ -54,12 +45,13 @@ def test_a_newcomers_splitting_has_status_resume_and_lanes():
 @pytest.mark.slow
 def test_a_newcomers_splitting_passes_the_audit():
     kind = jnp.zeros(0).dtype
-    check_splitting(POSITIVE_LASSO, jnp.zeros(8), *(jnp.asarray(x, kind) for x in data(9)))
+    check_splitting(
+        POSITIVE_LASSO, jnp.zeros(8), *(jnp.asarray(x, kind) for x in positive_lasso(9)))
 
 
 def test_the_audit_finds_what_is_wrong():
     good = POSITIVE_LASSO
-    args = floats(*data(9))
+    args = floats(*positive_lasso(9))
 
     with pytest.raises(AssertionError, match="MAX_STEPS"):
         check_splitting(good, jnp.zeros(8, jnp.float32), *args, max_steps=3)

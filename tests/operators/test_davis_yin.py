@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
+from tests.sparse_models import floats, positive_lasso
 
 import jaxiter as ji
 from jaxiter import Status
@@ -24,19 +25,9 @@ def threshold(v, step, a, b, lam):
     return prox_l1(v, step, lam)
 
 
-def data(seed, m=30, n=8):
-    rng = np.random.default_rng(seed)
-    a = rng.normal(size=(m, n))
-    return a, a @ np.maximum(rng.normal(size=n), 0) + 0.1 * rng.normal(size=m), 2.0
-
-
-def floats(*arrays):
-    return [jnp.asarray(a, jnp.float32) for a in arrays]
-
-
 @pytest.mark.parametrize("proxes", [(threshold, positive), (positive, threshold)])
 def test_the_positive_lasso_is_scikit_learns_and_one_sided_thresholds(proxes):
-    a, b, lam = data(0)
+    a, b, lam = positive_lasso(0)
     split = davis_yin(*proxes, slope)
     out = jax.jit(lambda *data: ji.solve_splitting(split, jnp.zeros(8, jnp.float32), *data))(
         *floats(a, b, lam)).check()
@@ -51,7 +42,7 @@ def test_the_positive_lasso_is_scikit_learns_and_one_sided_thresholds(proxes):
 
 def test_it_is_its_special_cases(x64):
     """Without g forward-backward, without h Douglas-Rachford, step by step."""
-    a, b, lam = map(jnp.asarray, data(1))
+    a, b, lam = map(jnp.asarray, positive_lasso(1))
     size = float(1 / jnp.linalg.norm(a, 2) ** 2)
 
     def orbit(splitting, steps=7):
@@ -68,7 +59,7 @@ def test_it_is_its_special_cases(x64):
 
 def test_it_is_averaged_as_it_says(x64):
     """`|Tu - Tv|^2 <= |u - v|^2 - (1 - alpha) / alpha |(I - T) u - (I - T) v|^2`, in Euclid's."""
-    a, b, lam = map(jnp.asarray, data(2))
+    a, b, lam = map(jnp.asarray, positive_lasso(2))
     split = davis_yin(threshold, positive, slope)
     size = split.problem.memory(jnp.zeros(8), a, b, lam)
     move = jax.vmap(lambda z: split.problem.residual(z, size, a, b, lam)[0])
@@ -82,7 +73,7 @@ def test_it_is_averaged_as_it_says(x64):
 def test_bad_steps():
     with pytest.raises(ValueError, match="step_size must be positive"):
         davis_yin(threshold, positive, slope, step_size=0.0)
-    args = floats(*data(1))
+    args = floats(*positive_lasso(1))
     norm = np.linalg.norm(args[0], 2) ** 2
     found = jax.jit(jax.vmap(lambda size: ji.solve_splitting(
         davis_yin(threshold, positive, slope, step_size=size), jnp.zeros(8, jnp.float32),
@@ -95,4 +86,4 @@ def test_bad_steps():
 def test_conformance():
     kind = jnp.zeros(0).dtype
     check_splitting(davis_yin(threshold, positive, slope), jnp.zeros(8),
-                    *(jnp.asarray(x, kind) for x in data(9)))
+                    *(jnp.asarray(x, kind) for x in positive_lasso(9)))

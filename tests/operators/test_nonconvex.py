@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.sparse_models import sparse_regression
 
 import jaxiter as ji
 from jaxiter import Problem, Splitting, Status
@@ -65,19 +66,6 @@ def test_values_and_closed_forms_for_orthogonal_columns(name):
     np.testing.assert_allclose(out.value, prox(y, 1.0), atol=2e-3)
 
 
-def problem(seed, rho, n=100):
-    """The scaled probe of the paper's set-up: groups of four, fifty zeros apart, SNR 3."""
-    rng = np.random.default_rng(seed)
-    groups = [rng.normal(mean, spread, 4) for mean, spread in ((0.5, 1), (5, 2), (10, 3), (20, 4))]
-    beta = np.concatenate([part for group in groups for part in (group, np.zeros(50))])[:-50]
-    gram = rho ** np.abs(np.subtract.outer(np.arange(len(beta)), np.arange(len(beta))))
-    x = rng.normal(size=(n, len(beta))) @ np.linalg.cholesky(gram).T
-    y = x @ beta
-    y += rng.normal(size=n) * np.sqrt(beta @ gram @ beta) / 3
-    x, y = (x - x.mean(0)) / x.std(0), y - y.mean()
-    return x, y, 0.1 * np.abs(x.T @ y).max() / n
-
-
 def ghadimi_lan(gradient, prox, size):
     def step(s, k, *args):
         x, z = s
@@ -92,7 +80,7 @@ def ghadimi_lan(gradient, prox, size):
 def test_the_ratios_of_the_paper(x64):
     """Gradients to an objective within e^-7 of the best: 1.3 times fewer, and 3 times."""
     batch = [jnp.asarray(np.stack(v)) for v in zip(
-        *(problem(seed, 0.5) for seed in range(6)), strict=True)]
+        *(sparse_regression(seed, 0.5) for seed in range(6)), strict=True)]
     f = loss(scad_concave)
     bound = jnp.max(jax.vmap(lambda x: jnp.linalg.norm(x, 2))(batch[0])) ** 2 / 100
     ways = [accelerated_nonconvex(jax.grad(f), threshold, step_size=0.99 / bound),
@@ -163,7 +151,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="step_size must be positive"):
         accelerated_nonconvex(jnp.sin, threshold, step_size=0.0)
     assert jnp.isnan(jax.jit(scad_concave)(jnp.ones(2), 1.0, 2.0))
-    data = [jnp.asarray(v, jnp.float32) for v in problem(0, 0.5, 20)]
+    data = [jnp.asarray(v, jnp.float32) for v in sparse_regression(0, 0.5, 20)]
     found = jax.jit(lambda lam: proximal_gradient(
         loss(scad_concave), threshold, jnp.zeros(166, jnp.float32), *data[:2], lam).status)(
             jnp.float32(-1))
