@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.linear.factor import inverse_factor
-from jaxiter.numerics import machine_epsilon, product, safe_divide
+from jaxiter.numerics import if_needed, machine_epsilon, product, safe_divide, stop_gradient
+from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
@@ -18,6 +19,7 @@ from jaxiter.operators.programs.program import (
     within,
 )
 from jaxiter.problem import Problem
+from jaxiter.solution import Status
 
 #: Added to Q, as OSQP does.
 SHIFT = 1e-6
@@ -43,11 +45,14 @@ class Split(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """In which units the point evaluated last was, and its image is; how often they changed."""
+    """In which units the point evaluated last was, and its image is; how often they changed; how
+    many evaluations there were.
+    """
 
     seen: jax.Array
     ahead: jax.Array
     epoch: jax.Array
+    steps: jax.Array
 
 
 class Factor(NamedTuple):
@@ -68,11 +73,11 @@ def admm_problem(fixed: bool) -> Problem:
     """
     common = {
         "merit": _merit, "scale": 1.0, "hindsight": True, "epoch": lambda memory: memory.epoch,
-        "floor": lambda point, *rest: FLOOR * machine_epsilon(point)}
+        "certify": _certify, "floor": lambda point, *rest: FLOOR * machine_epsilon(point)}
 
     def begin(point: Split, program: Program, given: Any) -> Penalty:
         penalty = given.penalty if fixed else given
-        return Penalty(penalty, penalty, jnp.int32(0))
+        return Penalty(penalty, penalty, jnp.int32(0), jnp.int32(0))
 
     if fixed:
         return Problem(
@@ -82,7 +87,8 @@ def admm_problem(fixed: bool) -> Problem:
         step=lambda s, factor, memory, program, _: _step(s, factor, memory, program),
         cache=_balanced, memory=begin, refresh=REFRESH, stale=_stale,
         equations=lambda s, factor, *rest: _equations(s, *rest),
-        **{**common, "merit": lambda s, image, factor, *rest: _merit(s, image, *rest)})
+        **{**common, "merit": lambda s, image, factor, *rest: _merit(s, image, *rest),
+           "certify": lambda s, image, factor, *rest: _certify(s, image, *rest)})
 
 
 def start(program: Program, point: PrimalDual, penalty: jax.Array) -> Split:
@@ -152,13 +158,33 @@ def _step(
                  for row, y, w in zip(moved, y, rho, strict=True))
     changed = factor.penalty != memory.ahead
     return Split(x, *governing), Penalty(
-        memory.ahead, factor.penalty, memory.epoch + changed.astype(jnp.int32))
+        memory.ahead, factor.penalty, memory.epoch + changed.astype(jnp.int32), memory.steps + 1)
 
 
 def _merit(point: Split, image: Split, memory: Penalty, program: Program, *_: Any) -> jax.Array:
     del image
     found = primal_dual(program, point, memory)
     return optimality(program, found._replace(x=within(program, found.x))).worst()
+
+
+def proof(
+    point: Split, image: Split, memory: Penalty, program: Program
+) -> tuple[jax.Array, PrimalDual]:
+    """What the way from zero proves, as `displaced` does; in that of one step, rounding grows as
+    the point does.
+    """
+    del point
+    ahead = primal_dual(program, image, memory._replace(seen=memory.ahead))
+    return displaced(program, trees.zeros_like(ahead), ahead)
+
+
+def _certify(
+    point: Split, image: Split, memory: Penalty, program: Program, *_: Any
+) -> jax.Array:
+    """What every so many steps prove."""
+    fixed = stop_gradient((point, image, memory, program))
+    return if_needed(memory.steps % REFRESH == 0, lambda *parts: proof(*parts)[0],
+                     fixed, fixed, jnp.int32(Status.RUNNING))
 
 
 def _wanted(point: Split, memory: Penalty, program: Program) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import product, safe_divide
+from jaxiter.numerics import product, safe_divide, stop_gradient
 from jaxiter.operators.programs.program import PrimalDual, Program, curvature, explained
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
 from jaxiter.solution import Status
@@ -109,6 +109,30 @@ def certificate(
         endless, Status.DUAL_INFEASIBLE, Status.RUNNING)).astype(jnp.int32)
     ray = trees.add(_normalised(none, proven, multipliers), _normalised(endless, fall, direction))
     return status, ray
+
+
+def displaced(
+    program: Program, point: PrimalDual, image: PrimalDual
+) -> tuple[jax.Array, PrimalDual]:
+    """`certificate` of the way from a point to its image, of a program in units by `equilibrated`.
+
+    Where there is no solution both run away along a ray. No norm of such rows is below 1, and the
+    smaller a norm is taken to be, the longer solutions are expected.
+    """
+    program, point, image = stop_gradient((program, point, image))
+    one = jnp.ones((), program.q.dtype)
+    units = PrimalDual(*map(jnp.ones_like, (program.q, program.b, program.h)))
+    return certificate(
+        program, Scaling(units, one, one), image, trees.subtract(image, point))
+
+
+def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> PrimalDual:
+    """A ray times units, of value 1 in this program."""
+    ray = jax.tree.map(jnp.multiply, ray, units)
+    _, proven, _ = farkas(program, ray)
+    _, fall, _ = falling(program, ray)
+    # One of the two is that of zeros.
+    return trees.scale(safe_divide(1, jnp.maximum(proven, fall)), ray)
 
 
 def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:

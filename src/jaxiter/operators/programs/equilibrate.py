@@ -37,10 +37,13 @@ def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
                  unequal * columns * rows[1][:, None]]
         x, y, z, cost = x * columns, y * rows[0], z * rows[1], cost * ratio
     x, y, z = (_power_of_two(unit) for unit in (x, y, z))
-    if Q is None:  # then nothing ties the units of the objective to those of x
-        right = trees.max_norm(stop_gradient((y * b, jnp.where(jnp.isfinite(h), z * h, 0))))
-        cost = _positive(right) / _positive(trees.max_norm(stop_gradient(x * q)))
-    cost = _power_of_two(cost)
+    # Multipliers are to be no longer than x: where Q ties the two, it may be the shorter one.
+    limits = stop_gradient((y * b, z * h, lower / x, upper / x))
+    right = trees.max_norm([jnp.where(jnp.isfinite(limit), limit, 0) for limit in limits])
+    equal = _positive(right) / _positive(trees.max_norm(stop_gradient(x * q)))
+    tied = jnp.max(sizes[0], initial=0) > 0
+    cost = _power_of_two(jnp.where(
+        (right > 0) | ~tied, jnp.where(tied, jnp.minimum(cost, equal), equal), cost))
     scaled = Program(
         None if Q is None else cost * x * Q * x[:, None], cost * x * q, y[:, None] * A * x, y * b,
         z[:, None] * G * x, z * h, lower / x, upper / x)

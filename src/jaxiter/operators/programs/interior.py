@@ -11,18 +11,21 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.linear.factor import inverse_factor
-from jaxiter.numerics import machine_epsilon, product
+from jaxiter.numerics import machine_epsilon, product, safe_divide, stop_gradient
+from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.kkt import program_equations
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
     complement,
     curvature,
+    gradient,
     optimality,
+    sizes,
     within,
 )
 from jaxiter.problem import Problem
-from jaxiter.solution import Status
+from jaxiter.solution import Status, most_severe
 
 #: The share of the way to the boundary that a step goes.
 NEAR = 0.99
@@ -64,25 +67,57 @@ def interior_problem() -> Problem:
     """
     return Problem(
         step=_step, memory=_begin, equations=lambda point, room, program: program_equations(
-            point, program),
+            settled(program, point), program),
         merit=lambda point, image, room, program: _merit(point, program),
         scale=1.0, floor=lambda point, *rest: FLOOR * machine_epsilon(point), certify=_certify)
 
 
 def _merit(point: PrimalDual, program: Program) -> jax.Array:
     """The largest of what `optimality` and `complement` see."""
-    point = point._replace(x=within(program, point.x))
+    point = settled(program, point)
     return jnp.maximum(optimality(program, point).worst(), complement(program, point))
+
+
+def settled(program: Program, point: PrimalDual) -> PrimalDual:
+    """The point with x within its bounds; an entry that is pushed against its bound and has no way
+    to it is there, and a multiplier that has no weight where there is room is 0. Where all of x,
+    or all multipliers, vanish, nothing else says so. The derivatives are those of the point.
+
+    A way is none beside the natural length of x, in units of rounding and by as much as the
+    gradient pushes; a weight is none beside the gradient's terms, by as much as there is room.
+    """
+    fixed, old = stop_gradient((program, point))
+    slope, room = gradient(fixed, old), fixed.h - product(fixed.G, old.x)
+    units = sizes(fixed, old)
+    none = machine_epsilon(old) * _length(fixed) * safe_divide(jnp.abs(slope), units[1])
+    x = jnp.where((slope > 0) & (old.x - fixed.lower <= none), fixed.lower, old.x)
+    x = jnp.where((slope < 0) & (fixed.upper - x <= none), fixed.upper, x)
+    none = machine_epsilon(old) * units[1] * safe_divide(room, units[0])
+    new = old._replace(x=jnp.clip(x, fixed.lower, fixed.upper), inequality_dual=jnp.where(
+        old.inequality_dual <= none, 0, old.inequality_dual))
+    return jax.tree.map(lambda new, old, given: new + (given - old), new, old, point)
+
+
+def _length(program: Program) -> jax.Array:
+    """A natural length of x: the smaller of its right-hand sides and `|q| / |Q|` that is there."""
+    right = trees.max_norm((program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)))
+    bend = jnp.zeros((), right.dtype) if program.Q is None else safe_divide(
+        trees.max_norm(program.q), jnp.max(jnp.abs(program.Q), initial=0))
+    lengths = [jnp.where(length > 0, length, jnp.inf) for length in (right, bend)]
+    least = jnp.minimum(*lengths)
+    return jnp.where(jnp.isfinite(least), least, 1)
 
 
 def start(program: Program) -> PrimalDual:
     """x that minimises the objective and the squares of all rows; no multipliers.
 
-    Of a linear program also its own square; 0 where there is no such x.
+    Where Q is small, or none, also its own square; 0 where there is no such x.
     """
     m, n = program.G.shape
+    bend = 0 if program.Q is None else jnp.max(jnp.abs(program.Q), initial=0)
+    own = jnp.maximum(1 - bend, 0) / 2
     ones = jnp.concatenate([jnp.isfinite(program.h).astype(program.q.dtype),
-                            jnp.full(2 * n, program.Q is None, program.q.dtype)])
+                            jnp.full(2 * n, own, program.q.dtype)])
     system = _system(program, jnp.ones_like(ones), ones)
     h = jnp.where(jnp.isfinite(program.h), program.h, 0)
     x, y, _ = _once(system, -program.q, program.b, jnp.pad(h, (0, 2 * n)))
@@ -114,7 +149,7 @@ def _begin(point: PrimalDual, program: Program) -> Room:
     c, there = _limits(program)
     room = jnp.where(there, c - _rows(program, point.x), 1)
     unit = jnp.maximum(trees.max_norm(point.x), jnp.max(-room, initial=0))
-    unit = jnp.where(unit > 0, unit, 1).astype(room.dtype)
+    unit = jnp.where(unit > 0, unit, _length(program)).astype(room.dtype)
     slack = jnp.where(there, jnp.maximum(room, unit), 1)
     given = jnp.pad(point.inequality_dual, (0, 2 * point.x.size))
     dual = jnp.where(there, jnp.maximum(given, unit * (unit / slack)), 0)
@@ -197,8 +232,8 @@ def _step(point: PrimalDual, room: Room, program: Program) -> tuple[PrimalDual, 
 def _certify(
     point: PrimalDual, image: PrimalDual, room: Room, program: Program
 ) -> jax.Array:
-    """STAGNATED, or PRECISION_FLOOR near it, where the last step was none."""
-    del image
+    """What the step proves; STAGNATED, or PRECISION_FLOOR near it, where it was none."""
     low = _merit(point, program) <= FLOOR * machine_epsilon(point)
     code = jnp.where(low, Status.PRECISION_FLOOR, Status.STAGNATED)
-    return jnp.where(room.blocked, code, Status.RUNNING).astype(jnp.int32)
+    ended = jnp.where(room.blocked, code, Status.RUNNING)
+    return most_severe(displaced(program, point, image)[0], ended).astype(jnp.int32)

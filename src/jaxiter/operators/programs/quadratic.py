@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import known
 from jaxiter.lanes import solve_many
-from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
+from jaxiter.operators.programs.certificates import in_other_units
 from jaxiter.operators.programs.checks import canonical, check_convex, in_memory
 from jaxiter.operators.programs.equilibrate import equilibrated
 from jaxiter.operators.programs.halpern import solve_by_halpern
@@ -45,7 +47,7 @@ def quadratic_program(
       method: "interior", Mehrotra's predictor-corrector, a dozen steps of one factorisation each,
         to about rounding; the default up to 300 unknowns. "admm", many steps of two products with
         one factorisation, to moderate accuracy; the default beyond. "halpern", as `linear_program`
-        does it: by products alone, with certificates where there is no solution; the default where
+        does it: by products alone, to moderate accuracy; the default where
         a matrix is sparse or a pair (matvec, rmatvec).
       x0: a first x, or an earlier `ProgramResult`, whose multipliers are then taken too. It helps
         "admm" and "halpern"; "interior" starts inside.
@@ -61,8 +63,9 @@ def quadratic_program(
       of the optimality system with the constraints that are active: `implicit(dense())` up to 256
       unknowns and multipliers, else by GMRES. NaN where multipliers are not unique;
       `adjoint=implicit(normal_cg())` gives the answer of least norm there. An infeasible or
-      unbounded program never says CONVERGED; only "halpern" says PRIMAL_INFEASIBLE or
-      DUAL_INFEASIBLE, with the `certificate`.
+      unbounded program never says CONVERGED, but PRIMAL_INFEASIBLE or DUAL_INFEASIBLE with the
+      `certificate`, or, where none was found, another status: "interior" mostly proves it in a
+      dozen steps, "admm" in hundreds or thousands.
 
     Raises:
       ValueError: shapes that do not fit; NaN; lower > upper; Q with a negative eigenvalue; under
@@ -156,7 +159,11 @@ def _concluded(
 ) -> ProgramResult:
     found = solve._replace(value=_together(solve.value))
     point = jax.tree.map(jnp.multiply, units, way.read(found, *args))
-    return result(program, point, solve)
+    state, scaled = stop_gradient((solve.state, args[0]))
+    status, ray = way.proof(state.x, state.output, state.memory, scaled, *args[1:])
+    ray = in_other_units(program, ray, units)
+    proved = status == solve.status
+    return result(program, point, solve, trees.where(proved, ray, trees.zeros_like(ray)))
 
 
 def _together(value: PyTree) -> PyTree:

@@ -11,6 +11,7 @@ from jaxiter.known import check_positive
 from jaxiter.linear import dense, gmres
 from jaxiter.numerics import machine_epsilon
 from jaxiter.operators.programs import admm, interior
+from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.checks import convex, in_memory, valid
 from jaxiter.operators.programs.program import PrimalDual, Program
 from jaxiter.options import Options, SolveOptions, choose
@@ -33,13 +34,14 @@ class Way(NamedTuple):
     """How a program is solved.
 
     start: `start(scaled program, point) -> (governing point, args)`. read: the `PrimalDual` of
-    `read(solution, *args)`.
+    `read(solution, *args)`. proof: `proof(point, image, memory, *args)`, what a step proves.
     """
 
     problem: Problem
     options: Options
     start: Callable
     read: Callable
+    proof: Callable
 
 
 def as_way(
@@ -70,7 +72,8 @@ def as_way(
         return Way(
             _checked(interior.interior_problem()), chosen,
             lambda scaled, point: _begun(marked(scaled), point),
-            lambda solve, scaled: solve.value)
+            lambda solve, scaled: interior.settled(scaled, solve.value),
+            lambda point, image, room, scaled: displaced(scaled, point, image))
     check_positive(**({} if penalty is None else {"penalty": penalty}))
     rtol = 1e-5 if machine_epsilon(program.q) > 1e-12 else 1e-8
     chosen = choose(front, options, {}, adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0),
@@ -86,7 +89,8 @@ def as_way(
     return Way(
         _checked(admm.admm_problem(penalty is not None)), chosen, start,
         lambda solve, scaled, second: admm.primal_dual(
-            scaled, solve.value, solve.state.answer.memory))
+            scaled, solve.value, solve.state.answer.memory),
+        lambda point, image, memory, scaled, second: admm.proof(point, image, memory, scaled))
 
 
 def _begun(scaled: Program, point: PrimalDual | None) -> tuple[PrimalDual, tuple[Program]]:
