@@ -1,4 +1,4 @@
-"""The interior-point method where x or all multipliers vanish, in all units, and its certificates."""
+"""The interior-point method where all of x vanishes, in all units, and its certificates."""
 
 from functools import partial
 
