@@ -1,5 +1,6 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
+from jaxiter.transport.alignment import FeatureAlignment, feature_alignment
 from jaxiter.transport.attention import qr_doubly_stochastic, sinkhorn_attention
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.distil import sinkhorn_distillation
@@ -31,15 +32,22 @@ from jaxiter.transport.routing import (
 )
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
+from jaxiter.transport.unit_labels import (
+    GeodesicCost,
+    UnitLabels,
+    geodesic_cost,
+    unit_assignment,
+)
 
 __all__ = [
-    "BalancedLabels", "BiasState", "Dense", "Geometry", "Grid", "LossFreeBias",
-    "MatchedWeights", "MirrorResult", "PointCloud", "PowerNorm", "Quantised", "Routing",
-    "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "balanced_topk", "cosine", "epsilon_scaling", "euclidean",
-    "gumbel_sinkhorn", "loss_free_bias", "match_weights", "mirror_sinkhorn", "permute",
-    "qr_doubly_stochastic", "relative", "round_permutation", "round_to_polytope",
-    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_attention", "sinkhorn_distillation",
-    "sinkhorn_divergence", "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many",
-    "sinkhorn_quantise", "sparse_transport", "squared_euclidean", "swav_assignments",
+    "BalancedLabels", "BiasState", "Dense", "FeatureAlignment", "GeodesicCost", "Geometry",
+    "Grid", "LossFreeBias", "MatchedWeights", "MirrorResult", "PointCloud", "PowerNorm",
+    "Quantised", "Routing", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm",
+    "TransportResult", "UnitLabels", "balanced_labels", "balanced_topk", "cosine",
+    "epsilon_scaling", "euclidean", "feature_alignment", "geodesic_cost", "gumbel_sinkhorn",
+    "loss_free_bias", "match_weights", "mirror_sinkhorn", "permute", "qr_doubly_stochastic",
+    "relative", "round_permutation", "round_to_polytope", "scale_by_mirror_sinkhorn",
+    "sinkhorn", "sinkhorn_attention", "sinkhorn_distillation", "sinkhorn_divergence",
+    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sinkhorn_quantise",
+    "sparse_transport", "squared_euclidean", "swav_assignments", "unit_assignment",
 ]

@@ -72,7 +72,7 @@ def sinkhorn_quantise(
     optimal transport", 2024.
 
     >>> import jax.numpy as jnp
-    >>> out = sinkhorn_quantise(jnp.array([[0.0], [1.0]]), jnp.array([[5.0], [5.1]]))
+    >>> out = sinkhorn_quantise(jnp.array([[0.0], [1.0]]), jnp.array([[0.5], [9.0]]))
     >>> out.indices.tolist(), float(out.usage)
     ([0, 1], 1.0)
     """
@@ -86,8 +86,8 @@ def sinkhorn_quantise(
     def mean(x: jax.Array) -> jax.Array:
         return x if axis_name is None else lax.pmean(x, axis_name)
 
-    points = stop_gradient((z.astype(jnp.float32), codebook.astype(jnp.float32)))
-    distances = PointCloud(*points, euclidean).matrix()
+    points, codes = stop_gradient((z.astype(jnp.float32), codebook.astype(jnp.float32)))
+    distances = PointCloud(points, codes, euclidean).matrix()
     centred = distances - mean(jnp.mean(distances))
     entries = distances.size * (1 if axis_name is None else lax.psum(1, axis_name))
     variance = mean(jnp.mean(jnp.square(centred))) * (entries / max(entries - 1, 1))

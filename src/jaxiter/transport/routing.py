@@ -149,9 +149,10 @@ def _summed(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def _route(bias: jax.Array, scores: jax.Array, k: int) -> _Routed:
-    # Taken apart, or XLA merges the slices below into it and sorts all experts instead.
-    best, indices = lax.optimization_barrier(
-        lax.top_k(scores + bias, min(k + 1, scores.shape[1])))
+    best, indices = lax.top_k(scores + bias, min(k + 1, scores.shape[1]))
+    # Taken apart, or XLA merges the slices below into it and sorts all experts instead; one by
+    # one, for a barrier around the pair is one that it cannot compile.
+    best, indices = lax.optimization_barrier(best), lax.optimization_barrier(indices)
     # Where every expert is chosen there is no next one: any lower price will do.
     following = best[:, k] if best.shape[1] > k else best[:, k - 1] - 1
     return _Routed(indices[:, :k].astype(jnp.int32), best[:, :k], (best[:, k - 1] + following) / 2)
