@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from jaxiter.adjoint import unrolled
 from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import accumulation_dtype, stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 from jaxiter.transport.permutations import sinkhorn_layer
-from jaxiter.transport.points import PointCloud, PowerNorm
 
 
 @reused
@@ -54,9 +53,10 @@ def sinkhorn_distillation(
         raise ValueError("student and teacher must be logits [B, D] of the same samples and "
                          f"classes, got shapes {student.shape} and {teacher.shape}.")
     check_positive(epsilon=epsilon, temperature=temperature)
-    p, target = (jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-                                / temperature, axis=1) for logits in (student, teacher))
-    cost = PointCloud(p, target, PowerNorm(1.0)).matrix()
+    kind = accumulation_dtype(student.dtype)
+    p, target = (jax.nn.softmax(logits.astype(kind) / temperature, axis=1)
+                 for logits in (student, teacher))
+    cost = jnp.sum(jnp.abs(p[:, None] - target[None]), axis=-1)
     if options.get("adjoint") is None:
         options = {"max_steps": 20, **options, "adjoint": unrolled()}
     plan = sinkhorn_layer(-cost, epsilon, **options)

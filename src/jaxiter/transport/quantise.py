@@ -79,6 +79,7 @@ def sinkhorn_quantise(
     if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1] or 0 in z.shape:
         raise ValueError(f"z must be features [B, d] and codebook [K, d], got shapes {z.shape} and "
                          f"{codebook.shape}.")
+    z, codebook = jnp.asarray(z), jnp.asarray(codebook)
     check_count(max_steps=max_steps)
     check_positive(sharpness=sharpness)
     check_not_negative(beta=beta)
@@ -101,8 +102,9 @@ def sinkhorn_quantise(
             key = jax.random.fold_in(key, lax.axis_index(axis_name))
         indices = jax.random.categorical(key, safe_log(plan), axis=1)
     indices = indices.astype(jnp.int32)
-    # A NaN has no largest entry: no code may stand for it.
-    codes = jnp.where(jnp.isfinite(variance), codebook[indices], jnp.nan)
+    # A NaN is near nothing: no code may stand for it.
+    sound = jnp.isfinite(mean(jnp.sum(points)) + jnp.sum(codes))
+    codes = jnp.where(sound, codebook[indices], jnp.nan)
     loss = jnp.mean(jnp.square(z - stop_gradient(codes))) + beta * jnp.mean(
         jnp.square(stop_gradient(z) - codes))
     counts = jnp.zeros(codebook.shape[0], jnp.float32).at[indices].add(1)
