@@ -60,8 +60,8 @@ def test_symmetry_and_order():
     attend = jax.jit(lambda q, k, v: sinkhorn_attention(q, k, v, max_steps=5))
     np.testing.assert_allclose(attend(q[order], k[order], v[order]), attend(q, k, v)[order],
                                atol=2e-6)
-    symmetric = np.asarray(matrix(q @ q.T, 41))
-    np.testing.assert_allclose(symmetric, symmetric.T, atol=1e-3)
+    symmetric = np.asarray(matrix(q @ q.T / 4, 11))
+    np.testing.assert_allclose(symmetric, symmetric.T, atol=1e-4)
 
 
 def test_masked_tokens_are_not_there():
@@ -99,8 +99,10 @@ solved = jax.jit(lambda q, k, v: sinkhorn_attention(q, k, v, tolerance=1e-10, ma
 def test_derivatives_and_tolerance(x64):
     q, k, v = inputs(5, 3)
     slope_is_finite_difference(jax.jit(sinkhorn_attention), (q, k, v))
-    many = sinkhorn_attention(q, k, v, max_steps=61)
-    np.testing.assert_allclose(solved(q, k, v), many, atol=1e-8)
+    plan = np.exp(np.asarray(q @ k.T) / np.sqrt(3))
+    for step in range(200):
+        plan = plan / plan.sum(1 - step % 2, keepdims=True)
+    np.testing.assert_allclose(solved(q, k, v), plan @ np.asarray(v), atol=1e-8)
     assert np.all(np.isnan(solved(100 * q, k, v)))  # not met in so many steps
 
 

@@ -73,7 +73,8 @@ def balanced_topk(
 
     each the exact minimum of the dual in one kind of price, so that the dual objective
     `sum_i (k largest of scores_i + p) - L sum p` never rises and no rate has to be chosen. Prices
-    are found by halving intervals: counts alone are compared, and added over devices.
+    are found by halving intervals: counts alone are compared, and added over devices. Tokens of
+    equal scores go together; no bias can part them.
 
     Args:
       scores: `[T, E]`, finite, in any unit. k: experts a token.
@@ -107,7 +108,7 @@ def balanced_topk(
     total = scores.shape[0] * (1 if axis_name is None else lax.psum(1, axis_name))
     share = total * k / experts
     problem = _problem(k, share, axis_name)
-    start = jnp.zeros(experts) if init is None else jnp.asarray(init, jnp.float32)
+    start = jnp.asarray(np.zeros(experts) if init is None else init, jnp.float32)
     if start.shape != (experts,):
         raise ValueError(f"init must be biases of shape ({experts},), got {start.shape}.")
     fixed = lax.stop_gradient(scores)
@@ -257,7 +258,7 @@ def loss_free_bias(
     check_positive(rate=rate)
 
     def init(experts: Any) -> BiasState:
-        return BiasState(jnp.zeros(experts), jnp.int32(0))
+        return BiasState(jnp.zeros(experts, jnp.float32), jnp.int32(0))
 
     def update(load: jax.Array, state: BiasState) -> BiasState:
         load = _summed(lax.stop_gradient(jnp.asarray(load)).astype(state.bias.dtype), axis_name)

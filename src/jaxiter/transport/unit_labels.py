@@ -85,7 +85,7 @@ def unit_assignment(
                          f"{units.shape}, {None if mask is None else mask.shape}.")
     known(_check_supply, units, np.ones(cost.shape[1], bool) if mask is None else mask)
     cost, units = stop_gradient((cost.astype(jnp.float32), units.astype(jnp.float32)))
-    demand = jnp.ones(cost.shape[1]) if mask is None else mask.astype(jnp.float32)
+    demand = jnp.ones(cost.shape[1:], jnp.float32) if mask is None else mask.astype(jnp.float32)
     out = sinkhorn(cost, units, demand, epsilon=epsilon, **chosen._asdict())
     labels = jnp.argmax(out.f[:, None] - cost, axis=0).astype(jnp.int32)
     sensible = (out.status != Status.BAD_INPUT) & (out.status != Status.NONFINITE)
@@ -158,7 +158,7 @@ def geodesic_cost(
     # No path is longer than one through all pixels.
     longest = 2 * height * width * jnp.max(jnp.stack([jnp.max(jnp.where(
         jnp.isfinite(w), w, 0)) for w in weights])) + 1
-    start = jnp.full((seeds.shape[0], height, width), 1.0) * longest
+    start = jnp.broadcast_to(longest, (seeds.shape[0], height, width))
     start = start.at[jnp.arange(seeds.shape[0]), seeds[:, 0], seeds[:, 1]].set(0.0)
     inside = jnp.all((seeds >= 0) & (seeds < jnp.array([height, width])))
     good = inside & jnp.all(jnp.isfinite(features)) & (jnp.asarray(length) >= 0)
