@@ -68,8 +68,8 @@ def unit_assignment(
       ValueError: supply and demand that differ, negative units, what `sinkhorn` refuses; under
         jit BAD_INPUT.
 
-    Reference: Li et al., "Point2Mask: point-supervised panoptic segmentation via optimal
-    transport", 2023.
+    Reference: Li et al., "Point-supervised panoptic segmentation via optimal transport", 2023
+    (Point2Mask).
 
     >>> import jax.numpy as jnp
     >>> cost = jnp.array([[0.1, 0.2, 0.3, 0.9], [0.5, 0.5, 0.5, 0.5]])
@@ -136,8 +136,8 @@ def geodesic_cost(
       ValueError: other shapes, features that are not finite, a negative length, seeds outside the
         image; under jit BAD_INPUT.
 
-    Reference: Li et al., "Point2Mask: point-supervised panoptic segmentation via optimal
-    transport", 2023.
+    Reference: Li et al., "Point-supervised panoptic segmentation via optimal transport", 2023
+    (Point2Mask).
 
     >>> import jax.numpy as jnp
     >>> image = jnp.array([[0.0, 0.0, 1.0, 3.0]])[..., None]
