@@ -5,6 +5,8 @@ from jaxiter.transport.attention import qr_doubly_stochastic, sinkhorn_attention
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.distil import sinkhorn_distillation
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
+from jaxiter.transport.expert_bias import BiasState, LossFreeBias, loss_free_bias
+from jaxiter.transport.geodesic import GeodesicCost, geodesic_cost
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
@@ -23,21 +25,10 @@ from jaxiter.transport.rebasin import MatchedWeights, match_weights, permute
 from jaxiter.transport.relative import relative
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.rounding import round_to_polytope
-from jaxiter.transport.routing import (
-    BiasState,
-    LossFreeBias,
-    Routing,
-    balanced_topk,
-    loss_free_bias,
-)
+from jaxiter.transport.routing import Routing, balanced_topk
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
-from jaxiter.transport.unit_labels import (
-    GeodesicCost,
-    UnitLabels,
-    geodesic_cost,
-    unit_assignment,
-)
+from jaxiter.transport.unit_labels import UnitLabels, unit_assignment
 
 __all__ = [
     "BalancedLabels", "BiasState", "Dense", "FeatureAlignment", "GeodesicCost", "Geometry",
