@@ -1,7 +1,12 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
+from jaxiter.transport.alignment import FeatureAlignment, feature_alignment
+from jaxiter.transport.attention import qr_doubly_stochastic, sinkhorn_attention
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
+from jaxiter.transport.distil import sinkhorn_distillation
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
+from jaxiter.transport.expert_bias import BiasState, LossFreeBias, loss_free_bias
+from jaxiter.transport.geodesic import GeodesicCost, geodesic_cost
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
@@ -15,20 +20,25 @@ from jaxiter.transport.points import (
     euclidean,
     squared_euclidean,
 )
+from jaxiter.transport.quantise import Quantised, sinkhorn_quantise
 from jaxiter.transport.rebasin import MatchedWeights, match_weights, permute
 from jaxiter.transport.relative import relative
 from jaxiter.transport.result import TransportResult
 from jaxiter.transport.rounding import round_to_polytope
+from jaxiter.transport.routing import Routing, balanced_topk
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
+from jaxiter.transport.unit_labels import UnitLabels, unit_assignment
 
 __all__ = [
-    "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
-    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "permute", "relative", "round_permutation",
-    "round_to_polytope",
-    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
-    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
-    "squared_euclidean", "swav_assignments",
+    "BalancedLabels", "BiasState", "Dense", "FeatureAlignment", "GeodesicCost", "Geometry",
+    "Grid", "LossFreeBias", "MatchedWeights", "MirrorResult", "PointCloud", "PowerNorm",
+    "Quantised", "Routing", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm",
+    "TransportResult", "UnitLabels", "balanced_labels", "balanced_topk", "cosine",
+    "epsilon_scaling", "euclidean", "feature_alignment", "geodesic_cost", "gumbel_sinkhorn",
+    "loss_free_bias", "match_weights", "mirror_sinkhorn", "permute", "qr_doubly_stochastic",
+    "relative", "round_permutation", "round_to_polytope", "scale_by_mirror_sinkhorn",
+    "sinkhorn", "sinkhorn_attention", "sinkhorn_distillation", "sinkhorn_divergence",
+    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sinkhorn_quantise",
+    "sparse_transport", "squared_euclidean", "swav_assignments", "unit_assignment",
 ]
