@@ -1,6 +1,7 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
+from jaxiter.transport.class_transport import ClassTransportResult, class_transport
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
@@ -23,12 +24,11 @@ from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
-    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "permute", "relative", "round_permutation",
-    "round_to_polytope",
-    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
-    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
-    "squared_euclidean", "swav_assignments",
+    "BalancedLabels", "ClassTransportResult", "Dense", "Geometry", "Grid", "MatchedWeights",
+    "MirrorResult", "PointCloud", "PowerNorm", "SinkhornDivergence", "SparseTransportResult",
+    "SquaredNorm", "TransportResult", "balanced_labels", "class_transport", "cosine",
+    "epsilon_scaling", "euclidean", "gumbel_sinkhorn", "match_weights", "mirror_sinkhorn",
+    "permute", "relative", "round_permutation", "round_to_polytope", "scale_by_mirror_sinkhorn",
+    "sinkhorn", "sinkhorn_divergence", "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many",
+    "sparse_transport", "squared_euclidean", "swav_assignments",
 ]
