@@ -72,6 +72,7 @@ from jaxiter.operators.sections import (
 )
 from jaxiter.operators.tseng import tseng
 from jaxiter.operators.variational_inequality import VariationalResult, variational_inequality
+from jaxiter.operators.worst_case import WorstCase, worst_case_prox
 
 __all__ = [
     "CompletedDual", "GameResult", "InclusionResult", "MinimaxKind", "MinimaxResult",
@@ -92,5 +93,5 @@ __all__ = [
     "prox_scad", "prox_squared_l2", "proximal_gradient", "quadratic_program",
     "quadratic_program_many", "radial_psd", "radial_rotated_cone", "radial_second_order_cone",
     "regularisation_path", "rotate", "scad_concave", "scale", "translate", "tseng",
-    "variational_inequality", 
+    "variational_inequality", "worst_case_prox",
 ]
