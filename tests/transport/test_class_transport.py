@@ -91,6 +91,15 @@ def test_value_plan_and_bound_agree_in_float32():
         np.testing.assert_allclose(out.plan.sum(1), a, atol=1e-6)
 
 
+def test_a_constant_in_the_cost_is_none_of_the_plans():
+    a, b = weights(1)
+    plain = apart(*floats(COST, a, b, 0.1))
+    shifted, flat = apart(*floats(COST + 64, a, b, 0.1)), apart(*floats(0 * COST + 3, a, b, 0.1))
+    np.testing.assert_allclose(shifted.plan, plain.plan, atol=1e-4)
+    np.testing.assert_allclose(shifted.value - 64, plain.value, atol=1e-4)
+    assert shifted.converged and flat.converged and flat.value >= 3 - 1e-6
+
+
 def test_a_point_that_owns_its_class_is_free():
     a, b = weights(2)
     out = jax.jit(lambda *operands: class_transport(*operands, list(range(6)), 3.0))(

@@ -163,9 +163,11 @@ def _class_transport(
     a, b = given
     strength = jnp.asarray(strength, cost.dtype)
     pairs = _pairs(labels)
-    split = _splitting(pairs, cost.shape, *stop_gradient(_steps(cost, a)))
+    # A constant in the cost is none of the plan's, and would take digits from the gap.
+    base = stop_gradient(jnp.min(cost))
+    split = _splitting(pairs, cost.shape, *stop_gradient(_steps(cost - base, a)))
     start = a[:, None] * b / jnp.sum(b)
-    out = solve_splitting(split, start, cost, a, b, strength, **chosen._asdict())
+    out = solve_splitting(split, start, cost - base, a, b, strength, **chosen._asdict())
     forces, f, g = stop_gradient(_feasible(pairs, out.dual, cost, a, b, strength))
     moved = round_to_polytope(*stop_gradient((out.value, a, b)))
     plan = out.value + stop_gradient(moved - out.value)
@@ -229,8 +231,7 @@ def _splitting(
         return _objective(pairs, plan, cost, strength) - product(f, a) - product(g, b)
 
     return plain._replace(extract=image, problem=problem._replace(
-        merit=gap, scale=lambda s, image, steps, cost, a, *rest: jnp.sum(a) * jnp.ptp(cost),
-        valid=_valid))
+        merit=gap, scale=_scale, valid=_valid))
 
 
 def _feasible(
@@ -248,6 +249,14 @@ def _objective(
 ) -> jax.Array:
     lengths = jax.vmap(trees.norm)(pairs.differences(plan))
     return jnp.sum(cost * plan) + strength * jnp.sum(lengths.astype(cost.dtype))
+
+
+def _scale(
+    s: Any, image: Any, steps: Any, cost: jax.Array, a: jax.Array, *rest: jax.Array
+) -> jax.Array:
+    """Mass times the range of the cost, which begins at 0."""
+    top = jnp.max(cost)
+    return jnp.sum(a) * jnp.where(top > 0, top, 1)
 
 
 def _valid(s: Any, cost: jax.Array, a: jax.Array, b: jax.Array, strength: jax.Array) -> jax.Array:
