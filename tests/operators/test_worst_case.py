@@ -132,18 +132,18 @@ def test_derivatives_are_those_of_differences(x64):
 
 def test_bad_input():
     data = [jnp.asarray(v, jnp.float32) for v in bowls(0)]
-    x, logits = jnp.ones(3), jnp.zeros(4)
+    x, logits = jnp.ones(3, jnp.float32), jnp.zeros(4, jnp.float32)
     with pytest.raises(ValueError, match="step must be positive"):
         worst_case_prox(losses, x, logits, 0.0, *data)
     with pytest.raises(ValueError, match="all of them are -inf"):
-        worst_case_prox(losses, x, jnp.full(4, -jnp.inf), 1.0, *data)
+        worst_case_prox(losses, x, jnp.full(4, -jnp.inf, jnp.float32), 1.0, *data)
     with pytest.raises(ValueError, match="numbers or -inf"):
-        worst_case_prox(losses, x, jnp.full(4, jnp.nan), 1.0, *data)
+        worst_case_prox(losses, x, jnp.full(4, jnp.nan, jnp.float32), 1.0, *data)
     with pytest.raises(ValueError, match=r"must both have shape \[s\], got \(4,\) and \(2,\)"):
-        worst_case_prox(losses, x, jnp.zeros(2), 1.0, *data)
+        worst_case_prox(losses, x, jnp.zeros(2, jnp.float32), 1.0, *data)
     many = jax.jit(jax.vmap(lambda step, q: worst_case_prox(losses, x, q, step, *data)))
-    rows = jnp.zeros((4, 4)).at[1].set(-jnp.inf).at[2, 0].set(-jnp.inf)
-    out = many(jnp.array([-1.0, 1.0, 1.0, 1.0]), rows)
+    rows = jnp.zeros((4, 4), jnp.float32).at[1].set(-jnp.inf).at[2, 0].set(-jnp.inf)
+    out = many(jnp.array([-1.0, 1.0, 1.0, 1.0], jnp.float32), rows)
     assert [Status.name(code) for code in out.status] == [
         "NONFINITE", "NONFINITE", "CONVERGED", "CONVERGED"]
     assert out.logits[2, 0] == -jnp.inf and jnp.isfinite(out.logits[3]).all()
@@ -154,5 +154,5 @@ def test_bad_input():
 @pytest.mark.slow
 def test_the_front():
     data = [jnp.asarray(v, jnp.float32) for v in bowls(7)]
-    check_front(partial(worst_case_prox, losses), jnp.ones(3), jnp.zeros(4), jnp.float32(0.5),
-                *data)
+    check_front(partial(worst_case_prox, losses), jnp.ones(3, jnp.float32),
+                jnp.zeros(4, jnp.float32), jnp.float32(0.5), *data)

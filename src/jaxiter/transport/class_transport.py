@@ -1,32 +1,30 @@
 """Transport whose rows of one class are drawn together: a sum of norms of their differences."""
 
-from itertools import combinations
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter import trees
 from jaxiter.implicit import implicit
 from jaxiter.known import check_not_negative, known
 from jaxiter.linear import normal_cg
 from jaxiter.numerics import is_concrete, on_own_mesh, product, stop_gradient, strong
-from jaxiter.operators.primal_dual import SHARE, primal_dual
-from jaxiter.operators.projections import projection_simplex
-from jaxiter.operators.prox_norms import prox_l2
 from jaxiter.options import SolveOptions, choose
-from jaxiter.problem import as_problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.solvers.anderson import anderson
-from jaxiter.splitting import Splitting, solve_splitting
+from jaxiter.splitting import solve_splitting
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, or_uniform
+from jaxiter.transport.checks import check_masses, check_signs, or_uniform
 from jaxiter.transport.rounding import round_to_polytope
-
-#: The square root of the primal step over the dual one, in the sizes of plan and potentials.
-RATIO = 2.0
+from jaxiter.transport.sum_of_norms import (
+    balanced_steps,
+    feasible,
+    objective,
+    pairs_of,
+    sum_of_norms,
+)
 
 
 @reports
@@ -52,21 +50,6 @@ class ClassTransportResult(NamedTuple):
     solve: Solution
 
 
-class _Pairs(NamedTuple):
-    """Two rows of one class each: `first[k] < second[k]`."""
-
-    first: np.ndarray
-    second: np.ndarray
-
-    def differences(self, plan: jax.Array) -> jax.Array:
-        return plan[self.first] - plan[self.second]
-
-    def spread(self, forces: jax.Array, rows: int) -> jax.Array:
-        """The adjoint."""
-        out = jnp.zeros((rows, forces.shape[1]), forces.dtype)
-        return out.at[self.first].add(forces).at[self.second].add(-forces)
-
-
 def class_transport(
     cost: jax.Array, a: jax.Array | None, b: jax.Array | None, classes: Any, strength: Any,
     **options: Unpack[SolveOptions],
@@ -87,8 +70,8 @@ def class_transport(
 
     Args:
       cost: `[n, m]`, finite. a, b: weights `[n]`, `[m]` of equal sum; default uniform.
-      classes: labels `[n]` of the rows, integers from 0 on; known, for they make the program. Its
-        memory is one row of m numbers for each pair.
+      classes: labels `[n]` of the rows, integers from 0 on; known, for they make the program. A
+        point holds m numbers for each pair, Anderson's memory twenty points: `picard()` holds one.
       strength: at least 0, in units of cost.
       **options: those of `fixed_point`; by default 20,000 steps of `anderson(10)`, which takes a
         tenth to a half of the plain ones, and a relative gap of 1e-5 in float32, 1e-8 in float64.
@@ -150,6 +133,8 @@ def _class_transport(
     check_not_negative(strength=strength)
     raw = cost, a, b
     cost = strong(cost)
+    if not jnp.issubdtype(cost.dtype, jnp.floating):
+        cost = cost.astype(jnp.result_type(float))
     n, m = cost.shape
     given = []
     for name, weights, size in (("a", a, n), ("b", b, m)):
@@ -162,106 +147,20 @@ def _class_transport(
     known(_check, *raw)
     a, b = given
     strength = jnp.asarray(strength, cost.dtype)
-    pairs = _pairs(labels)
+    pairs = pairs_of(labels)
     # A constant in the cost is none of the plan's, and would take digits from the gap.
     base = stop_gradient(jnp.min(cost))
-    split = _splitting(pairs, cost.shape, *stop_gradient(_steps(cost - base, a)))
+    split = sum_of_norms(pairs, cost.shape, *stop_gradient(balanced_steps(cost - base, a)))
     start = a[:, None] * b / jnp.sum(b)
     out = solve_splitting(split, start, cost - base, a, b, strength, **chosen._asdict())
-    forces, f, g = stop_gradient(_feasible(pairs, out.dual, cost, a, b, strength))
+    forces, f, g = stop_gradient(feasible(pairs, out.dual, cost, a, b, strength))
     moved = round_to_polytope(*stop_gradient((out.value, a, b)))
     plan = out.value + stop_gradient(moved - out.value)
     # Of the Lagrangian, whose derivative by the plan is 0: right where the plan's own is not.
-    value = _objective(pairs, moved, cost, strength)
+    value = objective(pairs, moved, cost, strength)
     value = value + product(f, a - stop_gradient(a)) + product(g, b - stop_gradient(b))
     return ClassTransportResult(
         plan, value, stop_gradient(product(f, a) + product(g, b)), f, g, out.solve)
-
-
-def _pairs(labels: tuple[int, ...]) -> _Pairs:
-    rows = np.asarray(labels)
-    found = [pair for label in range(max(labels) + 1)
-             for pair in combinations(np.flatnonzero(rows == label).tolist(), 2)]
-    return _Pairs(*np.array(found, np.int32).reshape(-1, 2).T)
-
-
-def _steps(cost: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The steps of both sides, in proportion to the sizes of the plan and of the potentials."""
-    n, m = cost.shape
-    spread = jnp.std(cost)
-    size = jnp.where(spread > 0, spread, 1)
-    ratio = RATIO * jnp.sum(a) / (n * m) ** 0.5 / size
-    # |K|^2 = n: that of the sums, to which the differences, at most n on contrasts, are orthogonal.
-    length = SHARE / n**0.5
-    return ratio * length, length / ratio
-
-
-def _splitting(
-    pairs: _Pairs, shape: tuple[int, int], tau: jax.Array, sigma: jax.Array
-) -> Splitting:
-    """The hybrid gradient's splitting, judged by the gap of its image, which is the answer."""
-    n, _ = shape
-
-    def forward(plan: jax.Array, *args: jax.Array) -> tuple:
-        return pairs.differences(plan), jnp.sum(plan, 0)
-
-    def adjoint(dual: tuple, *args: jax.Array) -> jax.Array:
-        return pairs.spread(dual[0], n) + dual[1]
-
-    def rows(v: jax.Array, step: Any, cost: Any, a: Any, b: Any, strength: Any) -> jax.Array:
-        held = projection_simplex(v - step * cost, jnp.where(a > 0, a, 1))
-        return jnp.where(a[:, None] > 0, held, 0)
-
-    def norms(v: tuple, step: Any, cost: Any, a: Any, b: Any, strength: Any) -> tuple:
-        return prox_l2(v[0], step, strength), b
-
-    plain = primal_dual(rows, norms, (forward, adjoint), tau=tau, sigma=sigma)
-    problem = as_problem(plain.problem)
-    step = problem.step
-    assert step is not None
-
-    def image(s: Any, steps: Any, *args: jax.Array) -> tuple:
-        return plain.extract(step(s, steps, *args)[0], steps, *args)
-
-    def gap(s: Any, image: Any, steps: Any, *args: jax.Array) -> jax.Array:
-        cost, a, b, strength = args
-        plan, dual = plain.extract(image, steps, *args)
-        _, f, g = _feasible(pairs, dual, *args)
-        plan = round_to_polytope(jnp.maximum(plan, 0), a, b)
-        return _objective(pairs, plan, cost, strength) - product(f, a) - product(g, b)
-
-    return plain._replace(extract=image, problem=problem._replace(
-        merit=gap, scale=_scale, valid=_valid))
-
-
-def _feasible(
-    pairs: _Pairs, dual: tuple, cost: jax.Array, a: jax.Array, b: jax.Array, strength: jax.Array
-) -> tuple:
-    """Forces within their balls, potentials of the rows and of the columns."""
-    forces, q = dual
-    forces = jax.vmap(lambda force: trees.into_ball(strength, force))(forces)
-    slope = cost + pairs.spread(forces, len(cost)) + q
-    return forces, jnp.min(slope, 1), -q
-
-
-def _objective(
-    pairs: _Pairs, plan: jax.Array, cost: jax.Array, strength: jax.Array
-) -> jax.Array:
-    lengths = jax.vmap(trees.norm)(pairs.differences(plan))
-    return jnp.sum(cost * plan) + strength * jnp.sum(lengths.astype(cost.dtype))
-
-
-def _scale(
-    s: Any, image: Any, steps: Any, cost: jax.Array, a: jax.Array, *rest: jax.Array
-) -> jax.Array:
-    """Mass times the range of the cost, which begins at 0."""
-    top = jnp.max(cost)
-    return jnp.sum(a) * jnp.where(top > 0, top, 1)
-
-
-def _valid(s: Any, cost: jax.Array, a: jax.Array, b: jax.Array, strength: jax.Array) -> jax.Array:
-    fine = trees.finite((cost, a, b, strength)) & (strength >= 0) & (jnp.sum(a) > 0)
-    return fine & jnp.all(a >= 0) & jnp.all(b >= 0) & mass_agrees(a, b, a.dtype)
 
 
 def _check(cost: Any, a: Any, b: Any) -> None:
