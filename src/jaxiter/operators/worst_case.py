@@ -65,7 +65,7 @@ def worst_case_prox(
       losses: `losses(x, *args) -> [s]`, each convex and twice differentiable.
       x: a tree of real arrays.
       logits: `[s]`, any numbers; -inf takes a loss out for good.
-      step: positive scalar, in units of x^2 over loss; `step losses` is what logits grow by.
+      step: positive scalar; logits grow by step times the losses.
       *args: passed to losses.
       **options: those of `root`.
 
@@ -74,7 +74,7 @@ def worst_case_prox(
 
     Raises:
       ValueError: a step that is not positive, logits that are all -inf, or NaN or +inf, where they
-        are known; one loss where there are several logits. Traced ones are NONFINITE.
+        are known; another number of losses than of logits. Traced ones are NONFINITE.
 
     Reference: Achab, "A Bregman firmly nonexpansive proximal operator for baryconvex
     optimization", 2024.
