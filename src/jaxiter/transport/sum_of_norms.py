@@ -22,7 +22,12 @@ RATIO = 2.0
 
 
 class Pairs(NamedTuple):
-    """Two rows of one class each: `first[k] < second[k]`."""
+    """Pairs of rows of one class.
+
+    Attributes:
+      first: the smaller index of each, int32.
+      second: the larger one.
+    """
 
     first: np.ndarray
     second: np.ndarray
