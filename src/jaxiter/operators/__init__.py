@@ -20,9 +20,13 @@ from jaxiter.operators.cones import (
     projection_psd,
     projection_rotated_cone,
     projection_second_order_cone,
+    radial_psd,
+    radial_rotated_cone,
+    radial_second_order_cone,
 )
 from jaxiter.operators.davis_yin import davis_yin
 from jaxiter.operators.douglas_rachford import douglas_rachford
+from jaxiter.operators.dual_completion import CompletedDual, complete_dual, dual_bound
 from jaxiter.operators.exponential_cone import projection_exponential_cone
 from jaxiter.operators.finite_sum_inclusion import InclusionResult, finite_sum_inclusion
 from jaxiter.operators.forward_backward import forward_backward
@@ -68,23 +72,26 @@ from jaxiter.operators.sections import (
 )
 from jaxiter.operators.tseng import tseng
 from jaxiter.operators.variational_inequality import VariationalResult, variational_inequality
+from jaxiter.operators.worst_case import WorstCase, worst_case_prox
 
 __all__ = [
-    "GameResult", "InclusionResult", "MinimaxKind", "MinimaxResult", "PrimalDual",
-    "ProgramResult", "ProjectiveResult", "VariationalResult", "accelerated_nonconvex",
-    "add_quadratic", "admm", "classify_minimax", "conjugate", "davis_yin", "douglas_rachford",
-    "finite_sum_inclusion", "forward_backward", "kkt", "linear_program", "matrix_game",
-    "mcp_concave", "minimax", "mirror_box", "mirror_burg", "mirror_orthant", "mirror_simplex",
-    "primal_dual", "project_intersection", "projection_affine", "projection_box",
-    "projection_box_section", "projection_capped_simplex", "projection_exponential_cone",
-    "projection_halfspace", "projection_hyperplane", "projection_l1_ball", "projection_l2_ball",
-    "projection_linf_ball", "projection_non_negative", "projection_psd",
-    "projection_rotated_cone", "projection_second_order_cone", "projection_simplex",
-    "projection_sparse_simplex", "projection_spectral_ball", "projection_weighted_simplex",
-    "projective_splitting", "prox_box", "prox_elastic_net",
-    "prox_entropy", "prox_huber", "prox_l0", "prox_l1", "prox_l2", "prox_least_squares",
-    "prox_linf", "prox_log_barrier", "prox_log_det", "prox_mcp", "prox_non_negative_l1",
-    "prox_nuclear", "prox_pair", "prox_quadratic", "prox_scad", "prox_squared_l2",
-    "proximal_gradient", "quadratic_program", "quadratic_program_many", "regularisation_path",
-    "rotate", "scad_concave", "scale", "translate", "tseng", "variational_inequality",
+    "CompletedDual", "GameResult", "InclusionResult", "MinimaxKind", "MinimaxResult",
+    "PrimalDual", "ProgramResult", "ProjectiveResult", "VariationalResult", "WorstCase",
+    "accelerated_nonconvex", "add_quadratic", "admm", "classify_minimax", "complete_dual",
+    "conjugate", "davis_yin", "douglas_rachford", "dual_bound", "finite_sum_inclusion",
+    "forward_backward", "kkt", "linear_program", "matrix_game", "mcp_concave", "minimax",
+    "mirror_box", "mirror_burg", "mirror_orthant", "mirror_simplex", "primal_dual",
+    "project_intersection", "projection_affine", "projection_box", "projection_box_section",
+    "projection_capped_simplex", "projection_exponential_cone", "projection_halfspace",
+    "projection_hyperplane", "projection_l1_ball", "projection_l2_ball", "projection_linf_ball",
+    "projection_non_negative", "projection_psd", "projection_rotated_cone",
+    "projection_second_order_cone", "projection_simplex", "projection_sparse_simplex",
+    "projection_spectral_ball", "projection_weighted_simplex", "projective_splitting",
+    "prox_box", "prox_elastic_net", "prox_entropy", "prox_huber", "prox_l0", "prox_l1",
+    "prox_l2", "prox_least_squares", "prox_linf", "prox_log_barrier", "prox_log_det",
+    "prox_mcp", "prox_non_negative_l1", "prox_nuclear", "prox_pair", "prox_quadratic",
+    "prox_scad", "prox_squared_l2", "proximal_gradient", "quadratic_program",
+    "quadratic_program_many", "radial_psd", "radial_rotated_cone", "radial_second_order_cone",
+    "regularisation_path", "rotate", "scad_concave", "scale", "translate", "tseng",
+    "variational_inequality", "worst_case_prox",
 ]

@@ -3,6 +3,7 @@
 from jaxiter.transport.alignment import FeatureAlignment, feature_alignment
 from jaxiter.transport.attention import qr_doubly_stochastic, sinkhorn_attention
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
+from jaxiter.transport.class_transport import ClassTransportResult, class_transport
 from jaxiter.transport.distil import sinkhorn_distillation
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.expert_bias import BiasState, LossFreeBias, loss_free_bias
@@ -31,14 +32,15 @@ from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 from jaxiter.transport.unit_labels import UnitLabels, unit_assignment
 
 __all__ = [
-    "BalancedLabels", "BiasState", "Dense", "FeatureAlignment", "GeodesicCost", "Geometry",
-    "Grid", "LossFreeBias", "MatchedWeights", "MirrorResult", "PointCloud", "PowerNorm",
-    "Quantised", "Routing", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm",
-    "TransportResult", "UnitLabels", "balanced_labels", "balanced_topk", "cosine",
-    "epsilon_scaling", "euclidean", "feature_alignment", "geodesic_cost", "gumbel_sinkhorn",
-    "loss_free_bias", "match_weights", "mirror_sinkhorn", "permute", "qr_doubly_stochastic",
-    "relative", "round_permutation", "round_to_polytope", "scale_by_mirror_sinkhorn",
-    "sinkhorn", "sinkhorn_attention", "sinkhorn_distillation", "sinkhorn_divergence",
-    "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sinkhorn_quantise",
-    "sparse_transport", "squared_euclidean", "swav_assignments", "unit_assignment",
+    "BalancedLabels", "BiasState", "ClassTransportResult", "Dense", "FeatureAlignment",
+    "GeodesicCost", "Geometry", "Grid", "LossFreeBias", "MatchedWeights", "MirrorResult",
+    "PointCloud", "PowerNorm", "Quantised", "Routing", "SinkhornDivergence",
+    "SparseTransportResult", "SquaredNorm", "TransportResult", "UnitLabels", "balanced_labels",
+    "balanced_topk", "class_transport", "cosine", "epsilon_scaling", "euclidean",
+    "feature_alignment", "geodesic_cost", "gumbel_sinkhorn", "loss_free_bias", "match_weights",
+    "mirror_sinkhorn", "permute", "qr_doubly_stochastic", "relative", "round_permutation",
+    "round_to_polytope", "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_attention",
+    "sinkhorn_distillation", "sinkhorn_divergence", "sinkhorn_histograms", "sinkhorn_layer",
+    "sinkhorn_many", "sinkhorn_quantise", "sparse_transport", "squared_euclidean",
+    "swav_assignments", "unit_assignment",
 ]
