@@ -1,5 +1,6 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
+from jaxiter.transport.barycentre import Barycentre, barycentre
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import Dense, Geometry
@@ -23,9 +24,9 @@ from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
-    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
+    "BalancedLabels", "Barycentre", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult",
+    "PointCloud", "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
+    "balanced_labels", "barycentre", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
     "match_weights", "mirror_sinkhorn", "permute", "relative", "round_permutation",
     "round_to_polytope",
     "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
