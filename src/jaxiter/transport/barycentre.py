@@ -107,14 +107,15 @@ def barycentre(
     adjoint = as_adjoint(chosen.adjoint)
     operands = geometry, data
     if adjoint.differentiates_loop:
-        solve = fixed_point(barycentre_problem(False), start(*operands, debiased), *operands,
+        solve = fixed_point(barycentre_problem(False), start(geometry, data, debiased), *operands,
                             **chosen._asdict())
         x = solve.value
     else:
-        held = stop_gradient(operands)
-        solve = fixed_point(barycentre_problem(geometry.in_memory), start(*held, debiased), *held,
-                            **chosen._replace(adjoint=frozen())._asdict())
-        solve = solve._replace(value=centred(solve.value, held[1]))
+        fixed, known_data = stop_gradient(operands)
+        solve = fixed_point(
+            barycentre_problem(geometry.in_memory), start(fixed, known_data, debiased), fixed,
+            known_data, **chosen._replace(adjoint=frozen())._asdict())
+        solve = solve._replace(value=centred(solve.value, known_data))
         x = adjoint.attach(equations, solve.value, operands, solve.status)
     b = jnp.exp(log_weights_of(x, data))
     g, marginals = split(x)[0] * data.unit, data.marginals(b)
