@@ -7,7 +7,8 @@ import pytest
 
 import jaxiter as ji
 from jaxiter.testing import check_front
-from jaxiter.transport import Grid, barycentre
+from jaxiter.transport import Grid, barycentre, free_support_barycentre
+from tests.transport.beds import reference as potentials
 
 N, EPSILON = 12, 0.02
 LINE = np.linspace(0, 1, N)
@@ -123,6 +124,40 @@ def test_bad_input_is_refused_or_has_a_status():
         barycentre(cost, a, epsilon=0.0)
     with pytest.raises(ValueError, match="square"):
         barycentre(cost[:, 1:], a, epsilon=0.1, debiased=True)
+    points = jnp.ones((2, 6, 2))
+    for message, arguments in (
+            ("weights sums", (points, 4, jnp.ones(2))), ("points must be", (points[0], 4)),
+            ("pass a start", (points, 13)), ("k must be", (points, 0))):
+        with pytest.raises(ValueError, match=message):
+            free_support_barycentre(*arguments, epsilon=0.1)
     run = jax.jit(lambda cost, a, epsilon: barycentre(cost, a, epsilon=epsilon).status)
     assert run(cost, 2 * a, 0.1) == run(cost, a, -1.0) == ji.Status.BAD_INPUT
     assert run(cost * jnp.nan, a, 0.1) not in (ji.Status.CONVERGED, ji.Status.RUNNING)
+
+
+@pytest.mark.slow
+def test_a_free_support_moves_to_the_mean_of_its_plans(x64):
+    """Against numpy's alternation, and derivatives against finite differences."""
+    rng = np.random.default_rng(0)
+    points, shares, epsilon = rng.normal(size=(2, 6, 2)), np.array([0.7, 0.3]), 0.5
+    points[1] += 2
+    masses = rng.dirichlet(np.ones(6), size=2)
+    y = init = points.reshape(-1, 2)[[0, 4, 8, 11]]
+    solve = jax.jit(lambda points, masses, shares: free_support_barycentre(
+        points, 4, shares, epsilon=epsilon, masses=masses, init=init, max_steps=5000,
+        stop=ji.tolerance(rtol=0, atol=1e-10)))
+    for _ in range(100):
+        total = 0
+        for x, b, share in zip(points, masses, shares, strict=True):
+            cost = ((y[:, None] - x) ** 2).sum(-1)
+            f, g = potentials(cost, np.full(4, 0.25), b, epsilon, steps=1000)
+            total = total + share * (b * np.exp((f[:, None] + g - cost) / epsilon)) @ x
+        y = total
+    out = solve(points, masses, shares)
+    assert out.converged
+    np.testing.assert_allclose(out.points, y, atol=1e-8)
+    w, d = rng.normal(size=y.shape), rng.normal(size=points.shape)
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(w * solve(p, masses, shares).points)))(points)
+    ends = [np.sum(w * solve(points + h * d, masses, shares).points) for h in (1e-5, -1e-5)]
+    np.testing.assert_allclose(np.sum(slope * d), (ends[0] - ends[1]) / 2e-5, rtol=1e-5)
+    assert solve(points * jnp.nan, masses, shares).status == ji.Status.BAD_INPUT

@@ -97,34 +97,37 @@ def bures(covariance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strength", "found"), [(0.0, False), (1.0, True)])
-def test_the_gap_turns_a_fit_into_the_best_map(strength, found):
-    """Linear maps between Gaussians: without the gap a rotation is as good as any."""
+def test_the_gap_turns_a_fit_into_the_best_map():
+    """Linear maps between Gaussians: without the gap a rotation is as good as any.
+
+    What is left at strength 1 is the bias of epsilon: 3.9 percent at 0.1, 1.6 at 0.05, 0.4 at 0.02.
+    """
     rng = np.random.default_rng(0)
     covariance = np.array([[2.0, 0.6], [0.6, 0.5]])
     best = bures(covariance)
-    x = rng.normal(size=(256, 2))
+    x = rng.normal(size=(64, 2))
     x = np.linalg.solve(np.linalg.cholesky(np.cov(x.T, bias=True)), (x - x.mean(0)).T).T
     y = jnp.asarray(x @ best, jnp.float32)  # exactly the covariance
     x = jnp.asarray(x, jnp.float32)
     turn = np.array([[np.cos(1.2), -np.sin(1.2)], [np.sin(1.2), np.cos(1.2)]])
     start = jnp.asarray(turn @ best, jnp.float32)
-    optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 600))
+    optimiser = optax.adam(optax.cosine_decay_schedule(4e-2, 300))
 
     @jax.jit
-    def fit(matrix):
+    def fit(matrix, strength):
         def step(carry, _):
             matrix, state = carry
             slope = jax.grad(lambda m: monge_gap_loss(
-                lambda m, x: x @ m, m, x, y, epsilon=0.1, strength=strength)[0])(matrix)
+                lambda m, x: x @ m, m, x, y, epsilon=0.05, strength=strength)[0])(matrix)
             update, state = optimiser.update(slope, state)
             return (optax.apply_updates(matrix, update), state), None
 
-        return jax.lax.scan(step, (matrix, optimiser.init(matrix)), length=600)[0][0]
+        return jax.lax.scan(step, (matrix, optimiser.init(matrix)), length=300)[0][0]
 
     with jax.numpy_dtype_promotion("standard"):  # optax
-        off = np.linalg.norm(fit(start) - best) / np.linalg.norm(best)
-    assert (off < 0.02) == found, off
+        without, with_gap = (np.linalg.norm(fit(start, strength) - best) / np.linalg.norm(best)
+                             for strength in (0.0, 1.0))
+    assert with_gap < 0.02 and without > 0.2, (with_gap, without)
 
 
 def test_partial_transport_is_the_linear_program(x64):

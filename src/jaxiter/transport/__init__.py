@@ -3,6 +3,7 @@
 from jaxiter.transport.barycentre import Barycentre, barycentre
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
+from jaxiter.transport.free_support import FreeBarycentre, free_support_barycentre
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.gromov import GromovResult, gromov_wasserstein
@@ -35,13 +36,14 @@ from jaxiter.transport.sliced import exact_1d, sliced_distance
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "Barycentre", "Dense", "Geometry", "Grid", "GromovResult", "MatchedWeights",
-    "MirrorResult", "MongeGap", "MongeGapLoss", "PartialTransport", "PointCloud", "PowerNorm",
-    "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
+    "BalancedLabels", "Barycentre", "Dense", "FreeBarycentre", "Geometry", "Grid", "GromovResult",
+    "MatchedWeights", "MirrorResult", "MongeGap", "MongeGapLoss", "PartialTransport", "PointCloud",
+    "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
     "balanced_labels", "barycentre", "barycentric_map", "cosine", "entropic_map",
-    "epsilon_scaling", "euclidean", "exact_1d", "gromov_wasserstein", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "monge_gap", "monge_gap_loss", "partial_transport",
-    "permute", "relative", "round_permutation", "round_to_polytope", "scale_by_mirror_sinkhorn",
-    "sinkhorn", "sinkhorn_divergence", "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many",
-    "sliced_distance", "sparse_transport", "squared_euclidean", "swav_assignments",
+    "epsilon_scaling", "euclidean", "exact_1d", "free_support_barycentre", "gromov_wasserstein",
+    "gumbel_sinkhorn", "match_weights", "mirror_sinkhorn", "monge_gap", "monge_gap_loss",
+    "partial_transport", "permute", "relative", "round_permutation", "round_to_polytope",
+    "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence", "sinkhorn_histograms",
+    "sinkhorn_layer", "sinkhorn_many", "sliced_distance", "sparse_transport", "squared_euclidean",
+    "swav_assignments",
 ]

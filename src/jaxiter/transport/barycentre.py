@@ -97,8 +97,8 @@ def barycentre(
     (2, True)
     """
     chosen = choose("barycentre", options, NO_RESUME, max_steps=MAX_STEPS)
-    known(_check_simplex, "histograms", histograms)
-    known(_check_simplex, "weights", weights)
+    known(check_simplex, "histograms", histograms)
+    known(check_simplex, "weights", weights)
     geometry, uniform = prepare(cost, None, None, epsilon, float("inf"), float("inf"))
     data = _data(geometry, histograms, weights, uniform.epsilon)
     if debiased and geometry.shape[0] != geometry.shape[1]:
@@ -140,7 +140,7 @@ def _data(geometry: Geometry, histograms: Any, weights: Any, epsilon: jax.Array)
     return Data.at(histograms, shares, epsilon)
 
 
-def _check_simplex(name: str, given: Any) -> None:
+def check_simplex(name: str, given: Any) -> None:
     """Raise ValueError for rows that are not at least 0, or do not sum to 1."""
     if given is None:
         return

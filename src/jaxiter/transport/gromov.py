@@ -17,16 +17,9 @@ from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import check_masses, check_signs, only_implicit, reduce
-from jaxiter.transport.checks import valid as solvable
+from jaxiter.transport.checks import check_masses, check_signs, only_implicit
 from jaxiter.transport.entries import softmin
-from jaxiter.transport.geometry import Dense
-from jaxiter.transport.iteration import Marginals, from_units, kernel_problem, sources
-
-#: Sinkhorn steps within one outer step, at most.
-INNER_STEPS = 1000
-#: An inner solve is this much more exact than the plan last changed; the first one is a rough one.
-INNER_SHARE, FIRST_ERROR = 0.05, 1e-2
+from jaxiter.transport.inner import Warm, cold, inner_plan
 
 
 class Spaces(NamedTuple):
@@ -172,28 +165,11 @@ def gromov_wasserstein(
                         solve._replace(state=None), values)
 
 
-class Warm(NamedTuple):
-    """What the last inner solve leaves: its potentials `[m]`, how far the plan moved, all steps."""
-
-    g: jax.Array
-    change: jax.Array
-    steps: jax.Array
-
-
 def _problem() -> Problem:
     def step(plan: jax.Array, warm: Warm, spaces: Spaces) -> tuple[jax.Array, Warm]:
-        a, b, epsilon = spaces[-3:]
-        parts, marginals = reduce(
-            Dense(spaces.linear(plan)), Marginals(a, b, epsilon), warm.g)
-        inner = from_units(fixed_point(
-            kernel_problem(solvable), jnp.zeros_like(b), parts.geometry, marginals,
-            stop=tolerance(rtol=0.0, atol=INNER_SHARE * warm.change), max_steps=INNER_STEPS,
-            adjoint=frozen()), marginals)
-        f = sources(inner.value, parts.geometry, marginals)
-        # In the "ab" convention, where weights may be 0.
-        image = jnp.outer(a, b) * parts.geometry.plan(f, inner.value, epsilon)
-        return image, Warm(inner.value + parts.shifts[1], jnp.sum(jnp.abs(image - plan)),
-                           warm.steps + inner.steps)
+        image, g, steps = inner_plan(spaces.linear(plan), *spaces[-3:], warm.g, warm.change)
+        change = jnp.sum(jnp.abs(image - plan)) / jnp.sum(spaces.a)
+        return image, Warm(g, change, warm.steps + steps)
 
     def merit(plan: jax.Array, image: jax.Array, warm: Warm, spaces: Spaces) -> jax.Array:
         off = jnp.sum(jnp.abs(plan.sum(1) - spaces.a)) + jnp.sum(jnp.abs(plan.sum(0) - spaces.b))
@@ -207,8 +183,7 @@ def _problem() -> Problem:
     return Problem(
         step=step, merit=merit, floor=floor, valid=_valid,
         scale=lambda plan, image, warm, spaces: jnp.sum(spaces.a),
-        memory=lambda plan, spaces: Warm(
-            jnp.zeros_like(spaces.b), FIRST_ERROR / INNER_SHARE * jnp.sum(spaces.a), jnp.int32(0)))
+        memory=lambda plan, spaces: cold(jnp.zeros_like(spaces.b)))
 
 
 def _attached(solve: Solution, warm: Warm, spaces: Spaces, adjoint: Any) -> jax.Array:
