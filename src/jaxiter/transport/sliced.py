@@ -38,10 +38,10 @@ def exact_1d(
         raise ValueError(f"p must be at least 1, got {p}.")
     sides = []
     for name, points, weights in (("x", x, a), ("y", y, b)):
+        points = jnp.asarray(points)
         if points.ndim != 1 or not points.size:
             raise ValueError(f"{name} must be points [n] on the line, got shape {points.shape}.")
-        if weights is None:
-            weights = jnp.ones_like(points)
+        weights = jnp.ones_like(points) if weights is None else jnp.asarray(weights)
         if weights.shape != points.shape:
             raise ValueError(f"the weights of {name} must have shape {points.shape}, got "
                              f"{weights.shape}.")
@@ -85,6 +85,7 @@ def sliced_distance(
     2.0
     """
     check_count(projections=projections)
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be points [n, d] and [m, d], got {np.shape(x)} and "
                          f"{np.shape(y)}.")
