@@ -12,7 +12,7 @@ NAMES = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
 SECTIONS = PAGE.split("\n## ")
 ROWS = [(section.splitlines()[0], row.split("|")[2].strip().strip("`"))
         for section in SECTIONS
-        if section.startswith(("jaxopt", "optimistix", "scipy", "MPAX", "OTT"))
+        if section.startswith(("jaxopt", "optimistix", "scipy", "MPAX", "OTT", "POT"))
         for row in section.splitlines() if row.startswith("| `")]
 
 
@@ -35,7 +35,7 @@ def test_call(call, namespace):
 
 def test_every_section_has_rows():
     assert {section for section, _ in ROWS} == {
-        "jaxopt", "optimistix", "scipy.optimize", "MPAX, qpax, HiGHS", "OTT-JAX"}
+        "jaxopt", "optimistix", "scipy.optimize", "MPAX, qpax, HiGHS", "OTT-JAX", "POT"}
 
 
 def test_the_scaling_page_runs(capsys):

@@ -2,16 +2,28 @@
 
 from jaxiter.transport.alignment import FeatureAlignment, feature_alignment
 from jaxiter.transport.attention import qr_doubly_stochastic, sinkhorn_attention
+from jaxiter.transport.barycentre import Barycentre, barycentre
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.class_transport import ClassTransportResult, class_transport
 from jaxiter.transport.distil import sinkhorn_distillation
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.expert_bias import BiasState, LossFreeBias, loss_free_bias
+from jaxiter.transport.free_support import FreeBarycentre, free_support_barycentre
 from jaxiter.transport.geodesic import GeodesicCost, geodesic_cost
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
+from jaxiter.transport.gromov import GromovResult, gromov_wasserstein
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
+from jaxiter.transport.maps import (
+    MongeGap,
+    MongeGapLoss,
+    barycentric_map,
+    entropic_map,
+    monge_gap,
+    monge_gap_loss,
+)
 from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
+from jaxiter.transport.partial import PartialTransport, partial_transport
 from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
 from jaxiter.transport.points import (
     PointCloud,
@@ -28,19 +40,23 @@ from jaxiter.transport.result import TransportResult
 from jaxiter.transport.rounding import round_to_polytope
 from jaxiter.transport.routing import Routing, balanced_topk
 from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
+from jaxiter.transport.sliced import exact_1d, sliced_distance
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 from jaxiter.transport.unit_labels import UnitLabels, unit_assignment
 
 __all__ = [
-    "BalancedLabels", "BiasState", "ClassTransportResult", "Dense", "FeatureAlignment",
-    "GeodesicCost", "Geometry", "Grid", "LossFreeBias", "MatchedWeights", "MirrorResult",
-    "PointCloud", "PowerNorm", "Quantised", "Routing", "SinkhornDivergence",
+    "BalancedLabels", "Barycentre", "BiasState", "ClassTransportResult", "Dense",
+    "FeatureAlignment", "FreeBarycentre", "GeodesicCost", "Geometry", "Grid", "GromovResult",
+    "LossFreeBias", "MatchedWeights", "MirrorResult", "MongeGap", "MongeGapLoss",
+    "PartialTransport", "PointCloud", "PowerNorm", "Quantised", "Routing", "SinkhornDivergence",
     "SparseTransportResult", "SquaredNorm", "TransportResult", "UnitLabels", "balanced_labels",
-    "balanced_topk", "class_transport", "cosine", "epsilon_scaling", "euclidean",
-    "feature_alignment", "geodesic_cost", "gumbel_sinkhorn", "loss_free_bias", "match_weights",
-    "mirror_sinkhorn", "permute", "qr_doubly_stochastic", "relative", "round_permutation",
+    "balanced_topk", "barycentre", "barycentric_map", "class_transport", "cosine",
+    "entropic_map", "epsilon_scaling", "euclidean", "exact_1d", "feature_alignment",
+    "free_support_barycentre", "geodesic_cost", "gromov_wasserstein", "gumbel_sinkhorn",
+    "loss_free_bias", "match_weights", "mirror_sinkhorn", "monge_gap", "monge_gap_loss",
+    "partial_transport", "permute", "qr_doubly_stochastic", "relative", "round_permutation",
     "round_to_polytope", "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_attention",
     "sinkhorn_distillation", "sinkhorn_divergence", "sinkhorn_histograms", "sinkhorn_layer",
-    "sinkhorn_many", "sinkhorn_quantise", "sparse_transport", "squared_euclidean",
-    "swav_assignments", "unit_assignment",
+    "sinkhorn_many", "sinkhorn_quantise", "sliced_distance", "sparse_transport",
+    "squared_euclidean", "swav_assignments", "unit_assignment",
 ]
