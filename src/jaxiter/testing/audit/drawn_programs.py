@@ -14,7 +14,7 @@ VARIABLES, EQUATIONS, INEQUALITIES = 6, 2, 4
 
 
 class Program(NamedTuple):
-    """`min x'Qx/2 + q'x, A x = b, G x <= h, lower <= x <= upper`, a batch: leaves `[count, ...]`."""
+    """`min x'Qx/2 + q'x, A x = b, G x <= h, lower <= x <= upper`, a batch of them."""
 
     Q: Any
     q: Any
@@ -27,7 +27,7 @@ class Program(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Factors of rows `[count, p]`, `[count, m]` and of x `[count, n]`, of objective `[count, 1]`."""
+    """Factors of rows `[count, p]`, `[count, m]`, of x `[count, n]`, of objective `[count, 1]`."""
 
     equations: np.ndarray
     inequalities: np.ndarray

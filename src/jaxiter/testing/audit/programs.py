@@ -61,10 +61,13 @@ def _program(front: str, method: str) -> Callable:
     return jax.jit(jax.vmap(both))
 
 
-def kkt_errors(p: Program, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+def kkt_errors(
+    p: Program, x: np.ndarray, y: np.ndarray, z: np.ndarray, digit: float = 0.0
+) -> np.ndarray:
     """The largest relative error `[count]` of rows, gradient and gap, beside their terms.
 
-    A gradient towards a bound counts as explained by it or not, whichever says less.
+    digit: relative rounding of products. A gradient towards a bound counts as explained by it or
+    not, whichever says less.
     """
     sides = np.isfinite(p.h)
     h = np.where(sides, p.h, 0)
@@ -89,8 +92,12 @@ def kkt_errors(p: Program, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.nd
     primal_unit = np.stack([lengths(np.concatenate(pair, 1)) for pair in (
         (p.b, h), (equal, unequal))]).max(0)
     dual = np.concatenate([slope - cost, np.minimum(z, 0), np.where(sides, 0, z)], 1)
-    pairs = ((lengths(primal), primal_unit), (lengths(dual), dual_unit), (np.abs(gap), gap_unit))
-    return np.stack([np.where(part == 0, 0, part / unit) for part, unit in pairs]).max(0)
+    # What rounding of the terms of products may make of the errors.
+    noise = [sum(lengths(apply(np.abs(matrix), np.abs(v))) for matrix, v in pairs) for pairs in (
+        ((p.A, x), (p.G, x)), ((p.Q, x), (np.swapaxes(p.A, 1, 2), y), (np.swapaxes(p.G, 1, 2), z)))]
+    parts = ((lengths(primal) - digit * noise[0], primal_unit),
+             (lengths(dual) - digit * noise[1], dual_unit), (np.abs(gap), gap_unit))
+    return np.stack([np.where(part <= 0, 0, part / unit) for part, unit in parts]).max(0)
 
 
 def proves(p: Program, ray: tuple, infeasible: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -131,13 +138,31 @@ def _slopes(drawn: Drawn, p: Program, weights: np.ndarray) -> tuple[np.ndarray, 
     return exact, condition < CONDITION
 
 
-def _natural(drawn: Drawn, out: ProgramResult, given: Program) -> tuple:
-    """Programs as they were given, answers and rays, in the units in which they were drawn."""
-    u = drawn.units
-    x, y, z = exactly(out.x, out.equality_dual, out.inequality_dual)
-    ray = exactly(*out.certificate)
+def evened(p: Program) -> Units:
+    """Units in which rows and columns have largest entries of about 1, for numbers of any size."""
+    count = len(p.q)
+    units = Units(*(np.ones((count, size)) for size in (p.b.shape[1], p.h.shape[1],
+                                                        p.q.shape[1], 1)))
+    for _ in range(20):
+        Q, _, A, _, G, *_ = (np.abs(part) for part in in_units(p, units))
+        rows = [np.sqrt(part.max(2)) for part in (A, G)]
+        columns = np.sqrt(np.concatenate([Q, A, G], 1).max(1))
+        fine = [np.where((part > 0) & np.isfinite(part), part, 1) for part in (*rows, columns)]
+        units = Units(units.equations / fine[0], units.inequalities / fine[1],
+                      units.x * fine[2], units.objective)
+    return units
+
+
+def point_of(out: ProgramResult) -> tuple:
+    """x and the multipliers."""
+    return out.x, out.equality_dual, out.inequality_dual
+
+
+def _judged(out: ProgramResult, p: Program, u: Units) -> tuple:
+    """Programs as they were given, answers and rays, in units of which those given are u."""
+    (x, y, z), ray = exactly(*point_of(out)), exactly(*out.certificate)
     point = (x / u.x, y * u.equations / u.objective, z * u.inequalities / u.objective)
-    return (in_units(Program(*exactly(*given)), inverse(u)), point,
+    return (in_units(p, inverse(u)), point,
             (ray[0] / u.x, ray[1] * u.equations, ray[2] * u.inequalities))
 
 
@@ -157,17 +182,20 @@ def audit_program(
     """
     rng = np.random.default_rng(seed)
     drawn = drawn_programs(rng, count, kind, front == "quadratic_program")
-    weights = rng.normal(size=drawn.program.q.shape)
-    given = Program(*cast(dtype, *in_units(drawn.program, drawn.units)))
-    (_, out), slope = _program(front, method)(given, *cast(dtype, weights / drawn.units.x))
+    u, weights = drawn.units, rng.normal(size=drawn.program.q.shape)
+    given = Program(*cast(dtype, *in_units(drawn.program, u)))
+    (_, out), slope = _program(front, method)(given, *cast(dtype, weights / u.x))
     status = np.asarray(out.solve)
     good = status == Status.CONVERGED
     infeasible, endless = status == Status.PRIMAL_INFEASIBLE, status == Status.DUAL_INFEASIBLE
     with np.errstate(all="ignore"):
-        p, point, ray = _natural(drawn, out, given)
-        limit = ROOM * (PROMISED[method][name(dtype)] + 16 * half_ulp(dtype))
-        false = good & ~(kkt_errors(p, *point) <= limit)
-        size = np.where(kind == "odd", 0, np.full(count, 10.0))
+        exact = Program(*exactly(*given))
+        p, point, ray = _judged(out, exact, inverse(evened(exact)) if kind == "odd" else u)
+        # Errors by "halpern" are those in the units that were given.
+        where = (exact, *exactly(*point_of(out))) if method == "halpern" else (p, *point)
+        limit = ROOM * (PROMISED[method][name(dtype)] + half_ulp(dtype))
+        false = good & ~(kkt_errors(*where, digit=8 * half_ulp(dtype)) <= limit)
+        size = np.full(count, 0.0 if kind == "odd" else 3.0)
         false |= (infeasible | endless) & ~proves(p, ray, infeasible, size)
         if kind in SOLVABLE:
             false |= infeasible | endless
@@ -178,11 +206,10 @@ def audit_program(
         wanted = infeasible | endless
     silent = lost = np.zeros(count, bool)
     if kind in ("regular", "units"):
-        exact, clear = _slopes(drawn, p, weights)
+        wanted_slope, clear = _slopes(drawn, p, weights)
         by_q, by_h = exactly(*slope)
-        u = drawn.units
         found = np.concatenate([by_q * u.objective / u.x, by_h * u.inequalities], 1)
-        silent, lost = wrong_gradients(found, exact, clear & good, 1e-2)
+        silent, lost = wrong_gradients(found, wanted_slope, clear & good, 1e-2)
         silent &= clear & good
     return verdict(f"{front}, {method}, {kind}, {name(dtype)}", status, false, silent=silent,
                    lost=lost, unsolved=~wanted)
