@@ -26,7 +26,7 @@ ROWS, COLUMNS = 4, 5
 KINDS = ("regular", "scaled", "degenerate", "odd")
 #: Ways to an equilibrium: of `matrix_game` without and with a temperature, and mirror steps.
 FRONTS = ("sharp", "quantal", "mirror")
-STEPS = {"sharp": 5000, "quantal": 2000, "mirror": 4000}
+STEPS = {"sharp": 10_000, "quantal": 2000, "mirror": 4000}
 #: What is asked for may be exceeded so many times; by "mirror", whose residual is that of a step of
 #: about a strategy over a payoff, by more.
 ROOM = {"sharp": 1.05, "quantal": 4, "mirror": 20}

@@ -192,9 +192,10 @@ def audit_program(
         exact = Program(*exactly(*given))
         p, point, ray = _judged(out, exact, inverse(evened(exact)) if kind == "odd" else u)
         # Errors by "halpern" are those in the units that were given.
-        where = (exact, *exactly(*point_of(out))) if method == "halpern" else (p, *point)
+        judged = exact, exactly(*point_of(out))
+        judged, (x, y, z) = judged if method == "halpern" else (p, point)
         limit = ROOM * (PROMISED[method][name(dtype)] + half_ulp(dtype))
-        false = good & ~(kkt_errors(*where, digit=8 * half_ulp(dtype)) <= limit)
+        false = good & ~(kkt_errors(judged, x, y, z, 8 * half_ulp(dtype)) <= limit)
         size = np.full(count, 0.0 if kind == "odd" else 3.0)
         false |= (infeasible | endless) & ~proves(p, ray, infeasible, size)
         if kind in SOLVABLE:
@@ -212,4 +213,4 @@ def audit_program(
         silent, lost = wrong_gradients(found, wanted_slope, clear & good, 1e-2)
         silent &= clear & good
     return verdict(f"{front}, {method}, {kind}, {name(dtype)}", status, false, silent=silent,
-                   lost=lost, unsolved=~wanted)
+                   lost=lost, unsolved=~wanted, proven=infeasible | endless)
