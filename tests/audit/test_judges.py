@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
+from tests.games import by_linear_program
 
 import jaxiter as ji
 from jaxiter.stop import Stop
@@ -13,8 +14,10 @@ from jaxiter.testing.audit import (
     audit_rows,
     audit_sample,
     audit_sixteen,
+    games,
+    inclusions,
+    programs,
 )
-from jaxiter.testing.audit import games, inclusions, programs
 from jaxiter.testing.audit.accuracy import SPECTRA, random_spectra
 from jaxiter.testing.audit.drawn_programs import KINDS, SOLVABLE, drawn_programs, in_units, inverse
 from jaxiter.testing.audit.maps import random_maps
@@ -22,7 +25,6 @@ from jaxiter.testing.audit.piecewise import STEPS, random_network
 from jaxiter.testing.audit.roots import SYSTEMS, believable, stretch
 from jaxiter.testing.audit.transport import _plan_slope, marginal_errors, plans
 from jaxiter.testing.audit.verdict import rounding, threshold
-from tests.games import by_linear_program
 
 LIAR = Stop(lambda info: (), lambda info, state: (jnp.int32(ji.Status.CONVERGED), state))
 WRONG = ji.implicit(lambda matvec, b, x0=None: ji.linear.bicgstab()(
@@ -184,10 +186,30 @@ def test_games_and_inclusions_are_judged_by_what_is_known():
     assert np.abs(z - inclusions.resolvent(z - step * forward, step, p)).max() < 1e-9
 
 
-def test_a_front_that_stops_early_is_found(monkeypatch):
-    monkeypatch.setattr(games, "matrix_game", lambda A, **options: ji.operators.matrix_game(
-        A, **options | {"stop": ji.tolerance(rtol=1e-2, atol=0.0)}))
-    games._program.cache_clear()
-    found = games.audit_game(0, 40, "sharp")
-    games._program.cache_clear()
-    assert found.false > 20
+def test_fronts_that_always_say_converged_are_found(monkeypatch):
+    def said(count):
+        return np.full(count, ji.Status.CONVERGED)
+
+    def play(A, temperature):  # all alike
+        x, y = (np.full((len(A), size), 1 / size) for size in A.shape[1:])
+        return (None, (x, y, games.exploitability(np.asarray(A, float), x, y), said(len(A)))), A
+
+    def stay(p, weights, keys):  # at 0
+        none = inclusions.Found(*np.zeros((2, len(keys))), np.zeros_like(p.c), np.zeros(len(keys)))
+        return (None, (np.zeros_like(p.c), none, said(len(keys)))), p.c
+
+    def wish(p, weights):  # for an x within its bounds, and nothing else
+        x = np.clip(0, p.lower, p.upper)
+        point = ji.operators.PrimalDual(x, np.zeros_like(p.b), np.zeros_like(p.h))
+        nothing = jax.tree.map(np.zeros_like, point)
+        gap = np.zeros(len(x))
+        out = ji.operators.ProgramResult(*point, x, gap, gap, nothing, said(len(x)))
+        return (None, out), (p.q, p.h)
+
+    for room, program in ((games, play), (inclusions, stay), (programs, wish)):
+        monkeypatch.setattr(room, "_program", lambda *names, program=program: program)
+    assert games.audit_game(0, 40, "sharp").false > 35
+    assert inclusions.audit_inclusion(0, 40, "tseng").false > 30
+    for kind in ("regular", "units", "infeasible", "unbounded"):
+        found = programs.audit_program(0, 40, "quadratic_program", "admm", kind)
+        assert found.false == 40, kind
