@@ -173,8 +173,8 @@ def audit_program(
     """Programs of one kind, judged by their optimality, certificates and derivatives.
 
     A status is false where CONVERGED is said of what is not optimal or has no solution, and where
-    a certificate is none, or one of a program that has a solution. Solutions that are unique, and
-    by "halpern" infeasible and unbounded programs, are to be found.
+    a certificate is none, or one of a program that has a solution. Solutions that are unique, by
+    "halpern" those of even units, and by it that a program is infeasible, are to be found.
 
     Args:
       front: "linear_program" or "quadratic_program". method: that of the front.
@@ -202,9 +202,11 @@ def audit_program(
             false |= infeasible | endless
         elif kind != "odd":
             false |= good
-    wanted = {"regular": good, "units": good}.get(kind, np.ones(count, bool))
-    if method == "halpern" and kind in ("infeasible", "unbounded"):
-        wanted = infeasible | endless
+    wanted = np.ones(count, bool)
+    if kind == "regular" or kind == "units" and method != "halpern":
+        wanted = good
+    elif kind == "infeasible" and method == "halpern":
+        wanted = infeasible
     silent = lost = np.zeros(count, bool)
     if kind in ("regular", "units"):
         wanted_slope, clear = _slopes(drawn, p, weights)
