@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
+from tests.games import by_linear_program
 
 import jaxiter as ji
 from jaxiter.stop import Stop
@@ -12,8 +14,12 @@ from jaxiter.testing.audit import (
     audit_rows,
     audit_sample,
     audit_sixteen,
+    games,
+    inclusions,
+    programs,
 )
 from jaxiter.testing.audit.accuracy import SPECTRA, random_spectra
+from jaxiter.testing.audit.drawn_programs import KINDS, SOLVABLE, drawn_programs, in_units, inverse
 from jaxiter.testing.audit.maps import random_maps
 from jaxiter.testing.audit.piecewise import STEPS, random_network
 from jaxiter.testing.audit.roots import SYSTEMS, believable, stretch
@@ -130,3 +136,80 @@ def test_rounding_bounds_what_float32_does():
     off = np.linalg.norm(single - double, axis=1)
     bound = rounding(a.astype(float), x.astype(float), b.astype(float), jnp.float32)
     assert np.all(off <= bound) and np.all(bound < 20 * 6e-8 * 20)
+
+
+def by_highs(p, k):
+    """What scipy says of the linear part of program k: 0 solved, 2 infeasible, 3 unbounded."""
+    sides = np.isfinite(p.h[k])
+    bounds = list(zip(p.lower[k], p.upper[k], strict=True))
+    return scipy.optimize.linprog(p.q[k], A_ub=p.G[k][sides], b_ub=p.h[k][sides], A_eq=p.A[k],
+                                  b_eq=p.b[k], bounds=bounds)
+
+
+def test_programs_are_what_their_kind_says():
+    wanted = {"infeasible": (2, 4), "unbounded": (3, 4)}
+    for kind in KINDS[:-1]:
+        p = drawn_programs(np.random.default_rng(0), 12, kind, quadratic=False).program
+        outs = [by_highs(p, k) for k in range(12)]
+        assert all(out.status in wanted.get(kind, (0,)) for out in outs), kind
+    assert kind not in SOLVABLE
+
+
+def test_errors_of_programs_are_those_of_their_multipliers():
+    drawn = drawn_programs(np.random.default_rng(1), 12, "units", quadratic=False)
+    p = drawn.program
+    back = in_units(in_units(p, drawn.units), inverse(drawn.units))
+    assert all(np.allclose(a, b) for a, b in zip(p, back, strict=True))
+    outs = [by_highs(p, k) for k in range(12)]
+    x, y, z = (np.array(part) for part in zip(*(
+        (out.x, -out.eqlin.marginals, -out.ineqlin.marginals) for out in outs), strict=True))
+    assert programs.kkt_errors(p, x, y, z).max() < 1e-9
+    for moved in ((x + 1e-3, y, z), (x, y + 1e-3, z), (x, y, z + 1e-3)):
+        assert programs.kkt_errors(p, *moved).min() > 1e-5
+    none = np.zeros(12, bool)
+    assert not programs.proves(p, (x, y, z), none, np.ones(12)).any()
+
+
+def test_games_and_inclusions_are_judged_by_what_is_known():
+    A, _ = games.drawn_games(np.random.default_rng(2), 5, "regular")
+    for a in A:
+        x, value = by_linear_program(a)
+        y, other = by_linear_program(-a.T)
+        assert np.isclose(value, -other)
+        assert abs(games.exploitability(a[None], x[None], y[None])[0]) < 1e-9
+        assert games.exploitability(a[None], np.full((1, 4), 0.25), y[None])[0] > 1e-3
+    p = inclusions.drawn_inclusions(np.random.default_rng(3), 6, "regular", "tseng")
+    z, step = np.zeros_like(p.c), np.full((6, 1), 0.3)
+    for _ in range(3000):  # forward-backward with a short step: strongly monotone
+        z = inclusions.resolvent(z - 0.1 * ((p.M @ z[..., None])[..., 0] + p.c), 0.1, p)
+    forward = (p.M @ z[..., None])[..., 0] + p.c
+    assert np.abs(z - inclusions.resolvent(z - step * forward, step, p)).max() < 1e-9
+
+
+def test_fronts_that_always_say_converged_are_found(monkeypatch):
+    def said(count):
+        return np.full(count, ji.Status.CONVERGED)
+
+    def play(A, temperature):  # all alike
+        x, y = (np.full((len(A), size), 1 / size) for size in A.shape[1:])
+        return (None, (x, y, games.exploitability(np.asarray(A, float), x, y), said(len(A)))), A
+
+    def stay(p, weights, keys):  # at 0
+        none = inclusions.Found(*np.zeros((2, len(keys))), np.zeros_like(p.c), np.zeros(len(keys)))
+        return (None, (np.zeros_like(p.c), none, said(len(keys)))), p.c
+
+    def wish(p, weights):  # for an x within its bounds, and nothing else
+        x = np.clip(0, p.lower, p.upper)
+        point = ji.operators.PrimalDual(x, np.zeros_like(p.b), np.zeros_like(p.h))
+        nothing = jax.tree.map(np.zeros_like, point)
+        gap = np.zeros(len(x))
+        out = ji.operators.ProgramResult(*point, x, gap, gap, nothing, said(len(x)))
+        return (None, out), (p.q, p.h)
+
+    for room, program in ((games, play), (inclusions, stay), (programs, wish)):
+        monkeypatch.setattr(room, "_program", lambda *names, program=program: program)
+    assert games.audit_game(0, 40, "sharp").false > 35
+    assert inclusions.audit_inclusion(0, 40, "tseng").false > 30
+    for kind in ("regular", "units", "infeasible", "unbounded"):
+        found = programs.audit_program(0, 40, "quadratic_program", "admm", kind)
+        assert found.false == 40, kind

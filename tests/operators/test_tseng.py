@@ -112,3 +112,9 @@ def test_conformance():
     kind = jnp.zeros(0).dtype
     check_splitting(COMPLEMENTARITY, jnp.zeros(6), *(jnp.asarray(x, kind) for x in data(9)),
                     max_steps=3000)
+
+
+def test_a_step_that_underflows_solves_nothing():
+    split = tseng(lambda z: 3e38 * z + 1, lambda v, step: v)
+    out = ji.solve_splitting(split, jnp.zeros(2), max_steps=50)
+    assert not out.converged

@@ -207,3 +207,9 @@ def test_bad_input():
     assert not broken.converged
     ascent = variational_inequality(lambda z: -z, z, step=0.5, max_steps=500)
     assert not ascent.converged
+
+
+@pytest.mark.parametrize("method", ["extragradient", "past"])
+def test_a_step_that_underflows_solves_nothing(method):
+    out = variational_inequality(lambda z: 3e38 * z + 1, jnp.zeros(2), method=method, max_steps=50)
+    assert not out.converged

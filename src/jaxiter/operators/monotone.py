@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong
 from jaxiter.operators import simplices
 from jaxiter.operators.extragradient import ACCEPTED, GROWS, GROWTH, SHRINK, Method, Move, Seen
-from jaxiter.operators.steps import largest_gain
+from jaxiter.operators.steps import largest_gain, step_for
 from jaxiter.problem import Problem
 
 PyTree = Any
@@ -126,9 +126,7 @@ def _first_size(choice: Choice, operator: Callable, z: PyTree, args: tuple) -> j
     constant = choice.lipschitz
     if choice.adapts:
         constant = largest_gain(operator, z, args)
-    constant = jnp.asarray(constant, kind)
-    # Where F is constant any step will do.
-    return choice.way.usual / jnp.where(constant == 0, 1, constant)
+    return step_for(jnp.asarray(constant, kind), z, choice.way.usual)
 
 
 def _slope(x: PyTree, mirror: bool, forward: PyTree, moved: PyTree) -> tuple:
@@ -156,6 +154,8 @@ def _adapted(way: Method, x: PyTree, forward: PyTree, moved: Move, held: Held) -
     # Also where F is not finite so far away.
     bad = (telling & (gain > ACCEPTED)) | ~jnp.isfinite(gain)
     shorter = held.size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
+    # A step of 0 moves nothing, and everything seems solved.
+    shorter = jnp.where(shorter >= jnp.finfo(shorter.dtype).tiny, shorter, jnp.nan)
     longer = jnp.where(telling & (gain <= GROWS), GROWTH * held.size, held.size)
     return ~bad, jnp.where(bad, shorter, longer), ()
 

@@ -22,11 +22,19 @@ from jaxiter.solvers import (
 )
 from jaxiter.testing.audit.accuracy import SPECTRA, audit_accuracy
 from jaxiter.testing.audit.bilevel import audit_hypergradient, audit_inner, audit_unrolled
+from jaxiter.testing.audit.drawn_programs import KINDS as PROGRAMS
 from jaxiter.testing.audit.fits import LOSSES, audit_fit
+from jaxiter.testing.audit.games import FRONTS as GAME_FRONTS
+from jaxiter.testing.audit.games import KINDS as GAMES
+from jaxiter.testing.audit.games import audit_game
 from jaxiter.testing.audit.gradients import audit_near_singular, audit_rows, audit_sixteen
+from jaxiter.testing.audit.inclusions import FRONTS as INCLUSION_FRONTS
+from jaxiter.testing.audit.inclusions import KINDS as INCLUSIONS
+from jaxiter.testing.audit.inclusions import audit_inclusion
 from jaxiter.testing.audit.kinds import audit_process, audit_splitting, audit_stages
 from jaxiter.testing.audit.maps import audit_fixed_point
 from jaxiter.testing.audit.piecewise import audit_logits, audit_piecewise
+from jaxiter.testing.audit.programs import audit_program
 from jaxiter.testing.audit.resumed import audit_resume
 from jaxiter.testing.audit.roots import ALL as SYSTEMS
 from jaxiter.testing.audit.roots import audit_root
@@ -242,6 +250,22 @@ def fits() -> Iterator[Case]:
         yield 0.5, in_float64(partial(audit_fit, bounded=bounded, dtype=jnp.float64))
 
 
+def operators() -> Iterator[Case]:
+    """Programs by every method, with a solution and without; inclusions, games."""
+    methods = {"quadratic_program": ("interior", "admm", "halpern"),
+               "linear_program": ("interior", "halpern")}
+    for front, ways in methods.items():
+        for method in ways:
+            for kind in PROGRAMS:
+                yield 0.4, partial(audit_program, front=front, method=method, kind=kind)
+    for front in INCLUSION_FRONTS:
+        for kind in INCLUSIONS:
+            yield 0.4, partial(audit_inclusion, front=front, kind=kind)
+    for front in GAME_FRONTS:
+        for kind in GAMES:
+            yield 0.4, partial(audit_game, front=front, kind=kind)
+
+
 def accuracies(stop: Callable, name: str) -> Iterator[Case]:
     """True distances, for a rule `stop(rtol, atol)` that claims them."""
     rule: dict[str, Any] = {"stop": stop, "stop_name": name}
@@ -260,6 +284,6 @@ def accuracies(stop: Callable, name: str) -> Iterator[Case]:
 def all_cases(stop: Callable | None = None, name: str = "accuracy") -> list[Case]:
     """Every case; those of accuracy where there is a rule for it."""
     rooms = [maps, contractions, equations, gradients, transport, sequences, bilevel, kinds,
-             fits]
+             fits, operators]
     cases = [case for room in rooms for case in room()]
     return cases if stop is None else cases + list(accuracies(stop, name))

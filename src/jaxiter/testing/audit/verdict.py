@@ -21,11 +21,13 @@ WRONG = 2e-2
 class Verdict(NamedTuple):
     """Counts over a batch: solves, those that say CONVERGED, and five kinds of failure.
 
-    false: CONVERGED where the answer itself, judged in float64, contradicts it. silent: a
+    false: CONVERGED where the answer itself, judged in float64, contradicts it; or a certificate
+    that proves nothing, or that nothing solves what has a solution. silent: a
     gradient that is a number, and more than 2 per cent off. unsolved: no CONVERGED where the
     mathematics promises it (a contraction under a guarded solver) and the numbers can carry it.
     lost: a gradient that is not a number although its problem is well conditioned. early: an error
-    believed to be small before the slowest direction showed in the steps.
+    believed to be small before the slowest direction showed in the steps. proven: certificates,
+    which are no failure.
     """
 
     family: str
@@ -36,6 +38,7 @@ class Verdict(NamedTuple):
     unsolved: int = 0
     lost: int = 0
     early: int = 0
+    proven: int = 0
 
 
 def verdict(family: str, status: Any, false: Any, **others: Any) -> Verdict:
