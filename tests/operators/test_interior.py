@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tests.linear_programs import in_bad_units, infeasible, solvable, unbounded
 
 from jaxiter import Status
@@ -54,6 +55,15 @@ def test_units_of_the_right_hand_side_do_not_matter():
         least = slope.min(1, keepdims=True)
         unit = np.abs(np.einsum("kij,kj->ki", np.abs(wide), x)).max(1) + q.max(1)
         assert np.all(np.sum(x * (slope - least), 1) <= 1e-4 * size * unit)
+
+
+@pytest.mark.parametrize("method", ["halpern", "interior"])
+def test_without_an_objective_any_feasible_point_will_do(method):
+    """Its multipliers are 0; an x that sums its rows to 1 within its bounds."""
+    out = linear_program(jnp.zeros(2), A=jnp.array([[1.0, 2.0]]), b=jnp.array([1.0]),
+                         lower=-1.0, upper=3.0, method=method)
+    assert out.converged and not np.any(out.equality_dual) and not np.any(out.reduced_cost)
+    np.testing.assert_allclose(out.x @ jnp.array([1.0, 2.0]), 1.0, rtol=1e-4)
 
 
 @partial(jax.jit, static_argnames="method")

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, safe_divide, stop_gradient
-from jaxiter.operators.programs.program import PrimalDual, Program, curvature, explained
+from jaxiter.operators.programs.program import (
+    PrimalDual,
+    Program,
+    curvature,
+    explained,
+    needed,
+)
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
 from jaxiter.solution import Status
 
@@ -21,7 +27,7 @@ def relative_error(program: Program, point: PrimalDual) -> jax.Array:
     The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
     hundredth of the terms that they are sums of.
     """
-    x, y, z = point
+    x, y, z = needed(program, point)
     bounded = jnp.isfinite(program.h)
     h = jnp.where(bounded, program.h, 0)
     equal, unequal = products(program, x)
@@ -147,7 +153,7 @@ def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
 
 
 def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
-    return (value > 0) & (violation <= ACCEPTED * value)
+    return (value > 0) & jnp.isfinite(value) & (violation <= ACCEPTED * value)
 
 
 def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDual:

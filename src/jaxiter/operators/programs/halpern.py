@@ -15,6 +15,7 @@ from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
     ProgramResult,
+    needed,
     result,
     within,
 )
@@ -53,7 +54,7 @@ def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOption
     every = EVERY if chosen.check_every == 1 else chosen.check_every
     solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
     pace = stop_gradient(solution.state.answer.memory)
-    point = advanced(solution.value, pace.used, program, units)
+    point = needed(program, advanced(solution.value, pace.used, program, units))
     return result(program, point, solution, _ray(program, units, solution))
 
 

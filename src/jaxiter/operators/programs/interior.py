@@ -20,6 +20,7 @@ from jaxiter.operators.programs.program import (
     complement,
     curvature,
     gradient,
+    needed,
     optimality,
     sizes,
     within,
@@ -95,6 +96,7 @@ def settled(program: Program, point: PrimalDual) -> PrimalDual:
     none = machine_epsilon(old) * units[1] * safe_divide(room, units[0])
     new = old._replace(x=jnp.clip(x, fixed.lower, fixed.upper), inequality_dual=jnp.where(
         old.inequality_dual <= none, 0, old.inequality_dual))
+    new = needed(fixed, new)
     return jax.tree.map(lambda new, old, given: new + (given - old), new, old, point)
 
 

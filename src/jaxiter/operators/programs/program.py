@@ -135,6 +135,16 @@ def reduced_cost(program: Program, point: PrimalDual) -> jax.Array:
     return jnp.where(low | high, gradient(program, point), 0)
 
 
+def needed(program: Program, point: PrimalDual) -> PrimalDual:
+    """The point; where there is no objective, without multipliers, which are the right ones."""
+    some = jnp.any(program.q != 0)
+    if program.Q is not None and not isinstance(program.Q, tuple):
+        some |= jnp.any(getattr(program.Q, "data", program.Q) != 0)
+    elif program.Q is not None:
+        return point
+    return PrimalDual(point.x, *(jnp.where(some, dual, 0) for dual in point[1:]))
+
+
 def explained(program: Program, slope: jax.Array) -> jax.Array:
     """What bounds can explain of a gradient: its positive part at lower ones, else negative."""
     below = jnp.where(program.lower > -jnp.inf, jnp.maximum(slope, 0), 0)
