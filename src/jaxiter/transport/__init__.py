@@ -1,11 +1,13 @@
 """Optimal transport as fixed points of potentials, and the layers built on it."""
 
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
+from jaxiter.transport.cost_tree import CostTree
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
 from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
+from jaxiter.transport.multimarginal import MultimarginalResult, multimarginal_sinkhorn
 from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
 from jaxiter.transport.points import (
     PointCloud,
@@ -23,10 +25,11 @@ from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult", "PointCloud",
+    "BalancedLabels", "CostTree", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult",
+    "MultimarginalResult", "PointCloud",
     "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
     "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "permute", "relative", "round_permutation",
+    "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "relative", "round_permutation",
     "round_to_polytope",
     "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
     "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
