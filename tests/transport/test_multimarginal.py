@@ -18,7 +18,7 @@ from .beds import TIGHT, clouds, reference, weights
 BRANCHES = ((0, 1), (2, 1), (1, 3), (3, 4))
 
 
-def cyclic(cost, marginals, epsilon, steps=3000):
+def cyclic(cost, marginals, epsilon, steps=400):
     """The plan by the textbook's loop over the marginals of a tensor."""
     f = [np.zeros(len(a)) for a in marginals]
     count = cost.ndim

@@ -6,6 +6,14 @@ from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
+from jaxiter.transport.light_bridge import (
+    LightBridge,
+    bridge_path,
+    drift,
+    init_light_bridge,
+    light_bridge_loss,
+    plan_sample,
+)
 from jaxiter.transport.mirror import MirrorResult, mirror_sinkhorn, scale_by_mirror_sinkhorn
 from jaxiter.transport.multimarginal import MultimarginalResult, multimarginal_sinkhorn
 from jaxiter.transport.permutations import gumbel_sinkhorn, round_permutation, sinkhorn_layer
@@ -25,11 +33,12 @@ from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "CostTree", "Dense", "Geometry", "Grid", "MatchedWeights", "MirrorResult",
+    "BalancedLabels", "CostTree", "Dense", "Geometry", "Grid", "LightBridge", "MatchedWeights", "MirrorResult",
     "MultimarginalResult", "PointCloud",
     "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "cosine", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "relative", "round_permutation",
+    "balanced_labels", "bridge_path", "cosine", "drift", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
+    "init_light_bridge", "light_bridge_loss",
+    "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "plan_sample", "relative", "round_permutation",
     "round_to_polytope",
     "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
     "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
