@@ -3,6 +3,13 @@
 from jaxiter.transport.batch import sinkhorn_histograms, sinkhorn_many
 from jaxiter.transport.cost_tree import CostTree
 from jaxiter.transport.divergence import SinkhornDivergence, sinkhorn_divergence
+from jaxiter.transport.flows import (
+    interpolant_loss,
+    interpolant_velocity,
+    rectified_flow_loss,
+    rectified_velocity,
+    rectify,
+)
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
@@ -37,8 +44,8 @@ __all__ = [
     "MultimarginalResult", "PointCloud",
     "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
     "balanced_labels", "bridge_path", "cosine", "drift", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
-    "init_light_bridge", "light_bridge_loss",
-    "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "plan_sample", "relative", "round_permutation",
+    "init_light_bridge", "interpolant_loss", "interpolant_velocity", "light_bridge_loss",
+    "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "plan_sample", "rectified_flow_loss", "rectified_velocity", "rectify", "relative", "round_permutation",
     "round_to_polytope",
     "scale_by_mirror_sinkhorn", "sinkhorn", "sinkhorn_divergence",
     "sinkhorn_histograms", "sinkhorn_layer", "sinkhorn_many", "sparse_transport",
