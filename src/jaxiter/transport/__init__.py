@@ -12,6 +12,12 @@ from jaxiter.transport.flows import (
 )
 from jaxiter.transport.geometry import Dense, Geometry
 from jaxiter.transport.grid import Grid
+from jaxiter.transport.hypergraph import (
+    AdversarialRisk,
+    HypergraphResult,
+    adversarial_risk,
+    hypergraph_sinkhorn,
+)
 from jaxiter.transport.labelling import BalancedLabels, balanced_labels, swav_assignments
 from jaxiter.transport.light_bridge import (
     LightBridge,
@@ -40,10 +46,11 @@ from jaxiter.transport.sinkhorn import epsilon_scaling, sinkhorn
 from jaxiter.transport.sparse import SparseTransportResult, sparse_transport
 
 __all__ = [
-    "BalancedLabels", "CostTree", "Dense", "Geometry", "Grid", "LightBridge", "MatchedWeights", "MirrorResult",
+    "AdversarialRisk", "BalancedLabels", "CostTree", "Dense", "Geometry", "Grid", "HypergraphResult", "LightBridge", "MatchedWeights", "MirrorResult",
     "MultimarginalResult", "PointCloud",
     "PowerNorm", "SinkhornDivergence", "SparseTransportResult", "SquaredNorm", "TransportResult",
-    "balanced_labels", "bridge_path", "cosine", "drift", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
+    "adversarial_risk", "balanced_labels", "bridge_path", "cosine", "drift", "epsilon_scaling", "euclidean", "gumbel_sinkhorn",
+    "hypergraph_sinkhorn",
     "init_light_bridge", "interpolant_loss", "interpolant_velocity", "light_bridge_loss",
     "match_weights", "mirror_sinkhorn", "multimarginal_sinkhorn", "permute", "plan_sample", "rectified_flow_loss", "rectified_velocity", "rectify", "relative", "round_permutation",
     "round_to_polytope",
