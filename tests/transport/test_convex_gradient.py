@@ -39,32 +39,36 @@ def test_jacobian_is_symmetric_and_positive_and_the_map_monotone():
     assert jax.jit(icgn)(params, points[0]).dtype == jnp.float32
 
 
-def test_fits_the_gradient_of_log_sum_exp():
-    """To a hundredth of the variance that is to be explained, with 64 hidden units."""
+def test_fits_sums_of_ridges_and_most_of_log_sum_exp():
+    """One layer is a sum of convex functions of one direction each: those it fits, others not.
+
+    Of the gradient of a log-sum-exp of three vertices it leaves 5 percent of the variance,
+    with 16 units as with 64.
+    """
     vertices = jnp.array([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
+    x = jax.random.normal(jax.random.key(0), (512, 2)) * 1.5
+    targets = jnp.stack([jnp.tanh(x @ vertices.T) @ vertices,
+                         jax.nn.softmax(x @ vertices.T) @ vertices])
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 1000))
 
-    def target(x):
-        return jax.nn.softmax(x @ vertices.T) @ vertices
+    @jax.jit
+    @jax.vmap
+    def left(target):
+        def loss(params):
+            return jnp.mean((icgn(params, x[:256]) - target[:256]) ** 2)
 
-    x = jax.random.normal(jax.random.key(0), (256, 2)) * 1.5
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-2, 1500))
+        def step(carry, _):
+            params, state = carry
+            with jax.numpy_dtype_promotion("standard"):
+                update, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, update), state), None
 
-    def loss(params):
-        return jnp.mean((icgn(params, x) - target(x)) ** 2)
+        start = init_icgn(jax.random.key(1), 2, 16)
+        params = jax.lax.scan(step, (start, optimizer.init(start)), length=1000)[0][0]
+        return jnp.mean((icgn(params, x[256:]) - target[256:]) ** 2) / jnp.var(target[256:])
 
-    def step(carry, _):
-        params, state = carry
-        with jax.numpy_dtype_promotion("standard"):
-            update, state = optimizer.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, update), state), None
-
-    start = init_icgn(jax.random.key(1), 2, 64, scale=2.0)
-    params = jax.jit(lambda p: jax.lax.scan(
-        step, (p, optimizer.init(p)), length=1500)[0][0])(start)
-    test = jax.random.normal(jax.random.key(2), (1000, 2)) * 1.5
-    error = jnp.mean((icgn(params, test) - target(test)) ** 2)
-    print("explained", error / jnp.var(target(test)))
-    assert error < 0.01 * jnp.var(target(test))
+    ridges, log_sum_exp = left(targets)
+    assert ridges < 0.01 and 0.03 < log_sum_exp < 0.08
 
 
 def test_bad_input():

@@ -87,7 +87,7 @@ def test_drift_is_the_papers_gradient(x64):
 
 
 def test_loss_is_the_relative_entropy_of_its_own_plan(x64):
-    """`log c(x)` normalises `v(y) exp(x'y / epsilon)`, by quadrature; derivatives by differences."""
+    """`log c(x)` normalises `v(y) exp(x'y / epsilon)`, by quadrature; differences."""
     bridge, epsilon, x = mixture(), 0.5, np.array([0.3, -0.2])
     axis = np.linspace(-15, 15, 601)
     y = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)

@@ -93,7 +93,7 @@ def populations(rng, theta, n, dt=0.002):
 
 @pytest.mark.slow
 def test_refinement_predicts_what_was_held_out():
-    """Lotka-Volterra, 5 snapshots of 50, 4 held out: W1 below .8 of that with Brownian reference."""
+    """Lotka-Volterra, 5 snapshots of 50, 4 held out: W1 below half of a Brownian reference's."""
     truth = np.array([1.0, 0.4, 0.4, 0.1])
     snapshots = populations(np.random.default_rng(0), truth, 50)
 

@@ -25,7 +25,7 @@ def squared_radii(points: np.ndarray) -> np.ndarray:
     weights = np.einsum("mij,mj->mi", np.linalg.pinv(gram, hermitian=True), half)
     solved = np.abs(np.einsum("mij,mj->mi", gram, weights) - half).max(1) <= 1e-9 * half.max(1)
     inside = solved & (weights.min(1) > 0) & (weights.sum(1) < 1)
-    return np.where(inside, np.maximum(np.einsum("mi,mi->m", weights, half) , parts), parts)
+    return np.where(inside, np.maximum(np.einsum("mi,mi->m", weights, half), parts), parts)
 
 
 def feasible_tuples(

@@ -44,8 +44,9 @@ def init_icgn(key: jax.Array, dimension: int, hidden: int, *, scale: Any = 1.0) 
     check_count(dimension=dimension, hidden=hidden)
     one, other = jax.random.split(key)
     weight = jax.random.normal(one, (hidden, dimension)) * scale / hidden**0.5
-    return ConvexGradient(weight, jax.random.normal(other, (hidden,)) * scale,
-                          jnp.eye(dimension, dtype=weight.dtype), jnp.zeros(dimension, weight.dtype))
+    bias, dtype = jax.random.normal(other, (hidden,)) * scale, weight.dtype
+    linear = jnp.eye(dimension, dtype=dtype)
+    return ConvexGradient(weight, bias, linear, jnp.zeros_like(linear[0]))
 
 
 def icgn(params: ConvexGradient, x: jax.Array) -> jax.Array:
@@ -56,7 +57,8 @@ def icgn(params: ConvexGradient, x: jax.Array) -> jax.Array:
     It is `int_0^1 J(s x)' J(s x) x ds` for J the Jacobian of `tanh(W x + b)`, and of a linear map
     beside it: `p' = (tanh')^2`, so the Jacobian of N, `W' diag(p') W + L' L`, is symmetric and not
     negative, whatever the parameters. One hidden layer is all: a sum of such maps is one with the
-    rows of all W, and a deeper J gives a gradient only by luck.
+    rows of all W, and a deeper J gives a gradient only by luck. So N is the gradient of a sum of
+    convex functions of one direction each, and of a quadratic; not every convex function is one.
 
     Args:
       params: from `init_icgn`.

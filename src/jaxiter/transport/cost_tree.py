@@ -1,4 +1,4 @@
-"""Costs of many marginals, a tensor or a sum over the edges of a tree, and sums against them.
+"""Costs of many marginals that are sums over the edges of a tree, and messages along them.
 
 All potentials here are "ab": `P = (a_1 x ... x a_K) exp((sum_k f_k - C) / epsilon)`.
 """
@@ -12,99 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxiter.numerics import logsumexp, product, stop_gradient
+from jaxiter.numerics import product, stop_gradient
+from jaxiter.transport.cost_tensor import Potentials, inner, scaled
 from jaxiter.transport.iteration import LARGEST_ENTRY, LARGEST_LOG_SCALING, LOST
 from jaxiter.transport.result import with_weights
-
-Potentials = tuple[jax.Array, ...]
-
-
-def along(values: jax.Array, axis: int, count: int) -> jax.Array:
-    """A vector as a tensor of `count` axes that varies along one of them."""
-    return values.reshape([-1 if k == axis else 1 for k in range(count)])
-
-
-class CostTensor(eqx.Module):
-    """A cost `[n_1, ..., n_K]` of all tuples."""
-
-    cost: jax.Array
-
-    @property
-    def count(self) -> int:
-        """The number of marginals."""
-        return self.cost.ndim
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Points of each marginal."""
-        return self.cost.shape
-
-    @property
-    def dtype(self) -> Any:
-        """That of the cost."""
-        return self.cost.dtype
-
-    def tensor(self) -> jax.Array:
-        """The cost of all tuples."""
-        return self.cost
-
-    def sound(self) -> jax.Array:
-        """Whether nothing is NaN or -inf."""
-        return jnp.all(self.cost > -jnp.inf)
-
-    def absorbed(self, f: Potentials, weights: Potentials, epsilon: Any) -> None:
-        """No kernel: a tensor is summed in the log domain."""
-
-    def update(
-        self, k: int, f: Sequence[jax.Array], weights: Potentials, epsilon: Any
-    ) -> jax.Array:
-        """The f_k for which marginal k is met, given the others."""
-        z = _scaled(self.cost, epsilon)
-        for j in range(self.count):
-            if j != k:
-                z += along(f[j] / epsilon, j, self.count)
-        return -epsilon * self._summed(z, k, weights)
-
-    def first(
-        self, f: Sequence[jax.Array], weights: Potentials, epsilon: Any, kernels: None
-    ) -> jax.Array:
-        """The f_0 for which marginal 0 is met, given the others."""
-        return self.update(0, f, weights, epsilon)
-
-    def sweep(
-        self, f: Potentials, weights: Potentials, epsilon: Any, kernels: None
-    ) -> Potentials:
-        """Every potential but the first updated, one after the other."""
-        for k in range(1, self.count):
-            f = (*f[:k], self.update(k, f, weights, epsilon), *f[k + 1:])
-        return f
-
-    def log_marginals(
-        self, f: Potentials, weights: Potentials, epsilon: Any, kernels: None
-    ) -> tuple[Potentials, jax.Array]:
-        """The logarithms of the marginals of P, each divided by its a_k; never out of range."""
-        z = _scaled(self.cost, epsilon)
-        for j, part in enumerate(f):
-            z += along(part / epsilon, j, self.count)
-        return tuple(self._summed(z, k, weights) for k in range(self.count)), jnp.bool_(False)
-
-    def _summed(self, z: jax.Array, k: int, weights: Potentials) -> jax.Array:
-        for j in reversed(range(self.count)):  # the last axis first: that sum alone is large
-            if j != k:
-                z = logsumexp(z, j, along(weights[j], j, z.ndim))
-        return z
-
-    def total(
-        self, f: Potentials, weights: Potentials, epsilon: Any, kernels: None
-    ) -> jax.Array:
-        """`<C, P>`."""
-        z = _scaled(self.cost, epsilon)
-        for j, part in enumerate(f):
-            z += along(part / epsilon, j, self.count)
-        plan = jnp.exp(z)
-        for j, a in enumerate(weights):
-            plan *= along(a, j, self.count)
-        return _inner(self.cost, plan)
 
 
 class CostTree(eqx.Module):
@@ -196,7 +107,7 @@ class CostTree(eqx.Module):
             peak = jnp.max(reduced + lax.optimization_barrier(stop_gradient(mass))[:, None], 0)
             peak = jnp.where(jnp.isfinite(peak), peak, 0)
             # The references are constants: they cancel in every message.
-            exponent = (at[:, None] - peak) / epsilon + _scaled(
+            exponent = (at[:, None] - peak) / epsilon + scaled(
                 self.between(child, parent), epsilon)
             matrix = jnp.exp(jnp.minimum(exponent, LARGEST_ENTRY))
             kernels[f"{parent}-{child}"] = EdgeKernel(matrix, at, -peak)
@@ -277,13 +188,13 @@ class CostTree(eqx.Module):
         said, plans = self.both_ways(f, weights, epsilon, kernels), []
         for i, j in self.edges:
             left, right = self.towards(i, j, said, f), self.towards(j, i, said, f)
-            log_plan = (left[:, None] + right) / epsilon + _scaled(self.between(i, j), epsilon)
+            log_plan = (left[:, None] + right) / epsilon + scaled(self.between(i, j), epsilon)
             plans.append(jnp.exp(log_plan) * weights[i][:, None] * weights[j])
         return tuple(plans)
 
     def total(self, *operands: Any) -> jax.Array:
         """`<C, P>`."""
-        return sum((_inner(cost, plan) for cost, plan in zip(
+        return sum((inner(cost, plan) for cost, plan in zip(
             self.costs, self.pair_plans(*operands), strict=True)),
             start=jnp.zeros((), self.dtype))
 
@@ -303,17 +214,6 @@ class EdgeKernel(NamedTuple):
 def _heard(tree: CostTree, k: int, said: dict) -> jax.Array:
     """The sum of the messages to k."""
     return sum((said[j, k] for j in tree.neighbours(k)), start=jnp.zeros((), tree.dtype))
-
-
-def _scaled(cost: jax.Array, epsilon: Any) -> jax.Array:
-    """`-C / epsilon`, with derivatives that are finite where C is not."""
-    allowed = cost < jnp.inf
-    return jnp.where(allowed, -jnp.where(allowed, cost, 0) / epsilon, -jnp.inf)
-
-
-def _inner(cost: jax.Array, plan: jax.Array) -> jax.Array:
-    """`<C, P>` where inf * 0 is 0."""
-    return jnp.sum(jnp.where(cost < jnp.inf, cost, 0) * plan)
 
 
 def _check_tree(costs: tuple, edges: tuple) -> None:

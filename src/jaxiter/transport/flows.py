@@ -85,7 +85,7 @@ def rectified_velocity(
 def rectify(
     velocity: Callable, x0: jax.Array, *, steps: int = 100, integrate: Callable | None = None
 ) -> jax.Array:
-    """Where a flow takes points from time 0 to 1: the new coupling is (x0, rectify(velocity, x0)).
+    """Where a flow takes points from time 0 to 1: with x0 they are the rectified coupling.
 
     Args:
       velocity: `velocity(x, t)` of points `[n, D]`, such as `rectified_velocity` gives.
@@ -95,7 +95,8 @@ def rectify(
         `jaxiter.diffusion.integrate`.
 
     Returns:
-      `[n, D]`; NaN, all of it, where some velocity was not finite. Derivatives are those of the steps.
+      `[n, D]`; NaN, all of it, where some velocity was not finite. Derivatives are those of the
+      steps.
 
     Reference: Liu, "Rectified flow: a marginal preserving approach to optimal transport", 2022.
 

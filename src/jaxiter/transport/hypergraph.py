@@ -142,8 +142,8 @@ def _error(
 ) -> jax.Array:
     weights = jnp.exp(_log_weights(phi, edges, mass, cost, epsilon))
     members = jnp.where(edges >= 0, edges, len(mass))
-    held = sum(jax.ops.segment_sum(weights, members[:, part], len(mass) + 1)
-               for part in range(edges.shape[1]))
+    held = sum((jax.ops.segment_sum(weights, members[:, part], len(mass) + 1)
+                for part in range(edges.shape[1])), start=jnp.zeros(len(mass) + 1, mass.dtype))
     return jnp.sum(jnp.abs(held[:-1] - mass))
 
 

@@ -17,7 +17,8 @@ from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.transport.checks import MAX_STEPS, check_masses, check_signs, mass_agrees
-from jaxiter.transport.cost_tree import CostTensor, CostTree, Potentials, along
+from jaxiter.transport.cost_tensor import CostTensor, Potentials, along
+from jaxiter.transport.cost_tree import CostTree
 from jaxiter.transport.iteration import REFRESH, weighted
 from jaxiter.transport.result import with_weights
 

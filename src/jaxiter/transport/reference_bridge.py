@@ -100,7 +100,8 @@ def refine_reference(
     The transition density is that of Euler's scheme, linearised along the mean path of each point:
     exact for linear drifts, up to the substep. The last line is a closed form where b is linear in
     theta, else one step of Gauss and Newton. The noise of the paths is the same in every round, so
-    the map has a fixed point. A start of drift 0 makes the first round the bridges of Brownian motion; `max_steps=0` returns those.
+    the map has a fixed point. A start of drift 0 makes the first round the bridges of Brownian
+    motion; `max_steps=0` returns those.
 
     Args:
       snapshots: `[M + 1, n, D]`, or a list of arrays `[n_i, D]`: samples, unpaired.
@@ -180,7 +181,7 @@ def _prepared(snapshots: Any, times: Any, substeps: int, key: jax.Array | None) 
 
 
 def _check(snapshots: tuple, times: Any) -> None:
-    if not np.all(np.diff(np.asarray(times)) > 0):
+    if not np.all(np.diff(np.asarray(times, float)) > 0):
         raise ValueError(f"times must ascend, got {np.asarray(times).tolist()}; sort the snapshots "
                          "by time.")
     for k, points in enumerate(snapshots):
