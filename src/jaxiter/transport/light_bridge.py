@@ -85,7 +85,7 @@ def light_bridge_loss(
 
     >>> import jax.numpy as jnp
     >>> one = LightBridge(jnp.zeros(1), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-    >>> float(light_bridge_loss(one, jnp.zeros((4, 1)), jnp.zeros((4, 1)), 1.0).round(4))
+    >>> round(float(light_bridge_loss(one, jnp.zeros((4, 1)), jnp.zeros((4, 1)), 1.0)), 4)
     0.9189
     """
     epsilon = _checked(epsilon, bridge, x, y)

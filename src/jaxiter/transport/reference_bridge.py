@@ -129,7 +129,8 @@ def refine_reference(
 
     >>> import jax.numpy as jnp
     >>> x = jnp.linspace(-1.0, 1.0, 9)[:, None]
-    >>> out = refine_reference([x, x + 1], [0.0, 1.0], lambda v, x, t: v, jnp.zeros(1), sigma=0.3)
+    >>> out = refine_reference([x, x + 1], [0.0, 1.0], lambda v, x, t: v, jnp.zeros(1), sigma=0.3,
+    ...                        substeps=2)
     >>> out.theta.round(2).tolist(), bool(out.converged)  # all move by 1
     ([1.0], True)
     """
