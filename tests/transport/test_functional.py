@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.stats
 
@@ -132,3 +133,63 @@ def test_bad_input():
         power_entropy(1.0, 1.0)
     with pytest.raises(ValueError, match="density"):
         power_entropy(2.0, -1.0)
+
+
+def perceptron(key, *sizes):
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [(jax.random.normal(k, (m, n)) * np.sqrt(2 / m).astype(np.float32), jnp.zeros(n))
+            for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+
+
+def network(params, x):
+    for w, b in params[:-1]:
+        x = jax.nn.relu(x @ w + b)
+    return x @ params[-1][0] + params[-1][1]
+
+
+@pytest.mark.slow
+def test_classes_are_guided_to_their_modes():
+    """16 modes to permuted ones, 10 labels each: at least 90 percent in the right one."""
+    axis = jnp.arange(4.0) * 2 - 3
+    grid = jnp.stack(jnp.meshgrid(axis, axis), -1).reshape(-1, 2)
+    spots = grid[jax.random.permutation(jax.random.key(7), 16)]
+    labelled = spots[:, None] + 0.1 * jax.random.normal(jax.random.key(8), (16, 10, 2))
+    losses = neural_transport_losses(
+        class_guided_cost, network, lambda p, y: network(p, y)[..., 0])
+    optimizer = optax.adam(1e-3)
+
+    def batch(key):
+        a, b, c, d = jax.random.split(key, 4)
+        classes = jax.random.randint(a, (32,), 0, 16)
+        x = grid[classes][:, None] + 0.1 * jax.random.normal(b, (32, 2, 2))
+        y = spots[jax.random.randint(c, (64,), 0, 16)] + 0.1 * jax.random.normal(d, (64, 2))
+        return classes, x, y
+
+    def moved(params, state, slope):
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = optimizer.update(slope, state)
+        return optax.apply_updates(params, update), state
+
+    def outer(carry, key):
+        keys = jax.random.split(key, 11)
+
+        def inner(mapping, key):
+            classes, x, _ = batch(key)
+            slope = jax.grad(losses.transport)(mapping[0], carry[1][0], x, labelled[classes])
+            return moved(*mapping, slope), None
+
+        mapping, _ = jax.lax.scan(inner, carry[0], keys[:10])
+        _, x, y = batch(keys[10])
+        slope = jax.grad(losses.potential)(carry[1][0], mapping[0], x, y)
+        return (mapping, moved(*carry[1], slope)), None
+
+    @jax.jit
+    def trained(mapping, potential):
+        start = (mapping, optimizer.init(mapping)), (potential, optimizer.init(potential))
+        return jax.lax.scan(outer, start, jax.random.split(jax.random.key(2), 200))[0][0][0]
+
+    mapping = trained(perceptron(jax.random.key(0), 2, 128, 128, 2),
+                      perceptron(jax.random.key(1), 2, 128, 128, 1))
+    x = grid[:, None] + 0.1 * jax.random.normal(jax.random.key(5), (16, 100, 2))
+    gaps = jnp.sum((network(mapping, x)[:, :, None] - spots) ** 2, -1)
+    assert jnp.mean(jnp.argmin(gaps, -1) == jnp.arange(16)[:, None]) >= 0.9
