@@ -37,17 +37,35 @@ def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
                  unequal * columns * rows[1][:, None]]
         x, y, z, cost = x * columns, y * rows[0], z * rows[1], cost * ratio
     x, y, z = (_power_of_two(unit) for unit in (x, y, z))
-    # Multipliers are to be no longer than x: where Q ties the two, it may be the shorter one.
-    limits = stop_gradient((y * b, z * h, lower / x, upper / x))
-    right = trees.max_norm([jnp.where(jnp.isfinite(limit), limit, 0) for limit in limits])
-    equal = _positive(right) / _positive(trees.max_norm(stop_gradient(x * q)))
-    tied = jnp.max(sizes[0], initial=0) > 0
-    cost = _power_of_two(jnp.where(
-        (right > 0) | ~tied, jnp.where(tied, jnp.minimum(cost, equal), equal), cost))
+    if Q is None:  # then nothing ties the units of the objective to those of x
+        cost = _positive(_right(y * b, z * h)) / _positive(trees.max_norm(stop_gradient(x * q)))
+    cost = _power_of_two(cost)
     scaled = Program(
         None if Q is None else cost * x * Q * x[:, None], cost * x * q, y[:, None] * A * x, y * b,
         z[:, None] * G * x, z * h, lower / x, upper / x)
     return scaled, PrimalDual(x, y / cost, z / cost)
+
+
+def balanced(program: Program) -> tuple[Program, PrimalDual]:
+    """`equilibrated`, with multipliers that are no longer than x: Q may be the shorter one.
+
+    Units that depend on q and on the right-hand sides, which `equilibrated` does not look at.
+    """
+    scaled, units = equilibrated(program)
+    if scaled.Q is None:
+        return scaled, units
+    right = _right(scaled.b, scaled.h, scaled.lower, scaled.upper)
+    share = _positive(right) / _positive(trees.max_norm(stop_gradient(scaled.q)))
+    tied = jnp.max(jnp.abs(stop_gradient(scaled.Q)), initial=0) > 0
+    share = _power_of_two(jnp.where(tied, jnp.where(right > 0, jnp.minimum(share, 1), 1), share))
+    return (scaled._replace(Q=share * scaled.Q, q=share * scaled.q),
+            PrimalDual(units.x, *(unit / share for unit in units[1:])))
+
+
+def _right(*limits: jax.Array) -> jax.Array:
+    """The largest finite entry of right-hand sides."""
+    return trees.max_norm([jnp.where(jnp.isfinite(limit), limit, 0)
+                           for limit in stop_gradient(limits)])
 
 
 def _positive(size: jax.Array) -> jax.Array:

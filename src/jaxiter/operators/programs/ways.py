@@ -13,6 +13,7 @@ from jaxiter.numerics import machine_epsilon
 from jaxiter.operators.programs import admm, interior
 from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.checks import convex, in_memory, valid
+from jaxiter.operators.programs.equilibrate import balanced, equilibrated
 from jaxiter.operators.programs.program import PrimalDual, Program
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
@@ -33,12 +34,14 @@ PENALTY, RELAXED = 0.1, 1.6
 class Way(NamedTuple):
     """How a program is solved.
 
+    scale: the program in the units that it is solved in, and these.
     start: `start(scaled program, point) -> (governing point, args)`. read: the `PrimalDual` of
     `read(solution, *args)`. proof: `proof(point, image, memory, *args)`, what a step proves.
     """
 
     problem: Problem
     options: Options
+    scale: Callable
     start: Callable
     read: Callable
     proof: Callable
@@ -70,7 +73,7 @@ def as_way(
             adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0), max_steps=50, keep_best=True)
         _refuse_unrolled(front, chosen)
         return Way(
-            _checked(interior.interior_problem()), chosen,
+            _checked(interior.interior_problem()), chosen, balanced,
             lambda scaled, point: _begun(marked(scaled), point),
             lambda solve, scaled: interior.settled(scaled, solve.value),
             lambda point, image, room, scaled: displaced(scaled, point, image))
@@ -87,7 +90,7 @@ def as_way(
         return admm.start(scaled, given, rho), (scaled, second)
 
     return Way(
-        _checked(admm.admm_problem(penalty is not None)), chosen, start,
+        _checked(admm.admm_problem(penalty is not None)), chosen, equilibrated, start,
         lambda solve, scaled, second: admm.primal_dual(
             scaled, solve.value, solve.state.answer.memory),
         lambda point, image, memory, scaled, second: admm.proof(point, image, memory, scaled))
