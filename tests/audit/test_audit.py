@@ -124,8 +124,9 @@ def test_no_claimed_accuracy_is_missed():
 PARTS = 8
 
 
-#: What falls short, and is said in docs/methods.md: gradients by products alone in uneven units,
-#: and certificates whose numbers overflow.
+#: Compiling takes most of their time, and a row compiles what no other does.
+OPERATORS = audit_program, audit_inclusion, audit_game
+#: What falls short, and is said in docs/methods.md: gradients by products alone in uneven units.
 KNOWN = {"program, halpern, units": {"lost": 0}}
 
 
@@ -139,8 +140,9 @@ def but_for_what_is_known(verdict):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_answer_contradicts_its_status_anywhere(part):
-    """The whole table of the benchmark, with fewer problems a row."""
-    table = list(enumerate(all_cases(ji.accuracy)))
+    """The table of the benchmark, with fewer problems a row; of operators every other row."""
+    table = [(seed, row) for seed, row in enumerate(all_cases(ji.accuracy))
+             if seed % 2 or getattr(row[1], "func", None) not in OPERATORS]
     for seed, (share, case) in table[part::PARTS]:
         judge([but_for_what_is_known(case(1000 + seed, max(int(share * 100) // 8 * 8, 8)))])
     jax.clear_caches()  # some fifty programs that nothing needs again

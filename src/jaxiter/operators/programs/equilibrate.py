@@ -9,6 +9,8 @@ from jaxiter.operators.programs.program import PrimalDual, Program
 
 #: Rounds of scaling; after so many, entries are within a factor of two or so.
 ROUNDS = 4
+#: The largest exponent of a unit.
+MOST = 100
 
 
 def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
@@ -77,4 +79,5 @@ def _inverse_root(size: jax.Array) -> jax.Array:
 
 
 def _power_of_two(unit: jax.Array) -> jax.Array:
-    return jnp.exp2(jnp.round(jnp.log2(unit)))
+    """The nearest, such that no unit and no inverse of one leaves the float range."""
+    return jnp.exp2(jnp.clip(jnp.round(jnp.log2(unit)), -MOST, MOST))

@@ -206,7 +206,7 @@ def audit_program(
     if kind == "regular" or kind == "units" and method != "halpern":
         wanted = good
     elif kind == "infeasible" and method == "halpern":
-        wanted = infeasible
+        wanted = infeasible | endless  # the objective of some falls for ever, too
     silent = lost = np.zeros(count, bool)
     if kind in ("regular", "units"):
         wanted_slope, clear = _slopes(drawn, p, weights)
