@@ -137,7 +137,7 @@ def test_swiss_roll():
         return jax.random.normal(one, (128, 2)), jax.random.choice(other, data, (128,))
 
     start = init_light_bridge(jax.random.key(0), data, 200)
-    bridge = trained(start, draw, 0.1, 6000, 1e-2)
+    bridge = trained(start, draw, 0.1, 3000, 1e-2)
     ratios = []
     for seed in range(3):
         x = jax.random.normal(jax.random.key(10 + seed), (2000, 2))
