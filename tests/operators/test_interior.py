@@ -57,6 +57,24 @@ def test_units_of_the_right_hand_side_do_not_matter():
         assert np.all(np.sum(x * (slope - least), 1) <= 1e-4 * size * unit)
 
 
+def test_short_limits_of_a_long_solution():
+    """`x1 - x2 <= h` and `x1 >= l`, both tiny beside the solution: no ray, and the right x."""
+    q = jnp.array([-3.0, -1.0])
+    row = jax.jit(jax.vmap(lambda q, h: quadratic_program(
+        jnp.eye(2), q, G=jnp.array([[1.0, -1.0]]), h=h, method="interior")))
+    h = jnp.array([0.0, 1e-8, 1e-6, 1e-4, 1e-2, 1.0])[:, None]
+    size = jnp.array([1.0, 1.0, 1.0, 1.0, 1.0, 1e8])[:, None]
+    out = row(q * size, h)
+    gap = np.where(size > 1, 1.0, h / 2) / size
+    assert out.converged.all(), out.status
+    np.testing.assert_allclose(out.x / size, 2 + gap * np.array([1.0, -1.0]), atol=3e-5)
+    bound = jax.jit(jax.vmap(lambda low: quadratic_program(
+        jnp.eye(2), q, lower=jnp.array([low, -jnp.inf]), method="interior")))
+    out = bound(jnp.array([1e-6, 1e-4, 1e-2]))
+    assert out.converged.all(), out.status
+    np.testing.assert_allclose(out.x, jnp.tile(-q, (3, 1)), atol=3e-5)
+
+
 @pytest.mark.parametrize("method", ["halpern", "interior"])
 def test_without_an_objective_any_feasible_point_will_do(method):
     """Its multipliers are 0; an x that sums its rows to 1 within its bounds."""

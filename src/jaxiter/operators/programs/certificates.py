@@ -128,8 +128,9 @@ def displaced(
     program, point, image = stop_gradient((program, point, image))
     one = jnp.ones((), program.q.dtype)
     units = PrimalDual(*map(jnp.ones_like, (program.q, program.b, program.h)))
+    bend = 0 * one if program.Q is None else jnp.max(jnp.abs(program.Q), initial=0)
     return certificate(
-        program, Scaling(units, one, one), image, trees.subtract(image, point))
+        program, Scaling(units, one, bend), image, trees.subtract(image, point))
 
 
 def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> PrimalDual:
@@ -148,7 +149,8 @@ def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
     wanted = trees.norm(jax.tree.map(jnp.multiply, right, tuple(rows)))
     costs = trees.norm(program.q * x)
     norm = scaling.norm
-    return (jnp.maximum(scaled_norm(point.x, x), safe_divide(wanted, norm)),
+    free = safe_divide(costs, scaling.curvature)  # where the objective alone is least
+    return (jnp.maximum(scaled_norm(point.x, x), jnp.maximum(safe_divide(wanted, norm), free)),
             jnp.maximum(scaled_norm(tuple(point[1:]), tuple(rows)), safe_divide(costs, norm)))
 
 

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import stop_gradient
-from jaxiter.operators.programs.program import PrimalDual, Program
+from jaxiter.numerics import product, stop_gradient
+from jaxiter.operators.programs.program import PrimalDual, Program, objective, within
 
 #: Rounds of scaling; after so many, entries are within a factor of two or so.
 ROUNDS = 4
 #: The largest exponent of a unit.
 MOST = 100
+#: A point that violates its rows by more than this share of their terms says nothing about x.
+OBEYED = 0.5
 
 
 def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
@@ -48,20 +50,32 @@ def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
     return scaled, PrimalDual(x, y / cost, z / cost)
 
 
-def balanced(program: Program) -> tuple[Program, PrimalDual]:
-    """`equilibrated`, with multipliers that are no longer than x: Q may be the shorter one.
+def balanced(
+    scaled: Program, units: PrimalDual, point: PrimalDual
+) -> tuple[Program, PrimalDual, PrimalDual]:
+    """The same with multipliers that are no longer than x: Q may be the shorter one.
 
-    Units that depend on q and on the right-hand sides, which `equilibrated` does not look at.
+    How long x is the right-hand sides say, or the point where it obeys its rows by half and is
+    worth more than 0; another point is made as short as they are.
     """
-    scaled, units = equilibrated(program)
     if scaled.Q is None:
-        return scaled, units
-    right = _right(scaled.b, scaled.h, scaled.lower, scaled.upper)
-    share = _positive(right) / _positive(trees.max_norm(stop_gradient(scaled.q)))
-    tied = jnp.max(jnp.abs(stop_gradient(scaled.Q)), initial=0) > 0
-    share = _power_of_two(jnp.where(tied, jnp.where(right > 0, jnp.minimum(share, 1), 1), share))
+        return scaled, units, point
+    fixed, x = stop_gradient((scaled, point.x))
+    right = _right(fixed.b, fixed.h, fixed.lower, fixed.upper)
+    equal, unequal = product(fixed.A, x), product(fixed.G, x)
+    left = trees.max_norm((equal - fixed.b, jnp.maximum(unequal - fixed.h, 0)))
+    terms = trees.max_norm([product(jnp.abs(rows), jnp.abs(x)) for rows in (fixed.A, fixed.G)])
+    size = trees.max_norm(x)
+    near = (left <= OBEYED * terms) & (objective(fixed, x) < 0)
+    length = jnp.where(near, jnp.maximum(right, size), right)
+    short = jnp.where(length > 0, jnp.minimum(1, _positive(length) / _positive(size)), 1)
+    share = _positive(length) / _positive(trees.max_norm(fixed.q))
+    tied = jnp.max(jnp.abs(fixed.Q), initial=0) > 0
+    share = _power_of_two(jnp.where(tied, jnp.where(length > 0, jnp.minimum(share, 1), 1), share))
+    point = trees.scale(short, point)
+    point = PrimalDual(within(scaled, point.x), *(share * dual for dual in point[1:]))
     return (scaled._replace(Q=share * scaled.Q, q=share * scaled.q),
-            PrimalDual(units.x, *(unit / share for unit in units[1:])))
+            PrimalDual(units.x, *(unit / share for unit in units[1:])), point)
 
 
 def _right(*limits: jax.Array) -> jax.Array:

@@ -62,7 +62,9 @@ class ProgramResult(NamedTuple):
       certificate: zeros, but for two statuses. PRIMAL_INFEASIBLE: multipliers y, z >= 0 for which
         every x within its bounds has `y'(A x - b) + z'(G x - h) > 0` (a Farkas ray).
         DUAL_INFEASIBLE: an x along which the objective falls for ever, `q'x < 0`, `Q x = 0`,
-        `A x = 0`, `G x <= 0`, and which leaves no bound.
+        `A x = 0`, `G x <= 0`, and which leaves no bound. Equalities are to a thousandth: a ray
+        says nothing about solutions a thousand times as long as right-hand sides, q / Q and the
+        last point.
       solve: the untouched `Solution`; its value is in the units that the method works in.
     """
 
@@ -187,7 +189,7 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     return Optimality(
         trees.norm((equal - program.b, jnp.minimum(slack, 0))),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
-        jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal))),
+        jnp.maximum(trees.norm((program.b, h)), trees.norm(_row_terms(program, x))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
 
@@ -212,8 +214,17 @@ def complement(program: Program, point: PrimalDual) -> jax.Array:
 def sizes(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
     """The largest entries of what the slacks of G, and what the gradient is a sum of."""
     right = jnp.where(jnp.isfinite(program.h), program.h, 0)
-    unequal = linear_map(program.G, point.x)[0](point.x)
-    return trees.max_norm((right, unequal)), trees.max_norm(_gradient_terms(program, point))
+    return (trees.max_norm((right, _row_terms(program, point.x)[1])),
+            trees.max_norm(_gradient_terms(program, point)))
+
+
+def _row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sizes of what the entries of A x and G x are sums of; where the matrices are not in
+    memory, of the entries.
+    """
+    return tuple(
+        product(jnp.abs(rows), jnp.abs(x)) if isinstance(rows, jax.Array) else linear_map(
+            rows, x)[0](x) for rows in (program.A, program.G))
 
 
 def result(

@@ -13,6 +13,7 @@ from jaxiter.lanes import solve_many
 from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.programs.certificates import in_other_units
 from jaxiter.operators.programs.checks import canonical, check_convex, in_memory
+from jaxiter.operators.programs.equilibrate import equilibrated
 from jaxiter.operators.programs.halpern import solve_by_halpern
 from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, result
 from jaxiter.operators.programs.ways import Way, as_way, marked
@@ -98,8 +99,8 @@ def solve_factorised(
     front: the function that was called, for messages.
     """
     way = as_way(front, program, method, penalty, options)
-    scaled, units = way.scale(program)
-    point, args = way.start(scaled, _given(x0, scaled, units))
+    scaled, units = equilibrated(program)
+    point, args, units = way.start(scaled, units, _given(x0, scaled, units))
     solve = fixed_point(way.problem, point, *args, **way.options._asdict())
     return _concluded(way, program, units, solve, args)
 
@@ -146,8 +147,8 @@ def quadratic_program_many(
     programs = jax.vmap(canonical, in_axes=axes)(*given)
     one = jax.tree.map(lambda leaf: leaf[0], programs)
     way = as_way("quadratic_program_many", one, method, penalty, options)
-    scaled, units = jax.vmap(way.scale)(programs)
-    points, args = jax.vmap(lambda scaled: way.start(scaled, None))(scaled)
+    scaled, units = jax.vmap(equilibrated)(programs)
+    points, args, units = jax.vmap(lambda *parts: way.start(*parts, None))(scaled, units)
     solve = solve_many(way.problem, points, *args, lanes=lanes, refill_every=refill_every,
                        **way.options._asdict())
     return jax.vmap(lambda *parts: _concluded(way, *parts))(programs, units, solve, args)

@@ -13,7 +13,7 @@ from jaxiter.numerics import machine_epsilon
 from jaxiter.operators.programs import admm, interior
 from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.checks import convex, in_memory, valid
-from jaxiter.operators.programs.equilibrate import balanced, equilibrated
+from jaxiter.operators.programs.equilibrate import balanced
 from jaxiter.operators.programs.program import PrimalDual, Program
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
@@ -34,14 +34,13 @@ PENALTY, RELAXED = 0.1, 1.6
 class Way(NamedTuple):
     """How a program is solved.
 
-    scale: the program in the units that it is solved in, and these.
-    start: `start(scaled program, point) -> (governing point, args)`. read: the `PrimalDual` of
+    start: `start(scaled program, its units, point) -> (governing point, args, units)`, where the
+    point may be None and other units are those of the program in args. read: the `PrimalDual` of
     `read(solution, *args)`. proof: `proof(point, image, memory, *args)`, what a step proves.
     """
 
     problem: Problem
     options: Options
-    scale: Callable
     start: Callable
     read: Callable
     proof: Callable
@@ -73,8 +72,8 @@ def as_way(
             adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0), max_steps=50, keep_best=True)
         _refuse_unrolled(front, chosen)
         return Way(
-            _checked(interior.interior_problem()), chosen, balanced,
-            lambda scaled, point: _begun(marked(scaled), point),
+            _checked(interior.interior_problem()), chosen,
+            _begun,
             lambda solve, scaled: interior.settled(scaled, solve.value),
             lambda point, image, room, scaled: displaced(scaled, point, image))
     check_positive(**({} if penalty is None else {"penalty": penalty}))
@@ -82,22 +81,25 @@ def as_way(
     chosen = choose(front, options, {}, adjoint=adjoint, stop=tolerance(rtol=rtol, atol=0.0),
                     max_steps=5000, solver=damped(RELAXED))
 
-    def start(scaled: Program, point: PrimalDual | None) -> tuple:
+    def start(scaled: Program, units: PrimalDual, point: PrimalDual | None) -> tuple:
         rho = jnp.asarray(PENALTY if penalty is None else penalty, scaled.q.dtype)
         given = point or trees.zeros_like(PrimalDual(scaled.q, scaled.b, scaled.h))
         scaled = marked(scaled)
         second = rho if penalty is None else admm.factorised(scaled, rho)
-        return admm.start(scaled, given, rho), (scaled, second)
+        return admm.start(scaled, given, rho), (scaled, second), units
 
     return Way(
-        _checked(admm.admm_problem(penalty is not None)), chosen, equilibrated, start,
+        _checked(admm.admm_problem(penalty is not None)), chosen, start,
         lambda solve, scaled, second: admm.primal_dual(
             scaled, solve.value, solve.state.answer.memory),
         lambda point, image, memory, scaled, second: admm.proof(point, image, memory, scaled))
 
 
-def _begun(scaled: Program, point: PrimalDual | None) -> tuple[PrimalDual, tuple[Program]]:
-    return (interior.start(scaled) if point is None else point), (scaled,)
+def _begun(scaled: Program, units: PrimalDual, point: PrimalDual | None) -> tuple:
+    scaled = marked(scaled)
+    point = interior.start(scaled) if point is None else point
+    scaled, units, point = balanced(scaled, units, point)
+    return point, (scaled,), units
 
 
 def _refuse_unrolled(front: str, options: Options) -> None:
