@@ -77,6 +77,10 @@ def test_tree_and_tensor_are_numpys_loop(x64, solve):
         held = plan.sum(tuple({0, 1, 2, 3} - {i, j}))
         np.testing.assert_allclose(pair, held if i < j else held.T, atol=1e-12)
     assert not np.any(pairs[0][0]) and not np.any(pairs[2][:, 1])
+    cheap = out._replace(  # where there is no mass the exponential may be beyond the range
+        potentials=(jnp.array([-jnp.inf, 0.0]), jnp.zeros(2)), epsilon=jnp.asarray(1.0),
+        cost=CostTree([jnp.array([[-1e4, 0.0], [0.0, 0.0]])]))
+    np.testing.assert_array_equal(cheap.pair_plans()[0], [[0, 0], [1, 1]])
 
 
 def test_two_marginals_are_sinkhorn_and_zeros_are_legal(x64):
