@@ -93,7 +93,8 @@ def slope_is_finite_difference(attend, operands):
     np.testing.assert_allclose(inner, (ahead - behind) / (2 * h), rtol=1e-6)
 
 
-solved = jax.jit(lambda q, k, v: sinkhorn_attention(q, k, v, tolerance=1e-10, max_steps=500))
+solved = jax.jit(lambda q, k, v, mask=None: sinkhorn_attention(
+    q, k, v, mask=mask, tolerance=1e-10, max_steps=500))
 
 
 def test_derivatives_and_tolerance(x64):
@@ -102,13 +103,17 @@ def test_derivatives_and_tolerance(x64):
     plan = np.exp(np.asarray(q @ k.T) / np.sqrt(3))
     for step in range(200):
         plan = plan / plan.sum(1 - step % 2, keepdims=True)
-    np.testing.assert_allclose(solved(q, k, v), plan @ np.asarray(v), atol=1e-8)
-    assert np.all(np.isnan(solved(100 * q, k, v)))  # not met in so many steps
+    tokens = jnp.ones(5, bool)
+    np.testing.assert_allclose(solved(q, k, v, tokens), plan @ np.asarray(v), atol=1e-8)
+    assert np.all(np.isnan(solved(100 * q, k, v, tokens)))  # not met in so many steps
+    assert not np.any(solved(100 * q, k, v, ~tokens))  # without a token nothing is to be met
 
 
 @pytest.mark.slow  # those of sinkhorn have tests of their own
 def test_implicit_derivatives(x64):
     slope_is_finite_difference(solved, inputs(5, 3))
+    empty = jax.grad(lambda q, k, v: jnp.sum(solved(q, k, v, jnp.zeros(5, bool))))(*inputs(5, 3))
+    assert not np.any(empty)
 
 
 def test_sixteen_bits_are_summed_in_float32():

@@ -50,6 +50,15 @@ def test_half_squared_norms(p):
                                1e36 * np.linalg.norm(np.ones(2), p) ** 2 / 2, rtol=1e-5)
 
 
+def test_costs_of_nan_are_nan():
+    costs = euclidean, cosine, PowerNorm(1.5), SquaredNorm(1.5), SquaredNorm(np.inf)
+    run = jax.jit(jax.vmap(lambda x: jnp.stack([
+        part for cost in costs for part in (cost(x, jnp.ones(2)), cost(jnp.ones(2), x))])))
+    values = run(jnp.array([[jnp.nan, 1.0], [jnp.nan, jnp.nan], [1.0, 1.0]]))
+    assert np.all(np.isnan(values[:2]))
+    np.testing.assert_array_equal(values[2], 0)
+
+
 @pytest.mark.parametrize("name", [
     "squared", *(pytest.param(name, marks=pytest.mark.slow) for name in list(COSTS)[1:])])
 def test_point_clouds_are_their_dense_costs(name, x64):

@@ -149,6 +149,20 @@ def test_bad_input():
     out = batch(jnp.stack([mass, mass * jnp.nan, -mass]))
     assert out.status.tolist() == [ji.Status.CONVERGED, ji.Status.BAD_INPUT, ji.Status.BAD_INPUT]
     np.testing.assert_allclose(out.weights[0], solve(edges, mass).weights, atol=1e-6)
+    np.testing.assert_allclose(solve(edges, jnp.array([1, 1, 1, 1])).weights,
+                               solve(edges, jnp.ones(4)).weights)
+
+
+def test_traced_edges_are_looked_at():
+    edges, mass, _ = small()
+    edges, mass = jnp.asarray(edges), jnp.asarray(mass, jnp.float32)
+    cases = (edges, edges.at[6, 1].set(4), edges.at[6, 0].set(-2), edges.at[6, 1].set(0),
+             edges.at[0, 0].set(-1).at[4, 0].set(-1))  # the last one: point 0 is in none
+    solve = jax.jit(jax.vmap(lambda edges, mass: hypergraph_sinkhorn(edges, mass, epsilon=0.1)))
+    lone = mass.at[0].set(0)
+    out = solve(jnp.stack([*cases, cases[-1]]), jnp.stack([mass] * 5 + [lone]))
+    bad = np.asarray(out.status) == ji.Status.BAD_INPUT
+    assert bad.tolist() == [False, True, True, True, True, False]
 
 
 @pytest.mark.slow

@@ -178,6 +178,27 @@ def test_transport_on_the_line_is_scipys(x64):
         exact_1d(jnp.ones(2), jnp.ones(2), p=0.5)
 
 
+def test_what_is_no_measure_on_the_line_has_no_distance():
+    """NaN, infinite points and weights that are none, never a number; integers are floats."""
+    x, y, half = np.array([0.0, 1.0]), np.array([3.0, 2.0]), np.array([0.5, 0.5])
+    good = [np.asarray(part, np.float32) for part in (x, y, half, half)]
+    cases, spoilt = [good], (np.nan, np.inf)
+    for place in range(4):
+        for bad in (*spoilt, *((-0.25,) if place > 1 else ())):
+            case = [part.copy() for part in good]
+            case[place][1] = bad
+            cases.append(case)
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(exact_1d)))(
+        *(jnp.stack(parts) for parts in zip(*cases, strict=True)))
+    np.testing.assert_allclose(values[0], 4)
+    assert np.all(np.isnan(values[1:])) and np.all(np.isfinite(slopes[0]))
+    assert np.all(np.isnan(slopes[1:]).any(1))
+    assert exact_1d(jnp.array([0, 1]), jnp.array([3, 2]), jnp.array([1, 1])) == 4
+    for weights_, text in ((-half, "of y has negative"), (0 * half, "sum to 0")):
+        with pytest.raises(ValueError, match=text):
+            exact_1d(good[0], good[1], b=weights_)
+
+
 def test_a_shift_along_random_lines():
     """A shift by v is |v| / sqrt(d) away, and a set is 0 from itself, gradient too."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)), jnp.float32)
@@ -192,3 +213,11 @@ def test_a_shift_along_random_lines():
         sliced_distance(x, x, jax.random.key(0), 0)
     with pytest.raises(ValueError, match="points"):
         sliced_distance(x, x[:, :2], jax.random.key(0))
+    for bad in (jnp.nan, jnp.inf):
+        assert np.isnan(run(x.at[3, 1].set(bad), x)[0])
+    square = jnp.array([[0, 0], [2, 0], [0, 2]])
+    whole, real = (sliced_distance(part, part + one, jax.random.key(0), 5)
+                   for part, one in ((square, 1), (square.astype(float), 1.0)))
+    assert whole == real > 0
+    with pytest.raises(ValueError, match="of x has negative"):
+        sliced_distance(x, x, jax.random.key(0), a=-jnp.ones(20))

@@ -67,6 +67,20 @@ def test_tree_and_tensor_are_numpys_loop(x64, solve):
             np.testing.assert_allclose(np.mean(f - 0.1 * np.log(a)), 0, atol=1e-12)
         pairs = out.pair_plans() if cost is tree else pairs
     np.testing.assert_allclose(pairs[1], plan.sum((0, 3)).T, atol=1e-10)
+    for k, at in ((1, 2), (0, 0), (3, 1)):  # a point without mass, in the middle and at the ends
+        marginals[k] = np.where(np.arange(len(marginals[k])) == at, 0, marginals[k])
+        marginals[k] = marginals[k] / marginals[k].sum()
+    out = solve(tree, marginals, epsilon=0.1)
+    plan, pairs = np.asarray(out.plan()), out.pair_plans()
+    assert out.converged
+    for (i, j), pair in zip(BRANCHES, pairs, strict=True):
+        held = plan.sum(tuple({0, 1, 2, 3} - {i, j}))
+        np.testing.assert_allclose(pair, held if i < j else held.T, atol=1e-12)
+    assert not np.any(pairs[0][0]) and not np.any(pairs[2][:, 1])
+    cheap = out._replace(  # where there is no mass the exponential may be beyond the range
+        potentials=(jnp.array([-jnp.inf, 0.0]), jnp.zeros(2)), epsilon=jnp.asarray(1.0),
+        cost=CostTree([jnp.array([[-1e4, 0.0], [0.0, 0.0]])]))
+    np.testing.assert_array_equal(cheap.pair_plans()[0], [[0, 0], [1, 1]])
 
 
 def test_two_marginals_are_sinkhorn_and_zeros_are_legal(x64):

@@ -94,6 +94,7 @@ def test_bad_input():
             (lambda: geodesic_cost(image * jnp.nan, seeds), "NaN"),
             (lambda: geodesic_cost(image, seeds + 3), "outside the image of 3 rows"),
             (lambda: geodesic_cost(image, seeds, length=-1.0), "length"),
+            (lambda: geodesic_cost(image, seeds.astype(float)), "seeds must be integers"),
             (lambda: geodesic_cost(image, seeds, solver=ji.anderson()), "takes no solver")):
         with pytest.raises(ValueError, match=text):
             call()

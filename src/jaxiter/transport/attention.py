@@ -120,11 +120,17 @@ def _half_steps(scores: jax.Array, mask: jax.Array | None, steps: int) -> jax.Ar
 
 
 def _solved(scores: jax.Array, mask: jax.Array | None, tolerance: Any, steps: Any) -> jax.Array:
-    """P with rows and columns right to the tolerance, NaN where that is not reached."""
+    """P with rows and columns right to the tolerance, NaN where that is not reached.
+
+    0 where no token exists.
+    """
     def one(scores: jax.Array, there: jax.Array) -> jax.Array:
+        # Without any token the problem of zero costs is solved, and nothing of it is used.
+        some = jnp.any(there > 0)
+        scores, there = jnp.where(some, scores, 0), jnp.where(some, there, 1)
         out = sinkhorn(-scores, there, there, epsilon=1.0, max_steps=steps, method="kernel",
                        stop=within(rtol=tolerance, atol=0.0))
-        return jnp.where(out.solve.converged, out.plan(), jnp.nan)
+        return jnp.where(some, jnp.where(out.solve.converged, out.plan(), jnp.nan), 0)
 
     there = jnp.ones(scores.shape[:-1], scores.dtype)
     if mask is not None:

@@ -189,7 +189,9 @@ class CostTree(eqx.Module):
         for i, j in self.edges:
             left, right = self.towards(i, j, said, f), self.towards(j, i, said, f)
             log_plan = (left[:, None] + right) / epsilon + scaled(self.between(i, j), epsilon)
-            plans.append(jnp.exp(log_plan) * weights[i][:, None] * weights[j])
+            # Beyond the range only where a weight is 0: so it stays, and not inf * 0.
+            entries = jnp.exp(jnp.minimum(log_plan, 0.99 * np.log(jnp.finfo(log_plan.dtype).max)))
+            plans.append(entries * weights[i][:, None] * weights[j])
         return tuple(plans)
 
     def total(self, *operands: Any) -> jax.Array:

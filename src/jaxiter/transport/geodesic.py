@@ -54,8 +54,8 @@ def geodesic_cost(
         `solver`: a path is not mixed from others.
 
     Raises:
-      ValueError: other shapes, features that are not finite, a negative length, seeds outside the
-        image; under jit BAD_INPUT.
+      ValueError: other shapes, seeds that are no integers; features that are not finite, a negative
+        length, seeds outside the image, which under jit are BAD_INPUT.
 
     Reference: Li et al., "Point-supervised panoptic segmentation via optimal transport", 2023
     (Point2Mask).
@@ -71,8 +71,12 @@ def geodesic_cost(
     if features.ndim != 3 or seeds.ndim != 2 or seeds.shape[1] != 2 or 0 in features.shape:
         raise ValueError(f"features must be [h, w, c] and seeds [k, 2], got shapes "
                          f"{features.shape} and {seeds.shape}.")
+    if not jnp.issubdtype(seeds.dtype, jnp.integer):
+        raise ValueError(f"seeds must be integers, rows and columns of pixels, got {seeds.dtype}; "
+                         "round them.")
     check_not_negative(length=length)
     known(_check_image, features, seeds)
+    seeds = jnp.asarray(seeds, jnp.int32)
     features = stop_gradient(features.astype(jnp.float32))
     weights = _weights(features, jnp.asarray(length, jnp.float32))
     height, width = features.shape[:2]

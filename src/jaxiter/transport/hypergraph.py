@@ -58,7 +58,8 @@ def hypergraph_sinkhorn(
 
     Args:
       edges: integers `[E, K]`; column k holds the edge's point of part k, or -1.
-      mass: `[N]`, at least 0; a point of some mass must be in some edge.
+      mass: `[N]`, at least 0, integers are read as floats; a point of some mass must be in some
+        edge.
       epsilon: regularisation in units of the cost, positive; may be traced.
       cost: of edges, `[E]` or a number.
       **options: those of `fixed_point`; by default 2000 steps.
@@ -87,6 +88,8 @@ def hypergraph_sinkhorn(
                          f"{jnp.shape(edges)}, {jnp.shape(mass)} and {jnp.result_type(edges)}.")
     known(_check, edges, mass)
     mass, edges = strong(mass), jnp.asarray(edges, jnp.int32)
+    if not jnp.issubdtype(mass.dtype, jnp.floating):
+        mass = mass.astype(float)
     cost = jnp.broadcast_to(jnp.asarray(cost, mass.dtype), edges.shape[:1])
     epsilon = jnp.asarray(epsilon, mass.dtype)
     problem = Problem(
@@ -95,7 +98,7 @@ def hypergraph_sinkhorn(
         floor=lambda phi, edges, mass, cost, epsilon: machine_epsilon(phi) * (
             jnp.sum(mass * (1 + edges.shape[1] * jnp.abs(phi) / epsilon))),
         valid=lambda phi, edges, mass, cost, epsilon: (epsilon > 0) & jnp.all(mass >= 0) & (
-            trees.finite((mass, cost)) & (jnp.sum(mass) > 0)))
+            trees.finite((mass, cost)) & (jnp.sum(mass) > 0) & _sound(edges, mass)))
     solve = fixed_point(problem, jnp.zeros_like(mass), edges, mass, cost, epsilon,
                         **chosen._asdict())
     phi = solve.value
@@ -145,6 +148,17 @@ def _error(
     held = sum((jax.ops.segment_sum(weights, members[:, part], len(mass) + 1)
                 for part in range(edges.shape[1])), start=jnp.zeros(len(mass) + 1, mass.dtype))
     return jnp.sum(jnp.abs(held[:-1] - mass))
+
+
+def _sound(edges: jax.Array, mass: jax.Array) -> jax.Array:
+    """What `_check` says in words of edges, where they cannot be read."""
+    count = len(mass)
+    members = jnp.where(edges >= 0, edges, count)
+    parts = jnp.zeros((edges.shape[1], count + 1), jnp.int32)
+    parts = parts.at[jnp.arange(edges.shape[1]), members].set(1, mode="drop")
+    columns = jnp.sum(parts, axis=0)[:-1]  # in how many each point is
+    within = jnp.all((edges >= -1) & (edges < count))
+    return within & jnp.all(columns <= 1) & jnp.all((columns > 0) | (mass <= 0))
 
 
 def _check(edges: Any, mass: Any) -> None:

@@ -73,9 +73,11 @@ class MultimarginalResult(NamedTuple):
         """
         if not isinstance(self.cost, CostTree):
             raise ValueError("a tensor has no edges; sum plan() over the other axes.")
-        ones = tuple(jnp.ones_like(f) for f in self.potentials)
-        kernels = self.cost.absorbed(self.potentials, ones, self.epsilon)
-        return self.cost.pair_plans(self.potentials, ones, self.epsilon, kernels)
+        # A point without mass has the weight 0, and any potential that is finite.
+        ones = tuple(jnp.where(f == -jnp.inf, 0, jnp.ones_like(f)) for f in self.potentials)
+        potentials = tuple(jnp.where(f == -jnp.inf, 0, f) for f in self.potentials)
+        kernels = self.cost.absorbed(potentials, ones, self.epsilon)
+        return self.cost.pair_plans(potentials, ones, self.epsilon, kernels)
 
 
 @reused

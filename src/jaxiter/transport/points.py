@@ -24,7 +24,8 @@ def squared_euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
 def euclidean(x: jax.Array, y: jax.Array) -> jax.Array:
     """`|x - y|` of two points `[d]`; its gradient at equal points is 0."""
     square = squared_euclidean(x, y)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    same = square == 0  # not so of NaN, which stays
+    return jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, square)))
 
 
 class PowerNorm(NamedTuple):
@@ -35,7 +36,8 @@ class PowerNorm(NamedTuple):
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """The cost of one pair."""
         gap = jnp.abs(x - y)
-        return jnp.sum(jnp.where(gap > 0, jnp.where(gap > 0, gap, 1) ** self.p, 0))
+        same = gap == 0
+        return jnp.sum(jnp.where(same, 0, jnp.where(same, 1, gap) ** self.p))
 
 
 class SquaredNorm(NamedTuple):
@@ -50,12 +52,13 @@ class SquaredNorm(NamedTuple):
         if self.p == float("inf"):
             return jnp.square(jnp.max(gap)) / 2
         # In units of the longest side no power overflows; it cancels, so it may be a constant.
-        unit = jnp.where(longest > 0, longest, 1)
+        unit = jnp.where(longest == 0, 1, longest)
         side = gap / unit
-        total = jnp.sum(jnp.where(side > 0, jnp.where(side > 0, side, 1) ** self.p, 0))
-        some = total > 0
-        norm = jnp.where(some, total, 1) ** (2 / self.p)
-        return jnp.where(some, jnp.square(unit) * norm / 2, 0)
+        same = side == 0
+        total = jnp.sum(jnp.where(same, 0, jnp.where(same, 1, side) ** self.p))
+        none = total == 0
+        norm = jnp.where(none, 1, total) ** (2 / self.p)
+        return jnp.where(none, 0, jnp.square(unit) * norm / 2)
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -65,7 +68,7 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     def unit(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         square = jnp.sum(point * point)
-        there = square > 0
+        there = square != 0  # so of NaN, which stays
         return point * lax.rsqrt(jnp.where(there, square, 1)), there
 
     (u, some), (v, other) = unit(x), unit(y)
