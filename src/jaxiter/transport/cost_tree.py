@@ -189,7 +189,10 @@ class CostTree(eqx.Module):
         for i, j in self.edges:
             left, right = self.towards(i, j, said, f), self.towards(j, i, said, f)
             log_plan = (left[:, None] + right) / epsilon + scaled(self.between(i, j), epsilon)
-            plans.append(jnp.exp(log_plan) * weights[i][:, None] * weights[j])
+            # Between two points without mass nothing bounds the exponent.
+            some = (weights[i] > 0)[:, None] | (weights[j] > 0)
+            plan = jnp.exp(jnp.where(some, log_plan, -jnp.inf))
+            plans.append(plan * weights[i][:, None] * weights[j])
         return tuple(plans)
 
     def total(self, *operands: Any) -> jax.Array:
