@@ -45,7 +45,7 @@ def inner_plan(
         adjoint=frozen()), marginals)
     f = sources(solve.value, parts.geometry, marginals)
     # In the "ab" convention, where weights may be 0: there the potential is free, and has no plan.
-    live = (jnp.where(weights > 0, potential, -jnp.inf)
+    f, g = (jnp.where(weights > 0, potential, -jnp.inf)
             for weights, potential in ((a, f), (b, solve.value)))
-    plan = jnp.outer(a, b) * parts.geometry.plan(*live, epsilon)
+    plan = jnp.outer(a, b) * parts.geometry.plan(f, g, epsilon)
     return plan, solve.value + parts.shifts[1], solve.steps
