@@ -135,6 +135,32 @@ def test_bad_input_is_refused_or_has_a_status():
     assert run(cost * jnp.nan, a, 0.1) not in (ji.Status.CONVERGED, ji.Status.RUNNING)
 
 
+def test_a_free_support_of_points_without_mass_or_equal():
+    run = jax.jit(lambda points, masses: free_support_barycentre(
+        points[..., None], 2, epsilon=0.01, masses=masses))
+    light = jnp.array([[0.5, 0.5], [1.0, 0.0]])
+    for points, masses, found in (
+            ([[0.0, 1.0], [5.0, 6.0]], light, [2.5, 3.0]),
+            ([[0.0, 1.0], [6.0, 5.0]], light, [3.0, 3.5]),
+            # The first and the last of all points are one: the start is the first and another.
+            ([[0.0, 1.0], [1.0, 0.0]], jnp.full_like(light, 0.5), [0.0, 1.0])):
+        out = run(jnp.array(points), masses)
+        assert out.converged
+        np.testing.assert_allclose(jnp.sort(out.points[:, 0]), found, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_points_without_mass_have_derivatives(x64):
+    points, masses = jnp.array([[0.0, 1.0, 0.3], [5.0, 6.0, 7.0]]), jnp.array(
+        [[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]])
+    run = jax.jit(lambda masses: jnp.sum(jnp.square(free_support_barycentre(
+        points[..., None], 2, epsilon=0.1, masses=masses, init=jnp.array([[2.0], [4.0]]),
+        max_steps=5000, stop=ji.tolerance(rtol=0, atol=1e-11)).points)))
+    way = jnp.array([[0.0, 0, 0], [-1, 0, 1]])
+    slope = jnp.sum(jax.jit(jax.grad(run))(masses) * way)
+    np.testing.assert_allclose(slope, (run(masses + 1e-6 * way) - run(masses)) / 1e-6, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_free_support_moves_to_the_mean_of_its_plans(x64):
     """Against numpy's alternation, and derivatives against finite differences."""

@@ -143,6 +143,9 @@ def test_bad_input():
         class_transport(cost, a, b, [0.5] * 6, 0.1)
     with pytest.raises(TypeError, match="classes must be known"):
         jax.jit(lambda labels: class_transport(cost, a, b, labels, 0.1).value)(jnp.array(TWO))
+    whole = np.arange(1, 7)  # legal, as floats
+    out = jax.eval_shape(lambda: class_transport(cost, whole, np.array([3, 4, 5, 4, 5]), TWO, 0.1))
+    assert out.plan.dtype == jnp.float32
     for given in ((cost, a, 2 * b, 0.1), (cost, a, b, -0.1), (cost * np.nan, a, b, 0.1)):
         assert apart(*floats(*given)).status == Status.BAD_INPUT
 

@@ -140,6 +140,25 @@ def test_bad_input_is_refused_or_has_a_status():
             ("unroll", {"epsilon": 0.1, "adjoint": ji.unrolled()})):
         with pytest.raises(ValueError, match=message):
             gromov_wasserstein(cx, cy, **keywords)
-    run = jax.jit(lambda cx, a, epsilon: gromov_wasserstein(cx, cy, a, epsilon=epsilon).status)
-    bad = ji.Status.BAD_INPUT
-    assert run(cx, a, -1.0) == run(cx, -a, 0.1) == run(cx * jnp.nan, a, 0.1) == bad
+    cost, share = jnp.ones((7, 6)), 0.5
+    for wrong in (jnp.nan, jnp.inf):
+        with pytest.raises(ValueError, match="cost contains NaN or infinity"):
+            gromov_wasserstein(cx, cy, epsilon=0.1, fused=share, cost=cost.at[0, 0].set(wrong))
+    with pytest.raises(TypeError, match="cx must be floating point, got int32"):
+        gromov_wasserstein(jnp.ones((7, 7), jnp.int32), cy, epsilon=0.1)
+    run = jax.jit(lambda cx, cy, a, b, epsilon, cost, fused: gromov_wasserstein(
+        cx, cy, a, b, epsilon=epsilon, cost=cost, fused=fused)[:4])
+    good = [cx, cy, a, b, 0.1, cost, share]
+    for place, value in ((4, -1.0), (2, -a), (0, cx * jnp.nan), (3, 2 * b), (6, 1.5), (6, -0.1),
+                         (6, jnp.nan), (5, cost.at[0, 0].set(jnp.nan)),
+                         (5, cost.at[0, 0].set(jnp.inf))):
+        *_, solve = run(*good[:place], value, *good[place + 1:])
+        assert solve.status == ji.Status.BAD_INPUT, (place, value)
+    # Points without mass, however far out, change nothing.
+    a, b = (weights.at[0].set(0.0) / jnp.sum(weights[1:]) for weights in (a, b))
+    plan, value, _, solve = run(cx, cy, a, b, 0.02, cost, share)
+    cx, cy = (d.at[0, 1:].add(9).at[1:, 0].add(9) for d in (cx, cy))
+    far, far_value, _, far_solve = run(cx, cy, a, b, 0.02, cost, share)
+    assert solve.status == far_solve.status == ji.Status.CONVERGED
+    np.testing.assert_allclose(far, plan, atol=1e-4)
+    np.testing.assert_allclose(far_value, value, rtol=1e-4)

@@ -120,6 +120,18 @@ def test_bad_input():
     assert np.isnan(jax.jit(partial(light_bridge_loss, bridge, points, points))(-1.0))
 
 
+def test_integer_points_are_floats():
+    bridge, whole = jax.tree.map(lambda x: x.astype(jnp.float32), mixture()), jnp.array([[1, 2]])
+    points, key = whole.astype(jnp.float32), jax.random.key(0)
+    run = jax.jit(lambda x: drift(bridge, x, 0.7, 0.5))
+    np.testing.assert_allclose(run(whole), run(points), rtol=1e-6)
+    path = jax.eval_shape(lambda x: bridge_path(bridge, x, jnp.ones(2), 0.5, key), whole)
+    loss = jax.eval_shape(lambda x: light_bridge_loss(bridge, x, x, 0.5), whole)
+    assert path.dtype == loss.dtype == jnp.float32
+    first = init_light_bridge(key, whole, 1)
+    assert first.r.dtype == jnp.float32 and np.isclose(first.log_s[0, 0], np.log(0.1))
+
+
 def energy_distance(a, b):
     return 2 * cdist(a, b).mean() - cdist(a, a).mean() - cdist(b, b).mean()
 

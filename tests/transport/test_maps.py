@@ -150,7 +150,9 @@ def test_partial_transport_is_the_linear_program(x64):
     for message, mass in (("more than", 1.2), ("mass must be positive", 0.0)):
         with pytest.raises(ValueError, match=message):
             partial_transport(cost, a, b, mass, epsilon=0.1)
-    assert run(cost, 1.2).status == ji.Status.BAD_INPUT
+    assert all(run(cost, mass).status == ji.Status.BAD_INPUT for mass in (1.2, 0.0, -0.5))
+    with pytest.raises(TypeError, match="cost must be floating point"):
+        partial_transport(np.ones((5, 4), int), a, b, 0.5, epsilon=0.1)
 
 
 def test_transport_on_the_line_is_scipys(x64):

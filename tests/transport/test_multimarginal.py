@@ -11,6 +11,7 @@ import scipy.special
 import jaxiter as ji
 from jaxiter.testing import check_front
 from jaxiter.transport import CostTree, multimarginal_sinkhorn
+from jaxiter.transport.cost_tensor import CostTensor
 
 from .beds import TIGHT, clouds, reference, weights
 
@@ -163,6 +164,19 @@ def test_small_epsilon_and_batches():
     assert np.all(out.marginal_error[::2] < 2e-3)
 
 
+def test_points_without_mass_cost_nothing():
+    """Both potentials there are free, and their exponent is beyond the floats."""
+    weights = 2 * (jnp.array([1.0, 0.0]),)
+    cost, f = jnp.array([[1.0, 100.0], [100.0, 1.0]]), 2 * (jnp.array([0.5, 99.0]),)
+
+    def totals(cost):
+        tree = CostTree([cost])
+        return (CostTensor(cost).total(f, weights, 1.0, None),
+                tree.total(f, weights, 1.0, tree.absorbed(f, weights, 1.0)))
+
+    np.testing.assert_allclose(jax.jit(totals)(cost), 1.0, rtol=1e-6)
+
+
 def test_bad_input():
     cost, half = jnp.zeros((2, 2)), jnp.full(2, 0.5)
     refused = partial(multimarginal_sinkhorn, epsilon=0.1)
@@ -189,6 +203,9 @@ def test_bad_input():
     huge = jax.ShapeDtypeStruct((600, 600, 600), jnp.float32)
     with pytest.raises(ValueError, match=r"864,000,000 bytes.*CostTree"):
         jax.eval_shape(lambda c: refused(c, [jnp.ones(600) / 600] * 3), huge)
+    whole = np.array([1, 2])  # legal, as floats
+    out = jax.eval_shape(lambda c: refused(c, [whole, whole]).transport_cost, cost)
+    assert out.dtype == jnp.float32
     under = jax.jit(lambda e, a: multimarginal_sinkhorn(cost, [a, half], epsilon=e).status)
     assert under(0.0, half) == under(0.1, 2 * half) == ji.Status.BAD_INPUT
 

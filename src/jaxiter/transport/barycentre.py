@@ -37,7 +37,9 @@ class Barycentre(NamedTuple):
       weights: the barycentre `[m]`, of mass 1.
       f: potentials `[K, n]` of the histograms, in units of the cost; -inf where those are 0.
       g: potentials `[K, m]` of the barycentre: `P_k = exp((f_k + g_k - C) / epsilon)` has the
-        marginals `histograms[k]` and, as far as it converged, `weights`.
+        marginals `histograms[k]` and, as far as it converged, `weights`. Of a histogram of share 0,
+        or of a tiny one, neither potential nor the second marginal is solved for: the merit counts
+        its error by its share. Where the pair is wanted, `sinkhorn` it with `weights`.
       solve: the Solution; its value is `g - epsilon log(weights)`, its merit the mean, by the
         shares, of the l1 errors `sum |P_k^T 1 - weights|`.
     """

@@ -110,7 +110,9 @@ def check_signs(name: str, host: np.ndarray) -> None:
 def check_masses(a: Any, b: Any, remedy: str, dtype: Any = None) -> None:
     """Raise ValueError for weights that have different sums, as their dtype sees it."""
     a, b = np.asarray(a), np.asarray(b)
-    if not mass_agrees(a, b, a.dtype if dtype is None else dtype):
+    if dtype is None:  # integers will be floats
+        dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.floating) else np.float32
+    if not mass_agrees(a, b, dtype):
         raise ValueError(f"sum(a)={float(a.sum()):g} differs from sum(b)={float(b.sum()):g}; "
                          f"{remedy}.")
 

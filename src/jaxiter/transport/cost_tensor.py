@@ -97,7 +97,10 @@ class CostTensor(eqx.Module):
         z = scaled(self.cost, epsilon)
         for j, part in enumerate(f):
             z += along(part / epsilon, j, self.count)
-        plan = jnp.exp(z)
+        # Between two points without mass nothing bounds the exponent.
+        empty = sum((along((a <= 0).astype(jnp.int32), j, self.count)
+                     for j, a in enumerate(weights)), start=jnp.int32(0))
+        plan = jnp.exp(jnp.where(empty < 2, z, -jnp.inf))
         for j, a in enumerate(weights):
             plan *= along(a, j, self.count)
         return inner(self.cost, plan)

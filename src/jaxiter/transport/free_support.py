@@ -72,7 +72,9 @@ def free_support_barycentre(
       weights: shares `[K]` of the measures; default equal.
       epsilon: regularisation in units of the squared distance, positive.
       masses: `[K, n]`, each row at least 0 and of sum 1; default uniform.
-      init: the support `[k, d]` to begin with; default every so many of all points.
+      init: the support `[k, d]` to begin with; default every so many of all points, those of mass
+        0 and all but one of equal ones left out. Where fewer than k are left some are drawn twice,
+        and equal points of the support stay equal: then pass other ones.
       **options: those of `fixed_point`. No `resume`: `init` starts warm. No `unrolled()`, no
         series.
 
@@ -81,7 +83,7 @@ def free_support_barycentre(
 
     Raises:
       ValueError: shapes that do not fit, weights or masses that are not on the simplex, epsilon
-        <= 0. Under jit: BAD_INPUT.
+        <= 0. Under jit: BAD_INPUT. TypeError: points that are not floating point.
 
     Reference: Cuturi and Doucet, "Fast computation of Wasserstein barycenters", ICML, 2014.
 
@@ -103,14 +105,14 @@ def free_support_barycentre(
     pooled = held.points.reshape(-1, held.points.shape[-1])
     if init is None and k > len(pooled):
         raise ValueError(f"{k} points of {len(pooled)}: pass a start init [k, d].")
-    some = np.linspace(0, len(pooled) - 1, k).astype(int)
-    begin = pooled[some] if init is None else stop_gradient(strong(init).astype(pooled.dtype))
+    begin = _start(pooled, held.masses.reshape(-1) > 0, k) if init is None else stop_gradient(
+        strong(init).astype(pooled.dtype))
     if begin.shape != (k, pooled.shape[1]):
         raise ValueError(f"init must have shape {(k, pooled.shape[1])}, got {begin.shape}.")
     solve = fixed_point(
         _problem(), begin, held, **chosen._replace(adjoint=frozen())._asdict())
     warm = solve.state.answer.memory
-    g = warm.g / held.epsilon
+    g = _at_all(solve.value, warm.g / held.epsilon, held)
     g = g - jnp.sum(held.masses * g, 1, keepdims=True)
     found, _ = adjoint.attach(_equations, (solve.value, g), (measures,), solve.status)
     return FreeBarycentre(found, warm.steps, solve._replace(state=None))
@@ -121,6 +123,8 @@ def _measures(points: Any, masses: Any, weights: Any, epsilon: Any) -> Measures:
     if points.ndim != 3 or not points.size:
         raise ValueError(f"points must be [K, n, d], n points a measure, got shape "
                          f"{points.shape}.")
+    if not jnp.issubdtype(points.dtype, jnp.floating):
+        raise TypeError(f"points must be floating point, got {points.dtype}.")
     (count, n, _), dtype = points.shape, points.dtype
     masses = jnp.full((count, n), 1 / n, dtype) if masses is None else strong(masses)
     shares = jnp.full(count, 1 / count, dtype) if weights is None else strong(weights)
@@ -129,6 +133,20 @@ def _measures(points: Any, masses: Any, weights: Any, epsilon: Any) -> Measures:
             raise ValueError(f"{name} must have shape {shape}, got {given.shape}.")
     return Measures(points, masses.astype(dtype), shares.astype(dtype),
                     jnp.asarray(epsilon, dtype))
+
+
+def _start(points: jax.Array, massive: jax.Array, k: int) -> jax.Array:
+    """k points `[k, d]`, evenly by their index among the different ones of positive mass."""
+    # Equal points have one key, and are neighbours in its order, those of mass first.
+    key = jnp.sum(points * np.cos(np.arange(points.shape[1])).astype(points.dtype), 1)
+    order = jnp.lexsort((~massive, key))
+    ordered = points[order]
+    first = jnp.any(ordered != jnp.roll(ordered, 1, 0), 1).at[0].set(True)
+    usable = massive & jnp.zeros_like(massive).at[order].set(first)
+    whole, part = jnp.divmod(jnp.sum(usable, dtype=jnp.int32) - 1, max(k - 1, 1))
+    places = jnp.arange(k, dtype=jnp.int32)
+    places = places * whole + places * part // max(k - 1, 1)
+    return points[jnp.argsort(~usable, stable=True)[places]]
 
 
 def _problem() -> Problem:
@@ -158,16 +176,29 @@ def _valid(y: jax.Array, measures: Measures) -> jax.Array:
     return good
 
 
+def _at_all(y: jax.Array, potentials: jax.Array, measures: Measures) -> jax.Array:
+    """The potentials `[K, n]` with those of points without mass, which no step has asked for."""
+    def each(x: jax.Array, b: jax.Array, g: jax.Array) -> jax.Array:
+        cost = PointCloud(y, x).matrix() / measures.epsilon
+        return jnp.where(b > 0, g, _updated(g, b, cost)[1])
+
+    return jax.vmap(each)(measures.points, measures.masses, potentials)
+
+
+def _updated(g: jax.Array, b: jax.Array, cost: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """f(g) `[k]` and g(f) `[n]`, in units of epsilon as the cost is."""
+    one = jnp.ones((), cost.dtype)
+    f = softmin(cost, g, b, one)
+    return f, softmin(cost.T, f, jnp.full_like(f, 1 / len(f)), one)
+
+
 def _equations(x: tuple, measures: Measures) -> tuple:
     """Zero at a support and the centred potentials `[K, n]` of its plans, in units of epsilon."""
     y, potentials = x
-    one = jnp.ones_like(measures.epsilon)
-    uniform = jnp.full(y.shape[:1], 1 / y.shape[0], y.dtype)
 
     def each(x: jax.Array, b: jax.Array, g: jax.Array) -> tuple:
         cost = PointCloud(y, x).matrix() / measures.epsilon
-        f = softmin(cost, g, b, one)
-        image = softmin(cost.T, f, uniform, one)
+        f, image = _updated(g, b, cost)
         rows = b * jnp.exp(f[:, None] + g[None, :] - cost)
         return product(rows, x), image - jnp.sum(b * image) - g
 

@@ -17,7 +17,7 @@ from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import check_masses, check_signs, only_implicit
+from jaxiter.transport.checks import check_masses, check_signs, mass_agrees, only_implicit
 from jaxiter.transport.entries import softmin
 from jaxiter.transport.inner import Warm, cold, inner_plan
 
@@ -111,7 +111,7 @@ def gromov_wasserstein(
       a, b: weights `[n]`, `[m]` of equal sum; default uniform of mass 1. Zeros are legal.
       epsilon: regularisation in units of the squared distances; positive, may be traced.
       fused: share in [0, 1] of a linear cost: `(1 - fused)` of the above `+ fused <cost, P>`.
-      cost: that cost, `[n, m]`.
+      cost: that cost, `[n, m]`, finite.
       init: a plan `[n, m]` to start with, or several `[starts, n, m]`, solved one after the other
         and the one of least value returned; any positive numbers, for they are scaled to the
         mass. Default `a b^T`.
@@ -123,7 +123,8 @@ def gromov_wasserstein(
 
     Raises:
       ValueError: distances that are not square, symmetric and finite, weights as in `sinkhorn`,
-        `fused` without cost or cost without `fused`, epsilon <= 0. Under jit: BAD_INPUT.
+        `fused` without cost or cost without `fused`, a share outside [0, 1], a cost that is not
+        finite, epsilon <= 0. Under jit: BAD_INPUT. TypeError: cx that is not floating point.
 
     Reference: Peyre, Cuturi and Solomon, "Gromov-Wasserstein averaging of kernel and distance
     matrices", ICML, 2016; Vayer, Chapel, Flamary, Tavenard and Courty, "Fused Gromov-Wasserstein
@@ -194,15 +195,29 @@ def _attached(solve: Solution, warm: Warm, spaces: Spaces, adjoint: Any) -> jax.
         density, g = x
         a, b, epsilon = spaces[-3:]
         scaled = spaces.linear(jnp.outer(a, b) * density) / epsilon
-        one = jnp.ones_like(epsilon)
-        f = softmin(scaled, g, b, one)
-        image = softmin(scaled.T, f, a, one)
+        f, image = updated(g, scaled, spaces)
         image = image - product(b, image) / jnp.sum(b)
-        return jnp.exp(f[:, None] + g[None, :] - scaled) - density, image - g
+        return entries(f, g, scaled, spaces) - density, image - g
+
+    def updated(g: jax.Array, scaled: jax.Array, spaces: Spaces) -> tuple:
+        one = jnp.ones_like(spaces.epsilon)
+        f = softmin(scaled, g, spaces.b, one)
+        return f, softmin(scaled.T, f, spaces.a, one)
+
+    def entries(f: jax.Array, g: jax.Array, scaled: jax.Array, spaces: Spaces) -> jax.Array:
+        # Between two points without mass nothing bounds the exponent.
+        some = (spaces.a > 0)[:, None] | (spaces.b > 0)[None, :]
+        return jnp.where(some, jnp.exp(jnp.where(
+            some, f[:, None] + g[None, :] - scaled, 0)), 0)
 
     held = stop_gradient(spaces)
     weights, g = jnp.outer(held.a, held.b), warm.g / held.epsilon
-    density = jnp.where(weights > 0, solve.value / jnp.where(weights > 0, weights, 1), 0)
+    # At points without mass no step has asked for potentials and density: here derivatives do.
+    scaled = held.linear(solve.value) / held.epsilon
+    f, image = updated(g, scaled, held)
+    g = jnp.where(held.b > 0, g, image)
+    density = jnp.where(weights > 0, solve.value / jnp.where(weights > 0, weights, 1),
+                        entries(f, g, scaled, held))
     g = g - product(held.b, g) / jnp.sum(held.b)
     density, _ = adjoint.attach(equations, (density, g), (spaces,), solve.status)
     return jnp.outer(spaces.a, spaces.b) * density
@@ -216,6 +231,8 @@ def _spaces(cx: Any, cy: Any, a: Any, b: Any, epsilon: Any, fused: Any, cost: An
                              f"{np.shape(distances)}.")
         known(lambda host, name=name: _check_distances(name, host), distances)
     cx, cy = strong(cx), strong(cy)
+    if not jnp.issubdtype(cx.dtype, jnp.floating):
+        raise TypeError(f"cx must be floating point, got {cx.dtype}.")
     dtype, n, m = cx.dtype, cx.shape[0], cy.shape[0]
     for name, weights, size in (("a", a, n), ("b", b, m)):
         if weights is not None and np.shape(weights) != (size,):
@@ -230,12 +247,24 @@ def _spaces(cx: Any, cy: Any, a: Any, b: Any, epsilon: Any, fused: Any, cost: An
                          "(0, 1], and cost [n, m].")
     if cost is not None:
         check_share(fused=fused)
+        known(_check_cost, cost)
         cost = strong(cost).astype(dtype)
         if cost.shape != (n, m):
             raise ValueError(f"cost must have shape {(n, m)}, got {cost.shape}.")
     a, b = (strong(weights).astype(dtype) for weights in given)
-    return Spaces(cx, cy.astype(dtype), cost, jnp.asarray(fused, dtype), a,
-                  b * (jnp.sum(a) / jnp.sum(b)), jnp.asarray(epsilon, dtype))
+    fused = jnp.asarray(fused, dtype)
+    # What the scaled b and the plan no longer show makes epsilon NaN, which is BAD_INPUT.
+    good = mass_agrees(a, b, dtype) & (fused >= 0) & (fused <= 1)
+    if cost is not None:
+        good &= jnp.all(jnp.isfinite(cost))
+    epsilon = jnp.where(good, jnp.asarray(epsilon, dtype), jnp.nan)
+    return Spaces(cx, cy.astype(dtype), cost, fused, a, b * (jnp.sum(a) / jnp.sum(b)), epsilon)
+
+
+def _check_cost(cost: Any) -> None:
+    if not np.all(np.isfinite(np.asarray(cost))):
+        raise ValueError("cost contains NaN or infinity; give pairs that must not be a large "
+                         "number.")
 
 
 def _check_distances(name: str, distances: Any) -> None:

@@ -44,6 +44,8 @@ def inner_plan(
         stop=tolerance(rtol=INNER_SHARE * change, atol=0.0), max_steps=INNER_STEPS,
         adjoint=frozen()), marginals)
     f = sources(solve.value, parts.geometry, marginals)
-    # In the "ab" convention, where weights may be 0.
-    plan = jnp.outer(a, b) * parts.geometry.plan(f, solve.value, epsilon)
+    # In the "ab" convention, where weights may be 0: there the potential is free, and has no plan.
+    f, g = (jnp.where(weights > 0, potential, -jnp.inf)
+            for weights, potential in ((a, f), (b, solve.value)))
+    plan = jnp.outer(a, b) * parts.geometry.plan(f, g, epsilon)
     return plan, solve.value + parts.shifts[1], solve.steps

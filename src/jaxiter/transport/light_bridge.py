@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.known import check_count, check_positive, known
+from jaxiter.numerics import strong
 
 LOG_TWO_PI = 1.8378770664093453
 
@@ -52,7 +53,9 @@ def init_light_bridge(
     if jnp.ndim(target) != 2 or components > len(target):
         raise ValueError(f"target must be samples [m, D], at least as many as the {components} "
                          f"components, got shape {jnp.shape(target)}.")
-    r = jax.random.choice(key, target, (components,), replace=False)
+    r = jax.random.choice(key, strong(target), (components,), replace=False)
+    if not jnp.issubdtype(r.dtype, jnp.floating):
+        r = r.astype(jnp.result_type(float))
     level = jnp.log(jnp.asarray(1 / components, r.dtype))
     return LightBridge(jnp.full(components, level), r,
                        jnp.full_like(r, jnp.log(jnp.asarray(scale, r.dtype))))
@@ -88,7 +91,7 @@ def light_bridge_loss(
     >>> round(float(light_bridge_loss(one, jnp.zeros((4, 1)), jnp.zeros((4, 1)), 1.0)), 4)
     0.9189
     """
-    epsilon = _checked(epsilon, bridge, x, y)
+    epsilon, x, y = _checked(epsilon, bridge, x, y)
     s = jnp.exp(bridge.log_s)
     gaps = (y[..., None, :] - bridge.r) ** 2 / s / epsilon
     sizes = bridge.log_s + jnp.log(epsilon) + jnp.asarray(LOG_TWO_PI, s.dtype)
@@ -107,7 +110,7 @@ def plan_sample(bridge: LightBridge, x: jax.Array, epsilon: Any, key: jax.Array)
     Returns:
       `[..., D]`.
     """
-    epsilon = _checked(epsilon, bridge, x)
+    epsilon, x = _checked(epsilon, bridge, x)
     choose, move = jax.random.split(key)
     k = jax.random.categorical(choose, _log_weights(bridge, x, epsilon))
     s = jnp.exp(bridge.log_s[k])
@@ -138,7 +141,7 @@ def drift(bridge: LightBridge, x: jax.Array, t: Any, epsilon: Any) -> jax.Array:
     >>> drift(one, jnp.zeros(2), 0.5, 1.0).tolist()
     [1.0, 1.0]
     """
-    epsilon = _checked(epsilon, bridge, x)
+    epsilon, x = _checked(epsilon, bridge, x)
     t = jnp.asarray(t, x.dtype)[..., None]
     s, r, x = jnp.exp(bridge.log_s), bridge.r, x[..., None, :]
     spread = t * s + 1 - t
@@ -172,6 +175,7 @@ def bridge_path(
     (2, 7, 2)
     """
     known(_check_times, times)
+    epsilon, x = _checked(epsilon, bridge, x)
     times = jnp.asarray(times, x.dtype)
     end, move = jax.random.split(key)
     y = plan_sample(bridge, x, epsilon, end)
@@ -190,7 +194,8 @@ def _log_weights(bridge: LightBridge, x: jax.Array, epsilon: Any) -> jax.Array:
     return bridge.log_alpha + jnp.sum(energy, -1) / (2 * epsilon)
 
 
-def _checked(epsilon: Any, bridge: LightBridge, *points: jax.Array) -> jax.Array:
+def _checked(epsilon: Any, bridge: LightBridge, *points: jax.Array) -> list[jax.Array]:
+    """Epsilon and points as floats of the bridge: integers would take the time with them."""
     check_positive(epsilon=epsilon)
     dimension = bridge.r.shape[-1]
     for x in points:
@@ -198,7 +203,8 @@ def _checked(epsilon: Any, bridge: LightBridge, *points: jax.Array) -> jax.Array
             raise ValueError(f"the bridge is of {dimension} dimensions, points have shape "
                              f"{jnp.shape(x)}.")
     epsilon = jnp.asarray(epsilon, bridge.r.dtype)
-    return jnp.where(epsilon > 0, epsilon, jnp.nan)
+    return [jnp.where(epsilon > 0, epsilon, jnp.nan),
+            *(jnp.asarray(x, bridge.r.dtype) for x in points)]
 
 
 def _check_times(times: Any) -> None:

@@ -62,7 +62,7 @@ def partial_transport(
 
     Raises:
       ValueError: shapes that do not fit, negative weights, a mass that is not positive or larger
-        than what there is. Under jit: BAD_INPUT.
+        than what there is. Under jit: BAD_INPUT. TypeError: a cost that is not floating point.
 
     Reference: Caffarelli and McCann, "Free boundaries in optimal transport and Monge-Ampere
     obstacle problems", Ann. Math. 171, 2010; Chapel, Alaya and Gasso, "Partial optimal transport
@@ -74,6 +74,8 @@ def partial_transport(
     [[0.5, 0.0], [0.0, 0.0]]
     """
     cost = strong(cost)
+    if not jnp.issubdtype(cost.dtype, jnp.floating):
+        raise TypeError(f"cost must be floating point, got {cost.dtype}.")
     if cost.ndim != 2 or cost.shape != (*np.shape(a), *np.shape(b)):
         raise ValueError(f"cost must be a matrix [n, m] for weights [n] and [m], got {cost.shape}, "
                          f"{np.shape(a)} and {np.shape(b)}.")
@@ -81,6 +83,7 @@ def partial_transport(
     known(_check_mass, a, b, mass)
     a, b = (strong(weights).astype(cost.dtype) for weights in (a, b))
     mass, one = jnp.asarray(mass, cost.dtype), jnp.ones(1, cost.dtype)
+    mass = jnp.where(mass > 0, mass, jnp.nan)  # a NaN weight is BAD_INPUT
     # Rounding may leave a little less than nothing where everything moves.
     slack = 1e-6 * mass
     rest = [jnp.where(jnp.abs(more) <= slack, 0, more)
