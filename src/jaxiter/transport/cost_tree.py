@@ -192,10 +192,6 @@ class CostTree(eqx.Module):
             # Beyond the range only where a weight is 0: so it stays, and not inf * 0.
             entries = jnp.exp(jnp.minimum(log_plan, 0.99 * np.log(jnp.finfo(log_plan.dtype).max)))
             plans.append(entries * weights[i][:, None] * weights[j])
-            # Between two points without mass nothing bounds the exponent.
-            some = (weights[i] > 0)[:, None] | (weights[j] > 0)
-            plan = jnp.exp(jnp.where(some, log_plan, -jnp.inf))
-            plans.append(plan * weights[i][:, None] * weights[j])
         return tuple(plans)
 
     def total(self, *operands: Any) -> jax.Array:

@@ -222,9 +222,12 @@ def _row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sizes of what the entries of A x and G x are sums of; where the matrices are not in
     memory, of the entries.
     """
-    return tuple(
-        product(jnp.abs(rows), jnp.abs(x)) if isinstance(rows, jax.Array) else linear_map(
-            rows, x)[0](x) for rows in (program.A, program.G))
+    def terms(rows: LinearMap) -> jax.Array:
+        if isinstance(rows, jax.Array):
+            return product(jnp.abs(rows), jnp.abs(x))
+        return linear_map(rows, x)[0](x)
+
+    return terms(program.A), terms(program.G)
 
 
 def result(
