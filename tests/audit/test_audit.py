@@ -140,9 +140,9 @@ def but_for_what_is_known(verdict):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_answer_contradicts_its_status_anywhere(part):
-    """The table of the benchmark, with fewer problems a row; of operators every other row."""
+    """The table of the benchmark, with fewer problems a row; of operators every fourth."""
     table = [(seed, row) for seed, row in enumerate(all_cases(ji.accuracy))
-             if seed % 2 or getattr(row[1], "func", None) not in OPERATORS]
+             if seed % 4 == 1 or getattr(row[1], "func", None) not in OPERATORS]
     for seed, (share, case) in table[part::PARTS]:
         judge([but_for_what_is_known(case(1000 + seed, max(int(share * 100) // 8 * 8, 8)))])
     jax.clear_caches()  # some fifty programs that nothing needs again

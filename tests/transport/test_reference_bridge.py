@@ -11,7 +11,6 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 import jaxiter as ji
-from jaxiter.testing import check_front
 from jaxiter.transport import refine_reference
 
 from .beds import reference
@@ -133,15 +132,3 @@ def test_derivatives_against_differences(x64):
     slope = sum(np.sum(g * w) for g, w in zip(
         jax.tree.leaves(slopes), jax.tree.leaves(ways), strict=True))
     np.testing.assert_allclose(slope, (up - down) / 2e-4, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_front():
-    x = jnp.asarray(ornstein_uhlenbeck(4)[:2])
-    times = jnp.array([0.0, 0.5])
-
-    def front(x, **options):
-        return refine_reference(x, times, lambda v, x, t: v, jnp.zeros(1), sigma=0.5, substeps=1,
-                                **options)
-
-    check_front(front, x)
