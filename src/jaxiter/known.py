@@ -151,6 +151,18 @@ def check_share(**numbers: Any) -> None:
         known(partial(_within, name, "be in (0, 1]", lambda n: (n > 0) & (n <= 1)), number)
 
 
+def check_finite(**arrays: Any) -> None:
+    """Refuse arrays that are known and not finite; None and what is no array pass."""
+    for name, array in arrays.items():
+        known(partial(_finite, name), array)
+
+
+def _finite(name: str, array: Any) -> None:
+    if isinstance(array, list | tuple | float | int | np.ndarray | np.generic | jax.Array):
+        if not np.all(np.isfinite(np.asarray(array))):
+            raise ValueError(f"{name} contains NaN or infinity.")
+
+
 def _within(name: str, must: str, holds: Callable, number: Any) -> None:
     if isinstance(number, int | float | np.ndarray | np.generic | jax.Array) and not np.all(
             holds(np.asarray(number))):

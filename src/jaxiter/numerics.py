@@ -60,6 +60,13 @@ def strong(leaf: ArrayLike) -> jax.Array:
     return lax.convert_element_type(array, array.dtype)
 
 
+def floating(x: ArrayLike) -> jax.Array:
+    """The array without weak type; integers and truth values are read as floats."""
+    array = strong(x)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(
+        jnp.result_type(float))
+
+
 def real_dtype(dtype: Any) -> np.dtype:
     """The dtype of the absolute value: float32 for complex64, else the dtype itself."""
     return np.dtype(jnp.finfo(dtype).dtype)

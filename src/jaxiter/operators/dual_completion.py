@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.known import known
+from jaxiter.known import check_finite
 from jaxiter.numerics import on_own_mesh, strong
 from jaxiter.operators.linear_map import LinearMap, linear_map
 from jaxiter.operators.programs.checks import canonical
@@ -135,14 +135,9 @@ def _guess(name: str, value: Any, rows: str, like: jax.Array) -> jax.Array:
     Raises:
       ValueError: another shape, NaN or infinity.
     """
-    known(_check_finite, name, value)
+    check_finite(**{name: value})
     shape = (0,) if value is None else np.shape(value)
     if shape != like.shape:
         raise ValueError(f"{name} must have shape {like.shape}, one multiplier for each row of "
                          f"{rows}, got {'none' if value is None else shape}.")
     return jnp.zeros_like(like) if value is None else strong(jnp.asarray(value, like.dtype))
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if value is not None and not np.all(np.isfinite(np.asarray(value))):
-        raise ValueError(f"{name} contains NaN or infinity.")

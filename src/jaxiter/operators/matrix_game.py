@@ -9,9 +9,10 @@ import numpy as np
 import optax
 
 from jaxiter.driver import fixed_point
-from jaxiter.known import check_not_negative, known
+from jaxiter.known import check_finite, check_not_negative
 from jaxiter.numerics import (
     HIGHEST,
+    floating,
     is_concrete,
     on_own_mesh,
     stop_gradient,
@@ -119,11 +120,9 @@ def _checked(A: Any, start: Any) -> tuple[jax.Array, Pair]:
     if np.ndim(A) != 2 or 0 in np.shape(A):
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape "
                          f"{np.shape(A)}.")
-    known(_check_finite, A)
-    A = strong(np.asarray(A) if isinstance(A, list | tuple) else A)
+    check_finite(A=A)
+    A = floating(np.asarray(A) if isinstance(A, list | tuple) else A)
     m, n = A.shape
-    if not jnp.issubdtype(A.dtype, jnp.floating):
-        A = A.astype(jnp.result_type(float))
     if start is None:
         return A, (jnp.full(m, 1 / m, A.dtype), jnp.full(n, 1 / n, A.dtype))
     x, y = (strong(part).astype(A.dtype) for part in start)
@@ -131,11 +130,6 @@ def _checked(A: Any, start: Any) -> tuple[jax.Array, Pair]:
         raise ValueError(f"start must be strategies of shapes {(m,)} and {(n,)}, got {x.shape} and "
                          f"{y.shape}.")
     return A, (x, y)
-
-
-def _check_finite(A: Any) -> None:
-    if not np.all(np.isfinite(np.asarray(A))):
-        raise ValueError("A contains NaN or infinity.")
 
 
 def _result(A: jax.Array, x: jax.Array, y: jax.Array, solve: Solution, sharp: bool) -> GameResult:

@@ -61,7 +61,4 @@ def feature_alignment(
     first, second = np.triu_indices(shape[0], 1)
     out = jax.vmap(lambda x, y: sinkhorn_divergence(x, y, epsilon=epsilon, **options))(
         features_by_domain[first], features_by_domain[second])
-    worst = out.status[0]
-    for status in out.status[1:]:
-        worst = most_severe(worst, status)
-    return FeatureAlignment(jnp.max(out.value), out.value, worst)
+    return FeatureAlignment(jnp.max(out.value), out.value, most_severe(*out.status))

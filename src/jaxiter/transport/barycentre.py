@@ -4,7 +4,6 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
@@ -23,7 +22,7 @@ from jaxiter.transport.barycentre_map import (
     split,
     start,
 )
-from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, check_signs, mass_agrees, prepare
+from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, check_simplex, prepare
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import from_units, sources
 from jaxiter.transport.result import with_weights
@@ -140,16 +139,3 @@ def _data(geometry: Geometry, histograms: Any, weights: Any, epsilon: jax.Array)
         raise ValueError(f"weights must have shape ({count},), one a histogram, got "
                          f"{shares.shape}.")
     return Data.at(histograms, shares, epsilon)
-
-
-def check_simplex(name: str, given: Any) -> None:
-    """Raise ValueError for rows that are not at least 0, or do not sum to 1."""
-    if given is None:
-        return
-    host = np.asarray(given)
-    check_signs(name, host)
-    sums, dtype = host.sum(-1), np.result_type(host, np.float32)
-    for place, total in enumerate(np.atleast_1d(sums)):
-        if not mass_agrees(np.float64(1), total, dtype):
-            where = f"{name}[{place}]" if host.ndim > 1 else name
-            raise ValueError(f"{where} sums to {total:g} and must sum to 1; divide by its sum.")

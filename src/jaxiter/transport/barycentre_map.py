@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxiter.numerics import machine_epsilon, product
 from jaxiter.problem import Problem
+from jaxiter.transport.checks import on_simplex
 from jaxiter.transport.geometry import Geometry
 from jaxiter.transport.iteration import Marginals, absorb, kernel_problem, log_problem
 
@@ -138,11 +139,8 @@ def _kernels(x: Any, geometry: Geometry, data: Data) -> Any:
 def _valid(x: Any, geometry: Geometry, data: Data) -> jax.Array:
     """Whether the operands make sense, for values that are not concrete."""
     del x, geometry
-    slack = float(jnp.finfo(data.epsilon.dtype).eps) ** 0.5
     good = (data.epsilon > 0) & jnp.isfinite(1 / data.epsilon)
-    for weights in (data.histograms, data.shares):
-        good &= jnp.all(weights >= 0) & jnp.all(jnp.abs(jnp.sum(weights, -1) - 1) <= slack)
-    return good
+    return good & on_simplex(data.histograms) & on_simplex(data.shares)
 
 
 def barycentre_problem(kernels: bool) -> Problem:

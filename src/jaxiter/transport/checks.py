@@ -107,6 +107,25 @@ def check_signs(name: str, host: np.ndarray) -> None:
         raise ValueError(f"{name} has negative or NaN entries: {host.min()}.")
 
 
+def check_simplex(name: str, given: Any) -> None:
+    """Raise ValueError for rows that are not at least 0, or do not sum to 1."""
+    if given is None:
+        return
+    host = np.asarray(given)
+    check_signs(name, host)
+    sums, dtype = host.sum(-1), np.result_type(host, np.float32)
+    for place, total in enumerate(np.atleast_1d(sums)):
+        if not mass_agrees(np.float64(1), total, dtype):
+            where = f"{name}[{place}]" if host.ndim > 1 else name
+            raise ValueError(f"{where} sums to {total:g} and must sum to 1; divide by its sum.")
+
+
+def on_simplex(weights: jax.Array) -> jax.Array:
+    """What `check_simplex` says, for values that are not concrete: whether all rows are."""
+    slack = machine_epsilon(weights) ** 0.5
+    return jnp.all(weights >= 0) & jnp.all(jnp.abs(jnp.sum(weights, -1) - 1) <= slack)
+
+
 def check_masses(a: Any, b: Any, remedy: str, dtype: Any = None) -> None:
     """Raise ValueError for weights that have different sums, as their dtype sees it."""
     a, b = np.asarray(a), np.asarray(b)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxiter.implicit import implicit
 from jaxiter.known import check_not_negative, known
 from jaxiter.linear import normal_cg
-from jaxiter.numerics import is_concrete, on_own_mesh, product, stop_gradient, strong
+from jaxiter.numerics import floating, is_concrete, on_own_mesh, product, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
@@ -132,9 +132,7 @@ def _class_transport(
                     stop=tolerance(atol=0.0), adjoint=implicit(normal_cg()))
     check_not_negative(strength=strength)
     raw = cost, a, b
-    cost = strong(cost)
-    if not jnp.issubdtype(cost.dtype, jnp.floating):
-        cost = cost.astype(jnp.result_type(float))
+    cost = floating(cost)
     n, m = cost.shape
     given = []
     for name, weights, size in (("a", a, n), ("b", b, m)):

@@ -55,11 +55,8 @@ class CostTensor(eqx.Module):
         self, k: int, f: Sequence[jax.Array], weights: Potentials, epsilon: Any
     ) -> jax.Array:
         """The f_k for which marginal k is met, given the others."""
-        z = scaled(self.cost, epsilon)
-        for j in range(self.count):
-            if j != k:
-                z += along(f[j] / epsilon, j, self.count)
-        return -epsilon * self._summed(z, k, weights)
+        others = [None if j == k else part for j, part in enumerate(f)]
+        return -epsilon * self._summed(self._exponents(others, epsilon), k, weights)
 
     def first(
         self, f: Sequence[jax.Array], weights: Potentials, epsilon: Any, kernels: None
@@ -79,10 +76,16 @@ class CostTensor(eqx.Module):
         self, f: Potentials, weights: Potentials, epsilon: Any, kernels: None
     ) -> tuple[Potentials, jax.Array]:
         """The logarithms of the marginals of P, each divided by its a_k; never out of range."""
+        z = self._exponents(f, epsilon)
+        return tuple(self._summed(z, k, weights) for k in range(self.count)), jnp.bool_(False)
+
+    def _exponents(self, f: Sequence[jax.Array | None], epsilon: Any) -> jax.Array:
+        """`(sum of f - C) / epsilon` of all tuples; a potential of None is not added."""
         z = scaled(self.cost, epsilon)
         for j, part in enumerate(f):
-            z += along(part / epsilon, j, self.count)
-        return tuple(self._summed(z, k, weights) for k in range(self.count)), jnp.bool_(False)
+            if part is not None:
+                z += along(part / epsilon, j, self.count)
+        return z
 
     def _summed(self, z: jax.Array, k: int, weights: Potentials) -> jax.Array:
         for j in reversed(range(self.count)):  # the last axis first: that sum alone is large
@@ -94,9 +97,7 @@ class CostTensor(eqx.Module):
         self, f: Potentials, weights: Potentials, epsilon: Any, kernels: None
     ) -> jax.Array:
         """`<C, P>`."""
-        z = scaled(self.cost, epsilon)
-        for j, part in enumerate(f):
-            z += along(part / epsilon, j, self.count)
+        z = self._exponents(f, epsilon)
         # Between two points without mass nothing bounds the exponent.
         empty = sum((along((a <= 0).astype(jnp.int32), j, self.count)
                      for j, a in enumerate(weights)), start=jnp.int32(0))

@@ -16,8 +16,7 @@ from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
-from jaxiter.transport.barycentre import check_simplex
-from jaxiter.transport.checks import only_implicit
+from jaxiter.transport.checks import check_simplex, on_simplex, only_implicit
 from jaxiter.transport.entries import softmin
 from jaxiter.transport.inner import Warm, cold, inner_plan
 from jaxiter.transport.points import PointCloud
@@ -169,11 +168,8 @@ def _problem() -> Problem:
 
 def _valid(y: jax.Array, measures: Measures) -> jax.Array:
     del y
-    slack = float(jnp.finfo(measures.points.dtype).eps) ** 0.5
-    good = (measures.epsilon > 0) & jnp.all(jnp.isfinite(measures.points))
-    for weights in (measures.masses, measures.shares):
-        good &= jnp.all(weights >= 0) & jnp.all(jnp.abs(jnp.sum(weights, -1) - 1) <= slack)
-    return good
+    return (measures.epsilon > 0) & jnp.all(jnp.isfinite(measures.points)) & on_simplex(
+        measures.masses) & on_simplex(measures.shares)
 
 
 def _at_all(y: jax.Array, potentials: jax.Array, measures: Measures) -> jax.Array:

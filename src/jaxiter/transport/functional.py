@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter.known import check_positive
+from jaxiter.transport.points import PointCloud, euclidean
 
 PyTree = Any
 
@@ -103,9 +104,7 @@ def class_guided_cost(x: jax.Array, tx: jax.Array, y: jax.Array) -> jax.Array:
 
 def _distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """`|x_ci - y_cj|`, `[c, s, m]`; of equal points 0, with a derivative of 0."""
-    squares = jnp.sum((x[:, :, None] - y[:, None]) ** 2, -1)
-    apart = squares > 0
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
+    return jax.vmap(lambda x, y: PointCloud(x, y, euclidean).matrix())(x, y)
 
 
 class Divergence(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import check_share, known
+from jaxiter.known import check_positive, check_share, known
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import machine_epsilon, on_own_mesh, product, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
@@ -241,7 +241,7 @@ def _spaces(cx: Any, cy: Any, a: Any, b: Any, epsilon: Any, fused: Any, cost: An
     given = [np.full(size, 1 / size, dtype) if weights is None else weights
              for weights, size in ((a, n), (b, m))]
     known(lambda a, b: check_masses(a, b, "normalise them", dtype), *given)
-    known(_check_epsilon, epsilon)
+    check_positive(epsilon=epsilon)
     if (cost is None) != (isinstance(fused, int | float) and fused == 0):
         raise ValueError("a fused problem needs both: fused, the share of the linear cost in "
                          "(0, 1], and cost [n, m].")
@@ -278,11 +278,6 @@ def _check_distances(name: str, distances: Any) -> None:
 def _symmetric(distances: Any, xp: Any) -> Any:
     slack = 1e-3 * xp.max(xp.abs(distances))
     return xp.max(xp.abs(distances - distances.T)) <= slack
-
-
-def _check_epsilon(epsilon: Any) -> None:
-    if not np.all(np.asarray(epsilon) > 0):
-        raise ValueError(f"epsilon must be positive, got {epsilon}.")
 
 
 def _valid(plan: jax.Array, spaces: Spaces) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import check_positive, known
-from jaxiter.numerics import is_concrete, machine_epsilon, on_own_mesh, safe_log, strong
+from jaxiter.numerics import floating, is_concrete, machine_epsilon, on_own_mesh, safe_log
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused
@@ -87,9 +87,7 @@ def hypergraph_sinkhorn(
         raise ValueError(f"edges must be integers [E, K] and mass [N], got shapes "
                          f"{jnp.shape(edges)}, {jnp.shape(mass)} and {jnp.result_type(edges)}.")
     known(_check, edges, mass)
-    mass, edges = strong(mass), jnp.asarray(edges, jnp.int32)
-    if not jnp.issubdtype(mass.dtype, jnp.floating):
-        mass = mass.astype(float)
+    mass, edges = floating(mass), jnp.asarray(edges, jnp.int32)
     cost = jnp.broadcast_to(jnp.asarray(cost, mass.dtype), edges.shape[:1])
     epsilon = jnp.asarray(epsilon, mass.dtype)
     problem = Problem(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.known import check_count, check_positive, known
-from jaxiter.numerics import strong
+from jaxiter.numerics import floating
 
 LOG_TWO_PI = 1.8378770664093453
 
@@ -53,9 +53,7 @@ def init_light_bridge(
     if jnp.ndim(target) != 2 or components > len(target):
         raise ValueError(f"target must be samples [m, D], at least as many as the {components} "
                          f"components, got shape {jnp.shape(target)}.")
-    r = jax.random.choice(key, strong(target), (components,), replace=False)
-    if not jnp.issubdtype(r.dtype, jnp.floating):
-        r = r.astype(jnp.result_type(float))
+    r = jax.random.choice(key, floating(target), (components,), replace=False)
     level = jnp.log(jnp.asarray(1 / components, r.dtype))
     return LightBridge(jnp.full(components, level), r,
                        jnp.full_like(r, jnp.log(jnp.asarray(scale, r.dtype))))

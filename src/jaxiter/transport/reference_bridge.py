@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.known import check_count, check_positive, known
+from jaxiter.known import check_count, check_finite, check_positive, known
 from jaxiter.linear.factor import solve as solve_linear
 from jaxiter.numerics import HIGHEST, anchor, on_own_mesh, product, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
@@ -163,7 +163,8 @@ def _prepared(snapshots: Any, times: Any, substeps: int, key: jax.Array | None) 
     if np.shape(times) != (len(snapshots),):
         raise ValueError(f"times must be one for each of {len(snapshots)} snapshots, got shape "
                          f"{np.shape(times)}.")
-    known(_check, tuple(snapshots), times)
+    known(_check_times, times)
+    check_finite(**{f"snapshot {k}": points for k, points in enumerate(snapshots)})
     count, dimension = max(shape[0] for shape in shapes), shapes[0][1]
     points = [strong(points) for points in snapshots]
     dtype = jnp.result_type(*points)
@@ -181,13 +182,10 @@ def _prepared(snapshots: Any, times: Any, substeps: int, key: jax.Array | None) 
                      jnp.diff(times) / substeps, noise)
 
 
-def _check(snapshots: tuple, times: Any) -> None:
+def _check_times(times: Any) -> None:
     if not np.all(np.diff(np.asarray(times, float)) > 0):
         raise ValueError(f"times must ascend, got {np.asarray(times).tolist()}; sort the snapshots "
                          "by time.")
-    for k, points in enumerate(snapshots):
-        if not np.all(np.isfinite(np.asarray(points))):
-            raise ValueError(f"snapshot {k} contains NaN or infinity.")
 
 
 def _chain(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.known import check_count, known
-from jaxiter.numerics import product
+from jaxiter.numerics import floating, product
 from jaxiter.transport.checks import check_signs
 
 
@@ -43,11 +43,11 @@ def exact_1d(
         raise ValueError(f"p must be at least 1, got {p}.")
     sides, sound = [], jnp.bool_(True)
     for name, points, weights in (("x", x, a), ("y", y, b)):
-        points = _floating(points)
+        points = floating(points)
         if points.ndim != 1 or not points.size:
             raise ValueError(f"{name} must be points [n] on the line, got shape {points.shape}.")
         known(partial(_check_weights, f"the weights of {name}"), weights)
-        weights = jnp.ones_like(points) if weights is None else _floating(weights)
+        weights = jnp.ones_like(points) if weights is None else floating(weights)
         if weights.shape != points.shape:
             raise ValueError(f"the weights of {name} must have shape {points.shape}, got "
                              f"{weights.shape}.")
@@ -65,12 +65,6 @@ def exact_1d(
     total = jnp.sum(widths * jnp.where(gap > 0, jnp.where(gap > 0, gap, 1) ** p, 0))
     # A factor, so that the derivatives are NaN as well.
     return total * jnp.where(sound, 1.0, jnp.nan)
-
-
-def _floating(x: Any) -> jax.Array:
-    """An array of floats, of integers too."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
 def _check_weights(name: str, weights: Any) -> None:
@@ -110,7 +104,7 @@ def sliced_distance(
     2.0
     """
     check_count(projections=projections)
-    x, y = _floating(x), _floating(y)
+    x, y = floating(x), floating(y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be points [n, d] and [m, d], got {np.shape(x)} and "
                          f"{np.shape(y)}.")

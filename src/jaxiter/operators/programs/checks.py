@@ -1,6 +1,5 @@
 """Linear and quadratic programs as they are given: checked, and made arrays of one dtype."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter import trees
-from jaxiter.known import known
+from jaxiter.known import check_finite, known
 from jaxiter.linear.factor import cholesky
 from jaxiter.numerics import machine_epsilon, strong
 from jaxiter.operators.linear_map import LinearMap, is_sparse
@@ -31,10 +30,10 @@ def canonical(
         NaN, lower > upper, where they are known.
     """
     kind = _precision(Q=Q, q=q, A=A, b=b, G=G, h=h, lower=lower, upper=upper)
-    for name, given in (("q", q), ("b", b)):
-        known(partial(_check_finite, name), given)
+    check_finite(q=q, b=b)
     for name, given in (("Q", Q), ("A", A), ("G", G)):
-        known(partial(_check_finite, name), given.data if is_sparse(given) else given)
+        if in_memory(given) or is_sparse(given):  # no functions
+            check_finite(**{name: given.data if is_sparse(given) else given})
     known(_check_bounds, lower, upper, h)
     q = _vector("q", q, None, kind)
     n = q.shape[0]
@@ -121,12 +120,6 @@ def _bound(name: str, value: Any, n: int, kind: np.dtype) -> jax.Array:
     if np.ndim(value) == 0:
         value = jnp.broadcast_to(jnp.asarray(value, kind), (n,))
     return _vector(name, value, n, kind)
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if value is not None and isinstance(value, list | float | int | np.ndarray | jax.Array):
-        if not np.all(np.isfinite(np.asarray(value))):
-            raise ValueError(f"{name} contains NaN or infinity.")
 
 
 def _check_bounds(lower: Any, upper: Any, h: Any) -> None:
