@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong
 from jaxiter.operators import simplices
 from jaxiter.operators.extragradient import ACCEPTED, GROWS, GROWTH, SHRINK, Method, Move, Seen
-from jaxiter.operators.steps import largest_gain, step_for
+from jaxiter.operators.steps import largest_gain, moving, step_for
 from jaxiter.problem import Problem
 
 PyTree = Any
@@ -154,10 +154,8 @@ def _adapted(way: Method, x: PyTree, forward: PyTree, moved: Move, held: Held) -
     # Also where F is not finite so far away.
     bad = (telling & (gain > ACCEPTED)) | ~jnp.isfinite(gain)
     shorter = held.size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
-    # A step of 0 moves nothing, and everything seems solved.
-    shorter = jnp.where(shorter >= jnp.finfo(shorter.dtype).tiny, shorter, jnp.nan)
     longer = jnp.where(telling & (gain <= GROWS), GROWTH * held.size, held.size)
-    return ~bad, jnp.where(bad, shorter, longer), ()
+    return ~bad, jnp.where(bad, moving(shorter), longer), ()
 
 
 def _averaged(held: Held, sample: PyTree, size: jax.Array) -> Held:

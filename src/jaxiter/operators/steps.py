@@ -45,13 +45,13 @@ def largest_gain(operator: Callable, x: PyTree, args: tuple) -> jax.Array:
 
 
 def step_for(constant: jax.Array, x: PyTree, share: float = 1.0) -> jax.Array:
-    """share / L in the precision of x; any step will do where L is 0.
+    """share / L in the precision of x; any step will do where L is 0."""
+    return moving((share / jnp.where(constant == 0, 1, constant)).astype(trees.norm_dtype(x)))
 
-    NaN where it would be 0: nothing moves then, and everything seems solved.
-    """
-    kind = trees.norm_dtype(x)
-    size = (share / jnp.where(constant == 0, 1, constant)).astype(kind)
-    return jnp.where(size >= jnp.finfo(kind).tiny, size, jnp.nan)
+
+def moving(size: jax.Array) -> jax.Array:
+    """The step; NaN where it is so short that nothing would move, and everything seem solved."""
+    return jnp.where(size >= jnp.finfo(size.dtype).tiny, size, jnp.nan)
 
 
 def _derivative(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, PyTree]:

@@ -167,13 +167,11 @@ def _merit(point: Split, image: Split, memory: Penalty, program: Program, *_: An
     return optimality(program, found._replace(x=within(program, found.x))).worst()
 
 
-def proof(
-    point: Split, image: Split, memory: Penalty, program: Program
-) -> tuple[jax.Array, PrimalDual]:
-    """What the way from zero proves, as `displaced` does; in that of one step, rounding grows as
-    the point does.
+def proof(image: Split, memory: Penalty, program: Program) -> tuple[jax.Array, PrimalDual]:
+    """What the way from zero to an image proves, as `displaced` does.
+
+    In the way of one step rounding grows as the point does.
     """
-    del point
     ahead = primal_dual(program, image, memory._replace(seen=memory.ahead))
     return displaced(program, trees.zeros_like(ahead), ahead)
 
@@ -182,7 +180,8 @@ def _certify(
     point: Split, image: Split, memory: Penalty, program: Program, *_: Any
 ) -> jax.Array:
     """What every so many steps prove."""
-    fixed = stop_gradient((point, image, memory, program))
+    del point
+    fixed = stop_gradient((image, memory, program))
     return if_needed(memory.steps % REFRESH == 0, lambda *parts: proof(*parts)[0],
                      fixed, fixed, jnp.int32(Status.RUNNING))
 

@@ -1,5 +1,8 @@
 """What a point proves: that it nearly solves a program, or that nothing does."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,10 +14,12 @@ from jaxiter.operators.programs.program import (
     curvature,
     explained,
     needed,
+    right_sides,
 )
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
-from jaxiter.solution import Status
+from jaxiter.solution import Solution, Status
 
+PyTree = Any
 #: What a certificate may be short of a proof, beside the size of the point that it speaks about.
 ACCEPTED = 1e-3
 #: An objective below this share of its terms is none to measure by.
@@ -29,7 +34,7 @@ def relative_error(program: Program, point: PrimalDual) -> jax.Array:
     """
     x, y, z = needed(program, point)
     bounded = jnp.isfinite(program.h)
-    h = jnp.where(bounded, program.h, 0)
+    _, h = right = right_sides(program)
     equal, unequal = products(program, x)
     bent, pull = curvature(program, x), pulled(program, y, z)
     slope = bent + program.q + pull
@@ -42,7 +47,7 @@ def relative_error(program: Program, point: PrimalDual) -> jax.Array:
     excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
     ratios = (
         (trees.norm((equal - program.b, excess)),
-         jnp.maximum(trees.norm((program.b, h)), trees.norm((equal, unequal)))),
+         jnp.maximum(trees.norm(right), trees.norm((equal, unequal)))),
         (trees.norm(slope - held),
          jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
         (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
@@ -65,7 +70,7 @@ def farkas(program: Program, ray: PrimalDual) -> tuple[PrimalDual, jax.Array, ja
     held = explained(program, slope)
     bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
     value = product(held, bound) - product(y, program.b)
-    value = value - product(z, jnp.where(bounded, program.h, 0))
+    value = value - product(z, right_sides(program)[1])
     return PrimalDual(jnp.zeros_like(slope), y, z), value, slope - held
 
 
@@ -133,20 +138,30 @@ def displaced(
         program, Scaling(units, one, bend), image, trees.subtract(image, point))
 
 
+def ray_of(solution: Solution, proof: Callable, *args: PyTree) -> PrimalDual:
+    """The certificate of a solve that ended with one, else zeros.
+
+    That of `proof(point, image, memory, *args) -> (status, ray)` for the evaluation made last.
+    """
+    state, args = stop_gradient((solution.state, args))
+    status, ray = proof(state.x, state.output, state.memory, *args)
+    return trees.where(status == solution.status, ray, trees.zeros_like(ray))
+
+
 def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> PrimalDual:
     """A ray times units, of value 1 in this program."""
+    program, units = stop_gradient((program, units))
     ray = jax.tree.map(jnp.multiply, ray, units)
     _, proven, _ = farkas(program, ray)
     _, fall, _ = falling(program, ray)
-    # One of the two is that of zeros.
+    # One of the two is that of zeros, or both are.
     return trees.scale(safe_divide(1, jnp.maximum(proven, fall)), ray)
 
 
 def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
     """Lengths of x and of the multipliers, in their units: of the point, and what rows ask for."""
     x, *rows = scaling.units
-    right = (program.b, jnp.where(jnp.isfinite(program.h), program.h, 0))
-    wanted = trees.norm(jax.tree.map(jnp.multiply, right, tuple(rows)))
+    wanted = trees.norm(jax.tree.map(jnp.multiply, right_sides(program), tuple(rows)))
     costs = trees.norm(program.q * x)
     norm = scaling.norm
     free = safe_divide(costs, scaling.curvature)  # where the objective alone is least

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, stop_gradient
-from jaxiter.operators.programs.program import PrimalDual, Program, objective, within
+from jaxiter.operators.programs.program import (
+    PrimalDual,
+    Program,
+    objective,
+    row_terms,
+    within,
+)
 
 #: Rounds of scaling; after so many, entries are within a factor of two or so.
 ROUNDS = 4
@@ -64,8 +70,7 @@ def balanced(
     right = _right(fixed.b, fixed.h, fixed.lower, fixed.upper)
     equal, unequal = product(fixed.A, x), product(fixed.G, x)
     left = trees.max_norm((equal - fixed.b, jnp.maximum(unequal - fixed.h, 0)))
-    terms = trees.max_norm([product(jnp.abs(rows), jnp.abs(x)) for rows in (fixed.A, fixed.G)])
-    size = trees.max_norm(x)
+    size, terms = trees.max_norm(x), trees.max_norm(row_terms(fixed, x))
     near = (left <= OBEYED * terms) & (objective(fixed, x) < 0)
     length = jnp.where(near, jnp.maximum(right, size), right)
     short = jnp.where(length > 0, jnp.minimum(1, _positive(length) / _positive(size)), 1)

@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.linear import dense, gmres
 from jaxiter.numerics import numbers_in, stop_gradient, strong
+from jaxiter.operators.programs.certificates import ray_of
 from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof
 from jaxiter.operators.programs.program import (
     PrimalDual,
@@ -19,10 +19,9 @@ from jaxiter.operators.programs.program import (
     result,
     within,
 )
-from jaxiter.operators.programs.scaling import Scaling, scaling
+from jaxiter.operators.programs.scaling import scaling
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point
-from jaxiter.solution import Solution
 from jaxiter.solvers.halpern import halpern
 from jaxiter.stop import tolerance
 
@@ -55,14 +54,7 @@ def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOption
     solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
     pace = stop_gradient(solution.state.answer.memory)
     point = needed(program, advanced(solution.value, pace.used, program, units))
-    return result(program, point, solution, _ray(program, units, solution))
-
-
-def _ray(program: Program, units: Scaling, solution: Solution) -> PrimalDual:
-    """The certificate of a solve that ended with one, at the point that was evaluated last."""
-    state, program, units = stop_gradient((solution.state, program, units))
-    status, ray = proof(state.x, state.output, state.memory, program, units)
-    return trees.where(status == solution.status, ray, trees.zeros_like(ray))
+    return result(program, point, solution, ray_of(solution, proof, program, units))
 
 
 def _started(program: Program, x0: Any) -> PrimalDual:

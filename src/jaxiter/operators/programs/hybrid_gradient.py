@@ -14,7 +14,7 @@ from jaxiter import trees
 from jaxiter.numerics import if_needed, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import certificate, relative_error
 from jaxiter.operators.programs.checks import valid
-from jaxiter.operators.programs.program import PrimalDual, Program, curvature
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, right_sides
 from jaxiter.operators.programs.scaling import Scaling, products, pulled
 from jaxiter.problem import Problem
 from jaxiter.solution import Status, most_severe
@@ -118,8 +118,7 @@ def _paces(weight: jax.Array, units: Scaling) -> tuple[jax.Array, jax.Array]:
 
 
 def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
-    right = program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)
-    rows = trees.norm(jax.tree.map(jnp.multiply, right, tuple(units.units[1:])))
+    rows = trees.norm(jax.tree.map(jnp.multiply, right_sides(program), tuple(units.units[1:])))
     costs = trees.norm(program.q * units.units.x)
     weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
     endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)

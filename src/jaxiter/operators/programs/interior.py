@@ -22,6 +22,7 @@ from jaxiter.operators.programs.program import (
     gradient,
     needed,
     optimality,
+    right_sides,
     sizes,
     within,
 )
@@ -102,7 +103,7 @@ def settled(program: Program, point: PrimalDual) -> PrimalDual:
 
 def _length(program: Program) -> jax.Array:
     """A natural length of x: the smaller of its right-hand sides and `|q| / |Q|` that is there."""
-    right = trees.max_norm((program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)))
+    right = trees.max_norm(right_sides(program))
     bend = jnp.zeros((), right.dtype) if program.Q is None else safe_divide(
         trees.max_norm(program.q), jnp.max(jnp.abs(program.Q), initial=0))
     lengths = [jnp.where(length > 0, length, jnp.inf) for length in (right, bend)]
@@ -121,8 +122,8 @@ def start(program: Program) -> PrimalDual:
     ones = jnp.concatenate([jnp.isfinite(program.h).astype(program.q.dtype),
                             jnp.full(2 * n, own, program.q.dtype)])
     system = _system(program, jnp.ones_like(ones), ones)
-    h = jnp.where(jnp.isfinite(program.h), program.h, 0)
-    x, y, _ = _once(system, -program.q, program.b, jnp.pad(h, (0, 2 * n)))
+    b, h = right_sides(program)
+    x, y, _ = _once(system, -program.q, b, jnp.pad(h, (0, 2 * n)))
     found = trees.finite((x, y))
     x, y = (jnp.where(found, part, 0) for part in (x, y))
     return PrimalDual(within(program, x), y, jnp.zeros((m,), x.dtype))

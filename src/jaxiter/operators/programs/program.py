@@ -100,6 +100,11 @@ class Optimality(NamedTuple):
         return jnp.stack([jnp.abs(safe_divide(part, unit)) for part, unit in pairs]).max()
 
 
+def right_sides(program: Program) -> tuple[jax.Array, jax.Array]:
+    """b, and h with 0 where it is infinite and so no constraint."""
+    return program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)
+
+
 def curvature(program: Program, x: jax.Array) -> jax.Array:
     """Q x; zeros for a linear program."""
     return jnp.zeros_like(x) if program.Q is None else linear_map(program.Q, x)[0](x)
@@ -174,7 +179,7 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     x, y, z = point
     equal, unequal = linear_map(program.A, x)[0](x), linear_map(program.G, x)[0](x)
     bounded = jnp.isfinite(program.h)
-    h = jnp.where(bounded, program.h, 0)
+    _, h = right = right_sides(program)
     slack = jnp.where(bounded, h - unequal, 0)
     terms = _gradient_terms(program, point)
     slope = sum(terms[1:], terms[0])
@@ -189,7 +194,7 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     return Optimality(
         trees.norm((equal - program.b, jnp.minimum(slack, 0))),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
-        jnp.maximum(trees.norm((program.b, h)), trees.norm(_row_terms(program, x))),
+        jnp.maximum(trees.norm(right), trees.norm(row_terms(program, x))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
 
@@ -213,12 +218,11 @@ def complement(program: Program, point: PrimalDual) -> jax.Array:
 
 def sizes(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
     """The largest entries of what the slacks of G, and what the gradient is a sum of."""
-    right = jnp.where(jnp.isfinite(program.h), program.h, 0)
-    return (trees.max_norm((right, _row_terms(program, point.x)[1])),
-            trees.max_norm(_gradient_terms(program, point)))
+    inequalities = right_sides(program)[1], row_terms(program, point.x)[1]
+    return (trees.max_norm(inequalities), trees.max_norm(_gradient_terms(program, point)))
 
 
-def _row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sizes of what the entries of A x and G x are sums of; where the matrices are not in
     memory, of the entries.
     """

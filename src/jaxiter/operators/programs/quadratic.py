@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import known
 from jaxiter.lanes import solve_many
-from jaxiter.numerics import on_own_mesh, stop_gradient, strong
-from jaxiter.operators.programs.certificates import in_other_units
+from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.operators.programs.certificates import in_other_units, ray_of
 from jaxiter.operators.programs.checks import canonical, check_convex, in_memory
 from jaxiter.operators.programs.equilibrate import equilibrated
 from jaxiter.operators.programs.halpern import solve_by_halpern
@@ -159,11 +158,8 @@ def _concluded(
 ) -> ProgramResult:
     found = solve._replace(value=_together(solve.value))
     point = jax.tree.map(jnp.multiply, units, way.read(found, *args))
-    state, scaled = stop_gradient((solve.state, args[0]))
-    status, ray = way.proof(state.x, state.output, state.memory, scaled, *args[1:])
-    ray = in_other_units(program, ray, units)
-    proved = status == solve.status
-    return result(program, point, solve, trees.where(proved, ray, trees.zeros_like(ray)))
+    ray = in_other_units(program, ray_of(solve, way.proof, *args), units)
+    return result(program, point, solve, ray)
 
 
 def _together(value: PyTree) -> PyTree:

@@ -92,7 +92,7 @@ def as_way(
         _checked(admm.admm_problem(penalty is not None)), chosen, start,
         lambda solve, scaled, second: admm.primal_dual(
             scaled, solve.value, solve.state.answer.memory),
-        lambda point, image, memory, scaled, second: admm.proof(point, image, memory, scaled))
+        lambda point, image, memory, scaled, second: admm.proof(image, memory, scaled))
 
 
 def _begun(scaled: Program, units: PrimalDual, point: PrimalDual | None) -> tuple:
