@@ -11,18 +11,21 @@ Writes results/balanced_layers.json. --quick: smaller sizes, nothing written.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
-import scipy.sparse
 
 import jaxiter as ji
 from harness import save, show, time_all
-from jaxiter.transport import balanced_topk, loss_free_bias, sinkhorn_attention, sinkhorn_quantise
+from jaxiter.transport import balanced_topk, sinkhorn_attention, sinkhorn_quantise
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.routing import linear_program, steps_to_balance  # noqa: E402
 
 QUICK = "--quick" in sys.argv
 
@@ -65,36 +68,6 @@ def scores_of(tokens: int, experts: int, kind: str, spread: float) -> np.ndarray
     return raw.astype(np.float32)
 
 
-def linear_program(scores: np.ndarray, k: int) -> float:
-    tokens, experts = scores.shape
-    rows = scipy.sparse.vstack([
-        scipy.sparse.kron(scipy.sparse.eye(tokens), np.ones((1, experts))),
-        scipy.sparse.kron(np.ones((1, tokens)), scipy.sparse.eye(experts))]).tocsr()
-    share = tokens * k / experts
-    return -scipy.optimize.linprog(
-        -scores.ravel().astype(float), A_eq=rows, b_eq=np.r_[[k] * tokens, [share] * experts],
-        bounds=(0, 1)).fun
-
-
-def steps_of_rule(scores: jax.Array, k: int, rate: float, rule: str, most: int) -> int | None:
-    """Updates of `loss_free_bias` on one batch until the overload is below 5 percent."""
-    balance = loss_free_bias(rate, rule)
-    experts = scores.shape[1]
-
-    @jax.jit
-    def update(state: Any) -> Any:
-        indices = jax.lax.top_k(scores + state.bias, k)[1]
-        load = jnp.zeros(experts).at[indices.ravel()].add(1)
-        return balance.update(load, state), jnp.max(load) / jnp.mean(load) - 1
-
-    state = balance.init(experts)
-    for step in range(1, most + 1):
-        state, overload = update(state)
-        if overload <= 0.05:
-            return step
-    return None
-
-
 def routing() -> dict:
     cases = [(512, 16, 2, "sigmoid", 0.8), (512, 16, 2, "softmax", 0.8), (512, 16, 2, "raw", 2.0)]
     if not QUICK:
@@ -125,7 +98,7 @@ def routing() -> dict:
         rows.append(row)
         print(row)
     scores = jnp.asarray(scores_of(512, 16, "sigmoid", 0.8))
-    rules = [{"rule": rule, "rate": rate, "steps": steps_of_rule(scores, 2, rate, rule, 1000)}
+    rules = [{"rule": rule, "rate": rate, "steps": steps_to_balance(scores, 2, rate, rule, 1000)}
              for rule, rate in (("constant", 0.02), ("harmonic", 1.0), ("root", 0.1),
                                 ("sign", 1e-3), ("sign", 1e-2))]
     show(rules)

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
-import scipy.sparse
 
 import jaxiter as ji
 from jaxiter.testing import check_front
 from jaxiter.transport import balanced_topk, loss_free_bias
+from tests.routing import linear_program, steps_to_balance
 
 K = 2
 default = jax.jit(lambda scores: balanced_topk(scores, K))
@@ -21,17 +20,6 @@ def router_scores(tokens=512, experts=16):
     rng = np.random.default_rng(0)
     offset = 0.8 * rng.normal(size=experts)
     return (1 / (1 + np.exp(-offset - rng.normal(size=(tokens, experts))))).astype(np.float32)
-
-
-def linear_program(scores, k):
-    tokens, experts = scores.shape
-    rows = scipy.sparse.vstack([
-        scipy.sparse.kron(scipy.sparse.eye(tokens), np.ones((1, experts))),
-        scipy.sparse.kron(np.ones((1, tokens)), scipy.sparse.eye(experts))]).tocsr()
-    share = tokens * k / experts
-    return -scipy.optimize.linprog(
-        -scores.ravel().astype(float), A_eq=rows, b_eq=np.r_[[k] * tokens, [share] * experts],
-        bounds=(0, 1)).fun
 
 
 def test_reaches_the_linear_program():
@@ -111,29 +99,11 @@ def test_loads_as_equal_as_can_be():
     assert full.solve.converged and full.load.tolist() == [7, 7, 7]
 
 
-def steps_to_balance(scores, rate, rule, most):
-    balance = loss_free_bias(rate, rule)
-    experts = scores.shape[1]
-
-    @jax.jit
-    def update(state):
-        indices = jax.lax.top_k(scores + state.bias, K)[1]
-        load = jnp.zeros(experts).at[indices.ravel()].add(1)
-        return balance.update(load, state), jnp.max(load) / jnp.mean(load) - 1
-
-    state = balance.init(experts)
-    for step in range(1, most + 1):
-        state, overload = update(state)
-        if overload <= 0.05:
-            return step
-    return None
-
-
 @pytest.mark.parametrize(("rate", "rule", "steps"), [
     (0.02, "constant", 23), (1.0, "harmonic", 16), (0.1, "root", 8), (1e-3, "sign", 261),
     (1e-2, "sign", None)])
 def test_published_rules_take_the_measured_steps(rate, rule, steps):
-    assert steps_to_balance(router_scores(), rate, rule, 300) == steps
+    assert steps_to_balance(router_scores(), K, rate, rule, 300) == steps
 
 
 def test_biases_of_layers_are_those_of_each():
