@@ -11,6 +11,7 @@ from pages_families import bilevel, bilevel_peers, diffusion, few_steps, optim
 from pages_gpu import gpu
 from pages_operators import games, programs, projections, sparse_models
 from pages_problems import fits, roots, unseen_transport
+from pages_transport import applied_transport, balanced_layers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -245,7 +246,8 @@ def main() -> None:
     problems = [block() for names, block in (
         (["roots"], roots), (["fits"], fits), (["transport_auto"], unseen_transport),
         (["programs", "linear_programs"], programs), (["sparse_models"], sparse_models),
-        (["games"], games), (["projections"], projections))
+        (["games"], games), (["projections"], projections),
+        (["transport_applied"], applied_transport), (["balanced_layers"], balanced_layers))
         if all((RESULTS / f"{name}.json").exists() for name in names)]
     blocks = [fixed_points(), choosing(), *problems, gradients(), training(), lanes(), transport(),
               diffusion(), few_steps(), bilevel(), optim(), compiling(), prompts(), audit()]
