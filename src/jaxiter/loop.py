@@ -87,8 +87,11 @@ def _follows_image(method: Method, x0: PyTree, solver_state: PyTree) -> bool:
     """Whether the next point is always T(x): the solver hands the residual back untouched.
 
     Then the loop carries one array less and the addition is saved: picard costs what a
-    hand-written loop does. Found by looking whether the very same arrays come back.
+    hand-written loop does. Found by looking whether the very same arrays come back; a solver that
+    asks for the evaluation before has other plans, and is long to trace.
     """
+    if hosted(method.solver) is not None:
+        return False
     same = False
 
     def probe(residual: PyTree, state: PyTree) -> None:

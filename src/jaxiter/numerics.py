@@ -270,6 +270,7 @@ def stop_gradient(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: lax.stop_gradient(leaf) if is_array(leaf) else leaf, tree)
 
 
+@jax.jit
 def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
     """`numerator / denominator`, and 0 where the denominator is 0; gradients stay finite."""
     numerator, denominator = jnp.asarray(numerator), jnp.asarray(denominator)
@@ -277,6 +278,7 @@ def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
     return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
 
+@jax.jit
 def safe_log(x: jax.Array) -> jax.Array:
     """`log(x)`, and -inf where x <= 0, with a zero gradient there instead of NaN."""
     positive = x > 0

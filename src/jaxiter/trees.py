@@ -1,7 +1,8 @@
 """Vector-space algebra on pytrees, norms included, as the core uses it.
 
 All reductions accumulate in at least float32, whatever the leaves are. Written in
-`lax`: these few functions are traced hundreds of times, and `jnp` costs twice as much.
+`lax`: these few functions are traced hundreds of times, and `jnp` costs twice as much. The longer
+ones are under `jit`, so that each is traced once for all trees of a shape; XLA inlines them.
 """
 
 from collections.abc import Callable
@@ -122,6 +123,7 @@ def squared_norm(a: PyTree) -> jax.Array:
     return _total([leaf(x) for x in jax.tree.leaves(a)])
 
 
+@jax.jit
 def max_norm(a: PyTree) -> jax.Array:
     """The largest magnitude of any entry, a real scalar; NaN when some entry is not finite.
 
@@ -135,6 +137,7 @@ def norm_dtype(a: PyTree) -> Any:
     return _widest([accumulation_dtype(leaf.dtype) for leaf in jax.tree.leaves(a)])
 
 
+@jax.jit
 def zero_if_finite(a: PyTree) -> jax.Array:
     """0, or NaN when some entry is not finite."""
     return jnp.where(finite(a), 0.0, jnp.nan).astype(norm_dtype(a))
@@ -180,6 +183,7 @@ def safe_norms(vectors: Callable[..., tuple], *operands: PyTree) -> list[jax.Arr
     return if_needed(~inside, lambda *given: norms(*vectors(*given)), operands, quick, quick)
 
 
+@jax.jit
 def norms(*vectors: PyTree) -> list[jax.Array]:
     """l2 norms as by `norm`, in units of the largest entry of them all."""
     peak = reduce(jnp.maximum, [_peak(vector) for vector in vectors])
@@ -203,6 +207,7 @@ def divide(a: PyTree, unit: jax.Array) -> PyTree:
     return jax.tree.map(leaf, a)
 
 
+@jax.jit
 def magnitude(a: PyTree) -> jax.Array:
     """The largest entry's magnitude where that can be divided by, else 1 (0, inf, NaN).
 
@@ -217,6 +222,7 @@ def _unit(peak: jax.Array) -> jax.Array:
     return jnp.where((peak > 0) & (peak < jnp.inf), jnp.minimum(peak, cap), 1)
 
 
+@jax.jit
 def norm(a: PyTree) -> jax.Array:
     """The l2 norm of the flattened tree, a real scalar of at least float32.
 
