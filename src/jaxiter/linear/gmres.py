@@ -55,22 +55,23 @@ def gmres(
     ) -> tuple:
         beta, kind = norm, trees.dot(r, r).dtype
         first = trees.scale(safe_divide(1.0, beta), r)
+        most = min(restart, _dimension(r))
         start = _State(
-            trees.columns_set(trees.columns(r, restart + 1), 0, first),
-            jnp.eye(restart + 1, restart, dtype=kind), jnp.ones(restart, kind),
-            jnp.zeros(restart, kind), jnp.zeros(restart + 1, kind).at[0].set(beta.astype(kind)),
+            trees.columns_set(trees.columns(r, most + 1), 0, first),
+            jnp.eye(most + 1, most, dtype=kind), jnp.ones(most, kind),
+            jnp.zeros(most, kind), jnp.zeros(most + 1, kind).at[0].set(beta.astype(kind)),
             beta, jnp.int32(0),
         )
 
         def going(s: _State) -> jax.Array:
-            return (s.norm > tol) & (s.j < restart) & (s.j < budget)
+            return (s.norm > tol) & (s.j < most) & (s.j < budget)
 
         end = while_loop(
-            going, lambda s: _arnoldi_step(matvec, s, r, restart), anchor(start, (x, r, tol)))
-        used = jnp.arange(restart, dtype=jnp.int32) < end.j
-        upper = jnp.where(used[:, None] & used[None, :], end.triangle[:restart],
-                          jnp.eye(restart, dtype=kind))
-        rhs = jnp.where(used, end.rhs[:restart], 0)
+            going, lambda s: _arnoldi_step(matvec, s, r, most), anchor(start, (x, r, tol)))
+        used = jnp.arange(most, dtype=jnp.int32) < end.j
+        upper = jnp.where(used[:, None] & used[None, :], end.triangle[:most],
+                          jnp.eye(most, dtype=kind))
+        rhs = jnp.where(used, end.rhs[:most], 0)
         weights = jax.scipy.linalg.solve_triangular(upper, rhs)
         weights = jnp.concatenate([weights, jnp.zeros(1, kind)])
         # The diagonal of a triangle lies between its singular values.
@@ -81,6 +82,11 @@ def gmres(
         return trees.add(x, trees.columns_combine(weights, end.basis, x)), end.j, gains
 
     return with_ridge(restarted(cycle, rtol, atol, max_steps, patience=20), ridge)
+
+
+def _dimension(r: PyTree) -> int:
+    """How many vectors can be independent: more of them would be made of rounding."""
+    return max(sum(leaf.size * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(r)), 1)
 
 
 def _arnoldi_step(matvec: Matvec, s: _State, like: PyTree, restart: int) -> _State:

@@ -72,13 +72,14 @@ ADJOINTS = {"implicit": implicit(), "implicit vjp": implicit(mode="vjp"),
             "dense": implicit(LINEAR["dense"])}
 
 
-def in_float64(case: Callable) -> Callable:
+def in_float64(case: Callable) -> partial:
     """The case under 64 bits."""
-    def judge(seed: int, count: int) -> Verdict:
-        with jax.enable_x64(True):
-            return case(seed, count)
+    return partial(_in_float64, case)
 
-    return judge
+
+def _in_float64(case: Callable, seed: int, count: int) -> Verdict:
+    with jax.enable_x64(True):
+        return case(seed, count)
 
 
 def maps() -> Iterator[Case]:
