@@ -52,6 +52,24 @@ def random_case(
                 case.G * units, case.h, case.lower / units, case.upper / units)
 
 
+def padded(program: dict, p: int, m: int) -> dict:
+    """The same program with p and m rows and all bounds, for several to share what is compiled.
+
+    Rows of zeros that say nothing, and infinite bounds, are added.
+    """
+    n = program["q"].size
+    full = {"Q": program["Q"], "q": program["q"]}
+    for matrix, side, count, nothing in (("A", "b", p, 0.0), ("G", "h", m, np.inf)):
+        rows = program.get(matrix, np.zeros((0, n), np.float32))
+        more = count - len(rows)
+        full[matrix] = np.concatenate([rows, np.zeros((more, n), np.float32)])
+        full[side] = np.concatenate([
+            program.get(side, np.zeros(0, np.float32)), np.full(more, nothing, np.float32)])
+    for bound, nothing in (("lower", -np.inf), ("upper", np.inf)):
+        full[bound] = np.broadcast_to(np.float32(program.get(bound, nothing)), (n,))
+    return full
+
+
 def stacked(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """All inequalities with a finite side as `C x <= c`, and where they stand among all."""
     n = case.q.size
