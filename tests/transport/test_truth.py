@@ -140,14 +140,14 @@ def test_the_hessian_of_a_divergence_is_finite():
 
 
 def test_epsilon_a_billionth_of_the_costs():
-    """Costs to 9,801 at epsilon 1e-5: larger epsilons come first, and the value is nearly exact."""
-    places = np.arange(100.0)
-    a, b = (np.exp(-((places - middle) ** 2) / 200) for middle in (30, 40))
+    """Costs to 2,401 at epsilon 2e-6: larger epsilons come first, and the value is nearly exact."""
+    places = np.arange(50.0)
+    a, b = (np.exp(-((places - middle) ** 2) / 50) for middle in (15, 20))
     a, b = (jnp.asarray(w / w.sum(), jnp.float32) for w in (a, b))
     cost = (places[:, None] - places) ** 2
-    out = jax.jit(lambda cost: sinkhorn(cost, a, b, epsilon=1e-5, max_steps=5000))(
+    out = jax.jit(lambda cost: sinkhorn(cost, a, b, epsilon=2e-6, max_steps=3000))(
         jnp.asarray(cost, jnp.float32))
-    assert out.status != Status.CONVERGED and out.solve.steps <= 5000
+    assert out.status != Status.CONVERGED and out.solve.steps <= 3000
     monotone = np.interp(  # in one dimension quantiles are matched
         np.linspace(0, 1, 200_001)[1:-1], np.cumsum(np.asarray(a, float)), places)
     other = np.interp(np.linspace(0, 1, 200_001)[1:-1], np.cumsum(np.asarray(b, float)), places)
