@@ -17,6 +17,10 @@ from jaxiter.operators.matrix_game import reflected_halpern
 from jaxiter.testing import check_front
 
 
+#: Shared: what is compiled for a shape is compiled once.
+ONE, MANY = jax.jit(matrix_game), jax.jit(jax.vmap(matrix_game))
+
+
 def random_game(seed, m, n):
     return np.random.default_rng(seed).uniform(-1, 1, (m, n))
 
@@ -27,7 +31,7 @@ def floats(payoff):
 
 def test_kuhns_poker():
     payoff = kuhn()
-    out = jax.jit(matrix_game)(floats(payoff))
+    out = ONE(floats(payoff))
     assert out.converged and int(out.solve.steps) <= 400
     assert gap(payoff, np.asarray(out.x, float), np.asarray(out.y, float)) <= 2.1e-5
     np.testing.assert_allclose(out.exploitability, gap(payoff, *map(np.asarray, (out.x, out.y))),
@@ -53,19 +57,18 @@ def test_shapes_and_units(shape):
     """Payoffs of 1e-6 or 1e6, shifted by a constant, are the same game."""
     payoff = random_game(3, *shape)
     x, value = by_linear_program(payoff)
-    solve = jax.jit(matrix_game)
     for unit, shift in ((1, 0.0), (1e-6, 0.0), (1e6, 0.0), (1, 5.0)):
-        out = solve(floats(unit * (payoff + shift)))
+        out = ONE(floats(unit * (payoff + shift)))
         assert out.converged, out.message()
         np.testing.assert_allclose(out.value / unit - shift, value, atol=1e-4)
         np.testing.assert_allclose(out.x, x, atol=2e-3)
 
 
 def test_a_batch_is_a_loop():
-    games = floats(np.stack([random_game(seed, 6, 5) for seed in range(3)]))
-    many, one = jax.jit(jax.vmap(matrix_game))(games), jax.jit(matrix_game)
+    games = floats(np.stack([random_game(seed, 6, 5) for seed in range(4)]))
+    many = MANY(games)
     for i, payoff in enumerate(games):
-        out = one(payoff)
+        out = ONE(payoff)
         assert many.solve.steps[i] == out.solve.steps
         np.testing.assert_allclose(many.x[i], out.x, atol=1e-6)
 
@@ -76,7 +79,7 @@ def test_lanes_are_vmap():
     stop = ji.tolerance(atol=0.0)
     out = jax.jit(lambda a: ji.solve_many(sharp_problem(True), starts, a, lanes=2, stop=stop,
                                           solver=reflected_halpern()))(games)
-    one = jax.jit(jax.vmap(matrix_game))(games).solve
+    one = MANY(games).solve
     assert out.converged.all()
     for ours, other in zip(out.value, one.value, strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-6)
@@ -113,10 +116,10 @@ def quantal(payoff, temperature):
     """In numpy float64: damped steps of the two responses."""
     x, y = np.ones(len(payoff)), np.ones(len(payoff[0]))
     p, q = x - x, y - y
-    for _ in range(40_000):
+    for _ in range(2_000):
         x, y = softmax(p), softmax(q)
-        p = p + 0.02 * (payoff @ y / temperature - p)
-        q = q + 0.02 * (-payoff.T @ x / temperature - q)
+        p = p + 0.1 * (payoff @ y / temperature - p)
+        q = q + 0.1 * (-payoff.T @ x / temperature - q)
     return softmax(p), softmax(q)
 
 
@@ -168,5 +171,5 @@ def test_bad_input():
         matrix_game(jnp.ones((2, 2)), start=(jnp.ones(3) / 3, jnp.ones(2) / 2))
     status = jax.jit(lambda a, t: matrix_game(a, temperature=t).status)
     assert status(jnp.ones((2, 2)), 0.0) == Status.BAD_INPUT
-    assert jax.jit(matrix_game)(jnp.full((2, 2), jnp.nan)).status == Status.BAD_INPUT
+    assert ONE(jnp.full((2, 2), jnp.nan)).status == Status.BAD_INPUT
     assert ji.operators.matrix_game([[1, 2], [3, 4]]).converged
