@@ -8,8 +8,7 @@ import pytest
 from jaxiter.testing import matrix
 
 FAST = {"fixed_point", "projection_sparse_simplex"}
-#: Some twenty seconds of compilation each: the page's own run checks these, and the tests of each
-#: front its devices, its batches and its derivatives against differences.
+#: Some twenty seconds of compilation each: `docs/properties.py` checks these, no test does.
 ON_THE_PAGE_ONLY = {
     "barycentre", "barycentre, debiased", "free_support_barycentre", "gromov_wasserstein",
     "partial_transport", "entropic_map, barycentric_map", "monge_gap", "multimarginal_sinkhorn",
