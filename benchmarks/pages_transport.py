@@ -19,7 +19,8 @@ def applied_transport() -> str:
         "**Barycentres of three histograms** (`benchmarks/transport_applied.py`; l1 error to 1e-5 "
         "of float64; POT in float64)\n\n" + table(names, rows("barycentre"))
         + "\n**Gromov-Wasserstein plans** (an l1 change of 2e-4 by one exact outer step)\n\n"
-        + table(names, rows("gromov")))
+        + table(names, rows("gromov"))
+        + "\n![transport_applied](../benchmarks/results/transport_applied.png)\n")
 
 
 def balanced_layers() -> str:

@@ -12,10 +12,10 @@ PAGE = """# Properties
 
 Every differentiable front function, as a scalar function of three numbers, under every
 transformation; `python docs/properties.py` runs the checks and writes this page, and
-`tests/test_matrix.py` runs them again. **jit**: the eager value. **vmap**, **pmap** (eight
-devices), **shard_map** (eight devices, `check_vma=True`): values and gradients, one by one.
-**grad**: central differences. **jvp**: the gradient's product. **remat**, **scan**: the gradient
-through `jax.checkpoint` and inside a `lax.scan`.
+`tests/test_matrix.py` runs them again, but for some rows that take long to compile. **jit**: the
+eager value. **vmap**, **pmap** (eight devices), **shard_map** (eight devices, `check_vma=True`):
+values and gradients, one by one. **grad**: central differences. **jvp**: the gradient's product.
+**remat**, **scan**: the gradient through `jax.checkpoint` and inside a `lax.scan`.
 
 {table}
 Not promised: {reasons}.
