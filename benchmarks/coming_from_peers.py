@@ -358,7 +358,7 @@ PROGRAMS = {
         lambda n: qpax.solve_qp_primal(
             *program(n), solver_tol=1e-10, target_kappa=1e-9), "q"),
     "`scipy.optimize.linprog(c, A_ub=G, b_ub=h, A_eq=A, b_eq=b, bounds=(0, None))`": of_scipy(
-        highs, within=1e-4),
+        highs, within=1e-5),
 }
 
 PEERS: dict[str, dict[str, Row]] = {
