@@ -34,8 +34,9 @@ def test_a_comparison_can_fail(script):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("package", ["scipy"] + [
-    pytest.param(peer, marks=pytest.mark.slow) for peer in ("jaxopt", "optimistix", "mpax", "qpax")])
+@pytest.mark.parametrize("package", ["scipy", *(
+    pytest.param(peer, marks=pytest.mark.slow)
+    for peer in ("jaxopt", "optimistix", "mpax", "qpax"))])
 def test_the_answers_are_those_of(package, script):
     pytest.importorskip(package)
     found = script.table((package,))
