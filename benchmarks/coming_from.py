@@ -5,7 +5,7 @@ docs/coming_from.md on the problems that the page defines, in float64, and write
 results/coming_from.json: the relative difference of the answers and, where both sides
 differentiate, of the gradients. tests/test_coming_from.py runs the same rows.
 
-Our side is the page's own text; the peers' are in coming_from_peers.py.
+Our side is the page's own text; the peers' are in coming_from_peers.py and coming_from_jaxopt.py.
 """
 
 import re
@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from coming_from_peers import PEERS, Row  # noqa: E402
+from coming_from_peers import PEERS  # noqa: E402
+from coming_from_row import Row  # noqa: E402
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming_from.md"
 PACKAGES = ("jaxopt", "optimistix", "scipy", "mpax", "qpax")
