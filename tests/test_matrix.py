@@ -8,8 +8,9 @@ import pytest
 from jaxiter.testing import matrix
 
 FAST = {"fixed_point", "projection_sparse_simplex"}
-#: Some twenty seconds of compilation each: `docs/properties.py` checks these, no test does.
-ON_THE_PAGE_ONLY = {
+#: Some twenty seconds of compilation each for all checks, which `docs/properties.py` runs; their
+#: own tests have derivatives and batches, and here are devices.
+LONG = {
     "barycentre", "barycentre, debiased", "free_support_barycentre", "gromov_wasserstein",
     "partial_transport", "entropic_map, barycentric_map", "monge_gap", "multimarginal_sinkhorn",
     "sinkhorn_attention, tolerance", "class_transport", "worst_case_prox"}
@@ -17,10 +18,16 @@ ON_THE_PAGE_ONLY = {
 
 @pytest.mark.parametrize("case", [
     case if case in FAST else pytest.param(case, marks=pytest.mark.slow)
-    for case in matrix.CASES if case not in ON_THE_PAGE_ONLY])
+    for case in matrix.CASES if case not in LONG])
 def test_row(case):
     row = matrix.check(case)
     assert all(passed in (True, None) for passed in row.values()), row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sorted(LONG))
+def test_long_row_over_devices(case):
+    assert matrix.check(case, "shard_map") == {"shard_map": True}
 
 
 def test_the_page_shows_every_row_green():

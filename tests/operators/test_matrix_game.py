@@ -16,7 +16,6 @@ from jaxiter.operators.game_maps import sharp_problem
 from jaxiter.operators.matrix_game import reflected_halpern
 from jaxiter.testing import check_front
 
-
 #: Shared: what is compiled for a shape is compiled once.
 ONE, MANY = jax.jit(matrix_game), jax.jit(jax.vmap(matrix_game))
 

@@ -96,11 +96,11 @@ EXCEPTIONS = {
 }
 
 
-def check(case: str) -> dict[str, bool | None]:
-    """Every check of a case; None where it is not promised."""
+def check(case: str, *names: str) -> dict[str, bool | None]:
+    """The checks of a case by name, or all of them; None where it is not promised."""
     plain = Plain(CASES[case])
-    return {name: None if (case, name) in EXCEPTIONS else function(CASES[case], plain)
-            for name, function in CHECKS.items()}
+    return {name: None if (case, name) in EXCEPTIONS else CHECKS[name](CASES[case], plain)
+            for name in names or CHECKS}
 
 
 def table(rows: dict[str, dict[str, bool | None]]) -> str:
