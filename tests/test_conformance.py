@@ -30,17 +30,22 @@ ADJOINTS = {
     "neumann": ji.neumann(80),
     "one_step": ji.one_step(80),
 }
-LONG = [("gmres", "works_under_vmap_remat_and_scan")]
+#: What the others share most of their code with runs by default, these with the slow tests.
+LONG_SOLVERS = {"damped", "inertial", "overrelaxed", "squarem", "anderson-1", "restarted"}
+LONG_ADJOINTS = {"vjp", "gmres", "dense"}
+
+
+def marked(names, long):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in long else name for name in names]
 
 
 @pytest.mark.parametrize("check", SOLVER_CHECKS)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", marked(SOLVERS, LONG_SOLVERS))
 def test_solver(solver, check):
     SOLVER_CHECKS[check](SOLVERS[solver])
 
 
-@pytest.mark.parametrize("adjoint,check", [
-    pytest.param(a, c, marks=pytest.mark.slow) if (a, c) in LONG else (a, c)
-    for a in ADJOINTS for c in ADJOINT_CHECKS])
+@pytest.mark.parametrize("check", ADJOINT_CHECKS)
+@pytest.mark.parametrize("adjoint", marked(ADJOINTS, LONG_ADJOINTS))
 def test_adjoint(adjoint, check):
     ADJOINT_CHECKS[check](ADJOINTS[adjoint])

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_quick_tour(tmp_path):
     out = subprocess.run([sys.executable, "-m", "jaxiter", "--quick", "--out", str(tmp_path)],
                          capture_output=True, text=True, timeout=300)

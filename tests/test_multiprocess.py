@@ -45,8 +45,9 @@ multihost_utils.sync_global_devices("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_are_one(tmp_path, processes):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

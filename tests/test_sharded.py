@@ -66,8 +66,10 @@ def test_grid_rows(solver):
     assert held[8] < 0.3 * held[2], held
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("by", ["batch", "feature"])
+@pytest.mark.parametrize("kind,by", [
+    (AxisType.Auto, "batch"), (AxisType.Explicit, "feature"),
+    pytest.param(AxisType.Explicit, "batch", marks=pytest.mark.slow),
+    pytest.param(AxisType.Auto, "feature", marks=pytest.mark.slow)])
 def test_layer(kind, by):
     """By batch no iteration communicates; by feature it gathers the layer's input once."""
     _, w, x = data()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxiter import trees
+from jaxiter import columns, trees
 
 
 def pair(scale=1.0):
@@ -62,21 +62,21 @@ def test_half_precision_accumulates_in_float32():
 
 def test_columns_are_a_matrix():
     a, flat = pair()
-    history = trees.columns(a, 3)
+    history = columns.empty(a, 3)
     for slot in range(3):
-        history = trees.columns_set(history, slot, trees.scale(slot + 1.0, a))
+        history = columns.put(history, slot, trees.scale(slot + 1.0, a))
     square = flat @ flat
     np.testing.assert_allclose(
-        trees.columns_dot(history, a, trees.negative(a)),
+        columns.dot(history, a, trees.negative(a)),
         np.outer([1, 2, 3], [square, -square]), rtol=1e-5)
-    mixed = trees.columns_combine(jnp.array([1.0, 0.0, -1.0]), history, a)
+    mixed = columns.combine(jnp.array([1.0, 0.0, -1.0]), history, a)
     np.testing.assert_allclose(mixed["x"], -2 * a["x"], rtol=1e-5)
     many = jax.tree.map(lambda h: jnp.concatenate([h] * 5), history)  # not term by term
     weights = np.arange(15.0) - 6
-    mixed = trees.columns_combine(jnp.asarray(weights, jnp.float32), many, a)
+    mixed = columns.combine(jnp.asarray(weights, jnp.float32), many, a)
     np.testing.assert_allclose(mixed["x"], weights @ np.tile([1, 2, 3], 5) * a["x"], rtol=1e-5)
-    pushed = trees.columns_push(history, a)
-    np.testing.assert_allclose(trees.columns_dot(pushed, a)[:, 0], square * np.array([2, 3, 1]),
+    pushed = columns.push(history, a)
+    np.testing.assert_allclose(columns.dot(pushed, a)[:, 0], square * np.array([2, 3, 1]),
                                rtol=1e-5)
 
 

@@ -14,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxiter.numerics import HIGHEST, accumulation_dtype, if_needed, is_array
+from jaxiter.numerics import accumulation_dtype, if_needed, is_array
 
 PyTree = Any
-
-#: So many vectors are combined term by term, in one loop with what is then done with the sum.
-FEW = 12
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
@@ -81,7 +78,7 @@ def full_like(a: PyTree, value: float) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
 
 
-def _total(parts: list[jax.Array], combine: Callable = jnp.add) -> jax.Array:
+def total(parts: list[jax.Array], combine: Callable = jnp.add) -> jax.Array:
     """Combine the leaves' results in the widest of their dtypes (a tree may mix precisions)."""
     kind = _widest([part.dtype for part in parts])
     if not parts:
@@ -108,7 +105,7 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
         x, y = lax.convert_element_type(x, kind), lax.convert_element_type(y, kind)
         return _sum(lax.mul(x, y))
 
-    return _total(jax.tree.leaves(jax.tree.map(leaf_dot, a, b)))
+    return total(jax.tree.leaves(jax.tree.map(leaf_dot, a, b)))
 
 
 def squared_norm(a: PyTree) -> jax.Array:
@@ -120,7 +117,7 @@ def squared_norm(a: PyTree) -> jax.Array:
             return _sum(lax.square(lax.real(x))) + _sum(lax.square(lax.imag(x)))
         return _sum(lax.square(lax.convert_element_type(x, kind)))
 
-    return _total([leaf(x) for x in jax.tree.leaves(a)])
+    return total([leaf(x) for x in jax.tree.leaves(a)])
 
 
 @jax.jit
@@ -194,7 +191,7 @@ def norms(*vectors: PyTree) -> list[jax.Array]:
 def _peak(a: PyTree) -> jax.Array:
     kind = norm_dtype(a)
     peaks = [jnp.max(jnp.abs(x), initial=0.0).astype(kind) for x in jax.tree.leaves(a)]
-    return _total(peaks, jnp.maximum)
+    return total(peaks, jnp.maximum)
 
 
 def divide(a: PyTree, unit: jax.Array) -> PyTree:
@@ -240,74 +237,6 @@ def into_ball(radius: Any, a: PyTree) -> PyTree:
     """`a`, shortened to length `radius` where it is longer."""
     length = norm(a)
     return scale(jnp.where(length > radius, radius / length, 1.0), a)
-
-
-def _row(leaf: jax.Array) -> jax.Array:
-    """The leaf as one row of a history: flat, unless a trailing axis is explicitly sharded.
-
-    XLA multiplies matrices; a history stored with the leaf's own axes would be
-    copied into a matrix every step.
-    """
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.eval_shape(_row, leaf)
-    spec = jax.typeof(leaf).sharding.spec
-    return leaf if any(axis is not None for axis in spec[1:]) else leaf.reshape(-1)
-
-
-def columns(a: PyTree, count: int) -> PyTree:
-    """An empty history of `count` vectors shaped like `a`: leaves `[count, size]`."""
-    # Zeros like a row first: they are sharded like it.
-    return jax.tree.map(lambda x: lax.broadcast(jnp.zeros_like(_row(x)), (count,)), a)
-
-
-def columns_set(history: PyTree, index: jax.Array | int, column: PyTree) -> PyTree:
-    """The history with vector `index` replaced, in place inside a loop."""
-    return jax.tree.map(
-        lambda h, c: lax.dynamic_update_index_in_dim(h, _row(c), index, 0), history, column)
-
-
-def columns_push(history: PyTree, column: PyTree) -> PyTree:
-    """The history without its first vector, and with another at the end."""
-    return jax.tree.map(
-        lambda h, c: lax.concatenate([h[1:], lax.broadcast(_row(c), (1,))], 0), history, column)
-
-
-def columns_dot(history: PyTree, *vectors: PyTree) -> jax.Array:
-    """Inner products of each of the m stored vectors with each of k vectors, `[m, k]`.
-
-    CPUs take a product with one vector at the speed of memory, with a few at a third of it.
-    """
-
-    def leaf(h: jax.Array, *xs: jax.Array) -> jax.Array:
-        kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
-        axes = tuple(range(1, h.ndim))
-        sharding = jax.typeof(h).sharding
-        spread = any(axis is not None for axis in sharding.spec)
-        everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if spread else None
-        one = len(xs) == 1
-        right = _row(xs[0]) if one else jnp.stack([_row(x) for x in xs])
-        out = lax.dot_general(
-            jnp.conj(h), right, ((axes, tuple(axis - one for axis in axes)), ((), ())),
-            precision=HIGHEST, preferred_element_type=kind, out_sharding=everywhere)
-        return out[:, None] if one else out
-
-    return _total(jax.tree.leaves(jax.tree.map(leaf, history, *vectors)))
-
-
-def columns_combine(weights: jax.Array, history: PyTree, like: PyTree) -> PyTree:
-    """`sum_i weights[i] * history[i]` in the shapes of `like`; weights: `[m]`."""
-
-    def leaf(h: jax.Array, x: jax.Array) -> jax.Array:
-        kind = h.dtype if jnp.iscomplexobj(h) else accumulation_dtype(h.dtype)
-        if h.shape[0] > FEW:
-            row = lax.dot_general(weights.astype(h.dtype), h, (((0,), (0,)), ((), ())),
-                                  precision=HIGHEST, preferred_element_type=kind)
-        else:
-            rows = (lax.index_in_dim(h, i, 0, False).astype(kind) for i in range(h.shape[0]))
-            row = reduce(lax.add, [weights[i].astype(kind) * row for i, row in enumerate(rows)])
-        return row.astype(h.dtype).reshape(x.shape)
-
-    return jax.tree.map(leaf, history, like)
 
 
 def unshared(tree: PyTree, other: PyTree) -> PyTree:

@@ -55,6 +55,7 @@ def test_divergence_from_a_reference():
     np.testing.assert_allclose(path[300:].mean(0), reference.mean(0), atol=0.1)
 
 
+@pytest.mark.slow
 def test_hexagon_with_a_reward_that_jumps():
     """Six modes with weights exp(theta): reward 0.0725 at the start, 0.298 in the best mode."""
     angles = np.arange(6) * np.pi / 3

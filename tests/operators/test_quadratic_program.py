@@ -303,8 +303,8 @@ def test_bad_input_that_is_traced_is_a_status() -> None:
             assert run(program, method).status == Status.BAD_INPUT, change
 
 
-@pytest.mark.parametrize("method", [
-    "interior", pytest.param("admm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["interior", "admm"])
 def test_it_is_a_front(method: str) -> None:
     case = random_case(0, 5, 1, 4).given()
 

@@ -111,6 +111,7 @@ def test_a_large_cost_may_mean_never():
     assert "inf for costs of forbidden pairs" in str(caught[0].message)
 
 
+@pytest.mark.slow
 def test_the_hessian_of_a_divergence_is_finite():
     """Where a plan nearly is a permutation; against second differences in float64."""
     x = np.random.default_rng(0).normal(size=(6, 2))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter import trees
+from jaxiter import columns, trees
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import LinearSolver, Matvec, no_gains, restarted
 from jaxiter.numerics import anchor, safe_divide, while_loop
@@ -57,7 +57,7 @@ def gmres(
         first = trees.scale(safe_divide(1.0, beta), r)
         most = min(restart, _dimension(r))
         start = _State(
-            trees.columns_set(trees.columns(r, most + 1), 0, first),
+            columns.put(columns.empty(r, most + 1), 0, first),
             jnp.eye(most + 1, most, dtype=kind), jnp.ones(most, kind),
             jnp.zeros(most, kind), jnp.zeros(most + 1, kind).at[0].set(beta.astype(kind)),
             beta, jnp.int32(0),
@@ -79,7 +79,7 @@ def gmres(
         gains = no_gains(beta)
         gains = gains.seeing(jnp.max(jnp.where(used, diagonal, 0)))
         gains = gains.seeing(jnp.min(jnp.where(used, diagonal, jnp.inf)))
-        return trees.add(x, trees.columns_combine(weights, end.basis, x)), end.j, gains
+        return trees.add(x, columns.combine(weights, end.basis, x)), end.j, gains
 
     return with_ridge(restarted(cycle, rtol, atol, max_steps, patience=20), ridge)
 
@@ -93,13 +93,13 @@ def _arnoldi_step(matvec: Matvec, s: _State, like: PyTree, restart: int) -> _Sta
     """One more basis vector, and its column of the triangle."""
     kind, real = s.rhs.dtype, s.norm.dtype
     w = matvec(jax.tree.map(lambda h, leaf: h[s.j].reshape(leaf.shape), s.basis, like))
-    column = trees.columns_dot(s.basis, w)[:, 0]
-    w = trees.subtract(w, trees.columns_combine(column, s.basis, w))
-    again = trees.columns_dot(s.basis, w)[:, 0]
-    w = trees.subtract(w, trees.columns_combine(again, s.basis, w))
+    column = columns.dot(s.basis, w)[:, 0]
+    w = trees.subtract(w, columns.combine(column, s.basis, w))
+    again = columns.dot(s.basis, w)[:, 0]
+    w = trees.subtract(w, columns.combine(again, s.basis, w))
     length = jnp.sqrt(trees.squared_norm(w))
     column = (column + again).at[s.j + 1].set(length.astype(kind))
-    basis = trees.columns_set(s.basis, s.j + 1, trees.scale(safe_divide(1.0, length), w))
+    basis = columns.put(s.basis, s.j + 1, trees.scale(safe_divide(1.0, length), w))
     column = lax.fori_loop(
         0, restart, lambda i, c: jnp.where(i < s.j, _rotate(c, s.cosines, s.sines, i), c), column)
     radius = jnp.sqrt(jnp.abs(column[s.j]) ** 2 + length.astype(real) ** 2)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter import trees
+from jaxiter import columns, trees
 from jaxiter.known import check_fraction, check_positive
 from jaxiter.numerics import machine_epsilon, real_dtype, safe_divide
 from jaxiter.optim.transform import (
@@ -72,7 +72,7 @@ def opt_amsgrad(
         zero = trees.zeros_like(params)
         square = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, real_dtype(leaf.dtype)), params)
         return OptAmsgradState(jnp.int32(0), zero, zero, square, square, zero,
-                               None if predictor == "last" else trees.columns(params, history + 1))
+                               None if predictor == "last" else columns.empty(params, history + 1))
 
     def predict(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
         if predictor == "last":
@@ -90,7 +90,7 @@ def opt_amsgrad(
         missed = jax.tree.map(_square, trees.subtract(g, state.prediction))
         second = moving_average(b2, state.second, missed)
         largest = jax.tree.map(jnp.maximum, state.largest, second)
-        gradients = None if predictor == "last" else trees.columns_push(state.history, g)
+        gradients = None if predictor == "last" else columns.push(state.history, g)
         prediction = predict(gradients, state.count, g)
 
         def inverse(most: jax.Array, like: jax.Array) -> jax.Array:
@@ -121,7 +121,7 @@ def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
     scaled = trees.scale(1 / unit, rows)
     steps = jax.tree.map(lambda leaf: leaf[1:] - leaf[:-1], scaled)
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], steps) for i in range(size)]
-    gram = trees.columns_dot(steps, *each).real
+    gram = columns.dot(steps, *each).real
     # Rows from before the start are empty.
     known = jnp.arange(size, dtype=jnp.int32) >= size - count
     gram = jnp.where(known[:, None] & known, gram, 0)
@@ -131,4 +131,4 @@ def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
     weights = jnp.where(known, jnp.linalg.solve(system, known.astype(kind)), 0)
     weights = safe_divide(weights, jnp.sum(weights))
     newest = jax.tree.map(lambda leaf: leaf[1:], rows)
-    return trees.where(count > 0, trees.columns_combine(weights, newest, g), g)
+    return trees.where(count > 0, columns.combine(weights, newest, g), g)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxiter import trees
+from jaxiter import columns, trees
 from jaxiter.known import check_count
 from jaxiter.numerics import (
     anchor,
@@ -105,7 +105,7 @@ def anderson(
     def init(params: PyTree) -> AndersonState:
         size = numbers_in(params)
         m = max(min(memory, size), 1)  # more columns than unknowns are dependent
-        history = trees.columns(params, m)
+        history = columns.empty(params, m)
         # Real weights where some leaf is real: such a tree is a real vector space.
         mixed = not all(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(params))
         real = trees.norm_dtype(params)
@@ -133,7 +133,7 @@ def anderson(
         plain = anchor((jnp.zeros_like(state.gram[0]), state.stored), (residual, state.gram))
         due = (state.age % period == 0) & (state.stored > 0)
         gamma, stored = lax.cond(due, extrapolated, lambda: plain)
-        correction = trees.columns_combine(gamma, state.moves, params)
+        correction = columns.combine(gamma, state.moves, params)
         increment = trees.subtract(trees.scale(mixing, residual), correction)
         return increment, state._replace(stored=stored, age=state.age + 1)
 
@@ -171,15 +171,15 @@ def _store(
 
     slot = state.stored % state.lengths.shape[0]
     newest = unit(y)
-    residuals = trees.columns_set(state.residuals, slot, newest)
-    moves = trees.columns_set(state.moves, slot, unit(trees.axpy(mixing, y, s)))
+    residuals = columns.put(state.residuals, slot, newest)
+    moves = columns.put(state.moves, slot, unit(trees.axpy(mixing, y, s)))
     if state.points is None:
         points = None
         column = _products(residuals, newest, state.gram)
         row = jnp.conj(column)
     else:
         point = unit(s)
-        points = trees.columns_set(state.points, slot, point)
+        points = columns.put(state.points, slot, point)
         column = _products(points, newest, state.gram)
         row = jnp.conj(_products(residuals, point, state.gram))
     gram = lax.dynamic_update_index_in_dim(state.gram, column, slot, 1)
@@ -194,7 +194,7 @@ def _store(
 
 def _products(history: PyTree, column: PyTree, gram: jax.Array) -> jax.Array:
     """Inner products of the stored columns with one, [m], real where the Gram matrix is."""
-    products = trees.columns_dot(history, column)[:, 0]
+    products = columns.dot(history, column)[:, 0]
     return products if jnp.iscomplexobj(gram) else products.real
 
 
