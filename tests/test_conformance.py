@@ -31,7 +31,8 @@ ADJOINTS = {
     "one_step": ji.one_step(80),
 }
 #: What the others share most of their code with runs by default, these with the slow tests.
-LONG_SOLVERS = {"damped", "inertial", "overrelaxed", "squarem", "anderson-1", "restarted"}
+LONG_SOLVERS = {"damped", "inertial", "descending", "overrelaxed", "squarem", "anderson-1",
+                "restarted"}
 LONG_ADJOINTS = {"vjp", "gmres", "dense"}
 
 

@@ -23,6 +23,7 @@ def namespace():
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", dict.fromkeys(call for _, call in ROWS))
 def test_call(call, namespace):
     """Traced, not run: names, arguments and shapes; the suites of the families run them."""

@@ -92,6 +92,7 @@ def test_no_answer_contradicts_its_status(name):
     assert sum(v.converged for v in verdicts) > sum(v.solves for v in verdicts) / 20
 
 
+@pytest.mark.slow
 def test_no_claimed_accuracy_is_missed():
     kinds = ("positive", "negative", "complex", "non-normal", "bounded slope")
     judge(audit_accuracy(21, 100, kind, ji.picard(), "picard", ji.accuracy)

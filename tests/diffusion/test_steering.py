@@ -32,7 +32,9 @@ def log_density(mixture):
     return np.log(np.exp(z).mean(1)) - np.log(mixture.std)
 
 
-@pytest.mark.parametrize("case", ["anneal", "product", "guidance", "reward"])
+@pytest.mark.parametrize("case", [
+    "product", "reward", *(pytest.param(name, marks=pytest.mark.slow)
+                           for name in ("anneal", "guidance"))])
 def test_weighted_particles_against_quadrature(case):
     schedule = vp_schedule(200, beta_max=12.0)
     models = [mixture_denoiser(m, schedule) for m in (LEFT, RIGHT)]

@@ -63,6 +63,7 @@ def test_batches_have_epsilons_of_their_own():
     close(jax.vmap(lambda r: r.plan())(some)[0], one, 1e-2)
 
 
+@pytest.mark.slow
 def test_the_divergence_takes_it_of_the_cross_term():
     one = sinkhorn_divergence(X, Y, A, B, epsilon=relative(0.2)).value
     close(one, sinkhorn_divergence(X, Y, A, B, epsilon=0.1 * MEAN).value)
