@@ -23,21 +23,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from coming_from_peers import PEERS  # noqa: E402
-from coming_from_row import Row  # noqa: E402
+from coming_from_row import PAGE, Row, cells  # noqa: E402
 
-PAGE = Path(__file__).parent.parent / "docs" / "coming_from.md"
 PACKAGES = ("jaxopt", "optimistix", "scipy", "mpax", "qpax")
 
 
 def rows() -> dict[str, list[tuple[str, str]]]:
     """By table, its rows: what it is called there, and our call."""
-    text, found = PAGE.read_text(), {}
-    for section in PEERS:
-        lines = text.split(f"\n## {section}\n")[1].split("\n## ")[0].splitlines()
-        table = [[cell.strip() for cell in line.split("|")[1:-1]]
-                 for line in lines if line.startswith("| ")][1:]
-        found[section] = [(theirs, re.fullmatch("`(.*)`", ours)[1]) for theirs, ours in table]
-    return found
+    return {section: [(theirs, re.fullmatch("`(.*)`", ours)[1]) for theirs, ours in cells(section)]
+            for section in PEERS}
 
 
 def preamble() -> dict[str, Any]:

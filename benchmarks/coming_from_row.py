@@ -1,8 +1,18 @@
-"""How one row of docs/coming_from.md is compared, and peers where they are installed."""
+"""The rows of docs/coming_from.md, how one is compared, and peers where they are installed."""
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+PAGE = Path(__file__).parent.parent / "docs" / "coming_from.md"
+
+
+def cells(section: str) -> list[list[str]]:
+    """The table of a section of the page, row by row, without its head."""
+    text = PAGE.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.splitlines() if line.startswith("| ")][1:]
 
 
 def optional(name: str) -> Any:

@@ -6,6 +6,7 @@ the same rows where both libraries are installed.
 """
 
 import re
+import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +19,18 @@ import numpy as np
 from jaxiter import tolerance
 from jaxiter.transport import PointCloud, sinkhorn, sinkhorn_divergence, squared_euclidean
 
-PAGE = Path(__file__).parent.parent / "docs" / "coming_from.md"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from coming_from_row import cells  # noqa: E402
+
 EPSILON, RHO = 0.5, 1.0
 
 
 def rows() -> list[tuple[str, str, str, str]]:
     """Quantity and the expressions of jaxiter, OTT and POT ("" where there is no equal)."""
-    section = PAGE.read_text().split("## What OTT and POT call it\n")[1].split("\n## ")[0]
-    table = [[cell.strip() for cell in line.split("|")[1:-1]]
-             for line in section.splitlines() if line.startswith("| ")][1:]
     found = []
-    for name, *cells in table:
-        parts = [re.fullmatch(r"`(.*)`", cell) for cell in cells]
+    for name, *calls in cells("What OTT and POT call it"):
+        parts = [re.fullmatch(r"`(.*)`", call) for call in calls]
         found.append((name, *("" if part is None else part.group(1) for part in parts)))
     return found
 

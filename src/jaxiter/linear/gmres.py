@@ -85,7 +85,10 @@ def gmres(
 
 
 def _dimension(r: PyTree) -> int:
-    """How many vectors can be independent: more of them would be made of rounding."""
+    """How many vectors can be independent: more of them would be made of rounding.
+
+    Over the reals: a map that is not holomorphic has no other derivative.
+    """
     return max(sum(leaf.size * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(r)), 1)
 
 
