@@ -39,6 +39,16 @@ def test_other_units(x64):
     assert out.converged and solved(system, out.value)
 
 
+@pytest.mark.parametrize("name, factor, spread", [
+    ("1 Rosenbrock", 1, 1e6), ("27 Brown almost linear", 100, 1)])
+def test_one_equation_that_outweighs_the_others_is_no_proof(name, factor, spread):
+    """A tiny step lowers |F| to a third there, of equations that are as far from 0 as before."""
+    system = badly_scaled(MGH[name], spread) if spread > 1 else MGH[name]
+    x0 = jnp.asarray(factor * system.start, jnp.float32)
+    out = jax.jit(lambda x: ji.root(lambda x: system.f(jnp, x), x, method="anderson"))(x0)
+    assert not out.converged or solved(system, out.value, 1e-3)
+
+
 @pytest.mark.parametrize("method", ["hybrid", "krylov"])
 def test_a_system_and_its_derivatives(method):
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.roots.newton import PROGRESS, Course, Point, begin, judged, judging
+from jaxiter.roots.vectors import signed
 
 PyTree = Any
 
@@ -101,7 +102,7 @@ def _advance(
     move = FIRST_MOVE * jnp.where(x_norm > 0, x_norm, 1) * safe_divide(1.0, norm)
     direction = trees.where(lost, trees.scale(-move, value), solved.value)
     # A sum over the entries of x with random signs: what rounding each of them may come to.
-    change = product(_signed(x))
+    change = product(signed(x))
     steep = jax.tree.map(lambda leaf: leaf != 0, change)
     flat = jax.tree.reduce(jnp.logical_or, jax.tree.map(
         lambda was, now: jnp.any(was & ~now), line.steep, steep))
@@ -119,14 +120,6 @@ def _advance(
     share = jnp.where(begun & ~sound, jnp.nan, chosen.share)
     following = trees.axpy(share, chosen.direction, chosen.x)
     return following, chosen._replace(value=value, course=course)
-
-
-def _signed(x: PyTree) -> PyTree:
-    """Entries of about the sizes of those of x, none of them 0, with random signs."""
-    least = 1e-3 * trees.magnitude(x)
-    return jax.tree.map(
-        lambda leaf, sign: sign * jnp.maximum(jnp.abs(leaf), least.astype(leaf.dtype)),
-        x, trees.probe_like(x))
 
 
 def _forcing(norm: jax.Array, line: Line) -> jax.Array:

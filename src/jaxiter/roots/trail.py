@@ -12,6 +12,7 @@ from jaxiter.line_search import barzilai_borwein
 from jaxiter.linear import gmres
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient
 from jaxiter.problem import Problem
+from jaxiter.roots.vectors import signed
 from jaxiter.solution import Solution, Status
 from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, accepts
@@ -207,19 +208,32 @@ def confirmed(
     def scaled(x: PyTree) -> PyTree:
         return trees.scale(1 / unit, function(x, *args))
 
-    value, product = jax.linearize(scaled, x)
-    norm, x_norm = trees.norm(value), trees.norm(x)
+    value, derivative = jax.linearize(scaled, x)
+    # Each unknown and each equation in a unit of its own: in a common one the linear solve would
+    # reach its share of |F| before it has seen the small ones.
+    moves = signed(x)
+    changes = jax.tree.map(lambda leaf: jnp.where(leaf == 0, 1, jnp.abs(leaf)), derivative(moves))
+
+    def rows(value: PyTree) -> PyTree:
+        return jax.tree.map(jnp.divide, value, changes)
+
+    def columns(v: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, v, moves)
+
+    norm, x_norm = trees.norm(rows(value)), trees.norm(x)
     probe = trees.probe_like(value)
     ran = x_norm > RAN * jnp.maximum(trees.norm(x0), 1)
     other = trees.scale(jnp.where(ran, norm / trees.norm(probe), 0), probe)
-    step = gmres(max_steps=NEWTON_STEPS)(product, trees.add(value, other))
-    left = trees.norm(trees.add(scaled(trees.subtract(x, step.value)), other))
+    solved = gmres(max_steps=NEWTON_STEPS)(
+        lambda v: rows(derivative(columns(v))), trees.add(rows(value), other))
+    step = columns(solved.value)
+    left = trees.norm(trees.add(rows(scaled(trees.subtract(x, step))), other))
     length = jnp.maximum(x_norm, 0.1 * jnp.minimum(trees.norm(trees.subtract(x, x0)), 1))
     # What rounding of x changes F by, at a root near 0 too.
     rounding = 8 * machine_epsilon(x) * jnp.maximum(
-        trees.norm(product(x)), norm * safe_divide(length, trees.norm(step.value)))
-    fell = norm <= NEAR * first / unit
-    near = (~ran | fell) & (step.residual <= SOLVED) & (trees.norm(step.value) <= NEAR * length) & (
+        trees.norm(rows(derivative(x))), norm * safe_divide(length, trees.norm(step)))
+    fell = trees.norm(value) <= NEAR * first / unit
+    near = (~ran | fell) & (solved.residual <= SOLVED) & (trees.norm(step) <= NEAR * length) & (
         left <= jnp.maximum(LEFT * norm, rounding))
     absolute = accepts(stop, x, trees.scale(unit, value), solution.merit, 0)
     refused = (solution.status == Status.CONVERGED) & ~near & ~absolute

@@ -47,3 +47,11 @@ def value_and_jacobian(
 
     along = partial(jax.vmap, out_axes=(None, -1, None))
     return along(column)(anchor(jnp.eye(size, dtype=dtype), x))
+
+
+def signed(x: PyTree) -> PyTree:
+    """Entries of about the sizes of those of x, none of them 0, with random signs."""
+    least = 1e-3 * trees.magnitude(x)
+    return jax.tree.map(
+        lambda leaf, sign: sign * jnp.maximum(jnp.abs(leaf), least.astype(leaf.dtype)),
+        x, trees.probe_like(x))
