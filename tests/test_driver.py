@@ -212,6 +212,16 @@ def test_equinox_models_and_dictionaries_are_args():
     assert np.isfinite(out)
 
 
+@pytest.mark.parametrize("solve", [
+    lambda T, x: ji.fixed_point(T, x).value,
+    jax.grad(lambda T, x: ji.fixed_point(lambda y: T(y) * x, 1.0).value, argnums=1),
+    lambda T, x: ji.solve_many(T, x[None]).value])
+def test_a_map_is_traced_once_to_be_measured_and_once_in_the_loop(solve):
+    calls = []
+    jax.jit(lambda x: solve(lambda y: calls.append(0) or jnp.cos(y), x)).trace(1.0)
+    assert len(calls) == 2
+
+
 def test_numbers_are_traced_not_static():
     traces = 0
 

@@ -109,3 +109,11 @@ def test_overflow_between_looks_is_found_at_the_next():
         stop=ji.tolerance(rtol=0, atol=1e-3)))()
     assert out.status == ji.Status.NONFINITE and out.steps == 12  # 1e48; 1e32 was fine
     assert np.all(np.isfinite(out.value)) and not out.converged
+
+
+def test_what_is_closed_over_may_be_spread():
+    """x0 says nothing of devices then: T is traced once more, and the carry typed by it."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+    shift = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P("rows")))
+    out = jax.jit(lambda x0: ji.fixed_point(lambda x: 0.5 * x + shift, x0).value)(jnp.zeros(8))
+    np.testing.assert_allclose(out, 2 * np.arange(8), rtol=1e-4)

@@ -12,7 +12,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist, hoist_typed, on_own_mesh, stop_gradient
 from jaxiter.options import Options
 from jaxiter.problem import (
     Problem,
@@ -126,8 +126,8 @@ def forward(
 ) -> LoopState:
     """The final state; cut off from every derivative unless the adjoint unrolls the loop.
 
-    T is traced twice: once to discover what it closes over, so that the carry
-    can take the device types of those constants too, and once in the loop.
+    Where arrays say on which devices they are, T is traced twice: once to discover what it closes
+    over, so that the carry can take the device types of those constants too, and once in the loop.
     """
 
     def start(given: tuple) -> LoopState:
@@ -137,24 +137,25 @@ def forward(
         ended = resume.status != Status.RUNNING
         return trees.where(ended, reopened(method, resume, *restore(arrays)), resume)
 
+    def one(given: tuple) -> LoopState:
+        return first_step(method, given[0], restore(given[1]))
+
     given = (x0, arrays, resume)
-    _, constants, shapes = hoist(
-        lambda given: first_step(method, given[0], restore(given[1])), given)
     if resume is not None:
+        shapes = jax.eval_shape(one, given)
         trees.check_same_structure(shapes, resume, "resume (a state of other choices?)")
         trees.check_same_structure(x0, resume.x, "resume (against x0)")
-    like = (given, constants, max_steps)
     if adjoint.differentiates_loop:
-        state = anchor(start(given), like)
+        state = anchor(start(given), (given, hoist(one, given)[1], max_steps))
         return run(method, adjoint.loop, state, restore(arrays), max_steps)
 
     def loop(given: tuple, max_steps: jax.Array) -> LoopState:
-        state = anchor(start(given), like)
+        state = anchor(start(given), (given, max_steps))
         return run(method, adjoint.loop, state, restore(given[1]), max_steps)
 
     # Stopped before it is anchored: the transpose of a select would keep its predicate.
-    operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
-    pure, constants, _ = hoist(loop, *operands)
+    operands = stop_gradient((given, jnp.asarray(max_steps, jnp.int32)))
+    pure, constants, operands = hoist_typed(loop, lambda given, steps: one(given), *operands)
     return pure(stop_gradient(constants), *operands)
 
 

@@ -23,7 +23,14 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, make_method
-from jaxiter.numerics import anchor, hoist, is_array, numbers_in, on_own_mesh, stop_gradient
+from jaxiter.numerics import (
+    anchor,
+    hoist_typed,
+    is_array,
+    numbers_in,
+    on_own_mesh,
+    stop_gradient,
+)
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.reuse import reused
@@ -244,15 +251,13 @@ def _queue(
         tried = jnp.zeros_like(owner)
         lanes = fresh(owner, tried)
         done = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), lanes)
-        start = anchor(Queue(lanes, owner, tried, jnp.int32(width), done), like)
+        start = anchor(Queue(lanes, owner, tried, jnp.int32(width), done), (given, max_steps))
         return lax.while_loop(lambda q: jnp.any(q.owner < count), body, start).done
 
-    given = (starts, arrays)
     one = jax.vmap(lambda x0, *arrays: first_step(method, x0, restore(arrays)), in_axes=(0, *axes))
-    _, constants, _ = hoist(lambda given: one(trees.first(given[0]), *given[1]), given)
-    like = (given, constants, max_steps)
-    operands = anchor(stop_gradient((given, jnp.asarray(max_steps, jnp.int32))), like)
-    pure, constants, _ = hoist(queue, *operands)
+    operands = stop_gradient(((starts, arrays), jnp.asarray(max_steps, jnp.int32)))
+    pure, constants, operands = hoist_typed(
+        queue, lambda given, steps: one(trees.first(given[0]), *given[1]), *operands)
     return pure(stop_gradient(constants), *operands)
 
 

@@ -5,9 +5,10 @@ explicit sharding; the rest keeps float32 honest.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any
 
 import equinox as eqx
@@ -91,6 +92,13 @@ def _touch(leaf: Any) -> jax.Array:
     return lax.reduce_or(lax.ne(leaf, leaf), axes=tuple(range(leaf.ndim)))
 
 
+def placed(*trees: PyTree) -> bool:
+    """Whether types say on which devices arrays are: under a mesh, or of an array that has one."""
+    return not jax.sharding.get_abstract_mesh().empty or any(
+        not jax.typeof(leaf).sharding.mesh.empty
+        for leaf in jax.tree.leaves(trees) if is_array(leaf))
+
+
 def anchor(tree: PyTree, like: PyTree) -> PyTree:
     """Return `tree` unchanged in value, but typed as if computed from `like`.
 
@@ -99,17 +107,18 @@ def anchor(tree: PyTree, like: PyTree) -> PyTree:
     vmapped loop over an explicitly sharded batch. A select whose two branches
     are the leaf itself and whose predicate is computed from the inputs gives
     the leaf their type; XLA then removes both the select and the predicate.
+    Without any mesh there is no such type, and nothing to do.
     """
-    touches = [_touch(leaf) for leaf in jax.tree.leaves(like) if is_array(leaf)]
-    if not touches:
+    leaves = [leaf for leaf in jax.tree.leaves(like) if is_array(leaf)]
+    if not leaves:
         return tree
-    predicate = touches[0]
-    for touch in touches[1:]:
-        predicate = predicate | touch
+    predicate = None
+    if placed(tree, leaves):
+        predicate = reduce(operator.or_, map(_touch, leaves))
 
     def retype(leaf: Any) -> Any:
         leaf = leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else strong(leaf)
-        return lax.select(predicate, leaf, leaf)
+        return leaf if predicate is None else lax.select(predicate, leaf, leaf)
 
     return jax.tree.map(retype, tree)
 
@@ -263,6 +272,26 @@ def typed_by(function: Callable, example: tuple, tree: PyTree) -> PyTree:
     What `hoist` then traces on it stays valid for every value that a loop makes of it.
     """
     return anchor(tree, (tree, example, hoist(function, *example)[1]))
+
+
+def hoist_typed(
+    function: Callable, probe: Callable, *operands: PyTree
+) -> tuple[Callable, list, PyTree]:
+    """`pure` and `constants` of `hoist(function, *operands)`, and the operands typed for it.
+
+    They are anchored to themselves and to all that `probe(*operands)` closes over: the function
+    without its loops. Where no array has a mesh that trace is spared; should one that is closed
+    over have one after all, the function's trace does not end, and both are made.
+    """
+    if not placed(operands):
+        try:
+            pure, constants, _ = hoist(function, *operands)
+            return pure, constants, operands
+        except Exception:  # noqa: BLE001, S110, what is wrong with the function is said below
+            pass
+    operands = anchor(operands, (operands, hoist(probe, *operands)[1]))
+    pure, constants, _ = hoist(function, *operands)
+    return pure, constants, operands
 
 
 def stop_gradient(tree: PyTree) -> PyTree:
