@@ -130,8 +130,7 @@ class Geometry(eqx.Module):
         some = self.thinned(max(1, self.shape[1] // SAMPLED_COLUMNS))
 
         def rows(cost: jax.Array) -> jax.Array:
-            cost = finite(cost)
-            return jnp.stack([jnp.mean(jnp.minimum(cost, cap), 1) for cap in caps], 1)
+            return jnp.mean(jnp.minimum(finite(cost), caps[:, None, None]), 2).T
 
         return jnp.mean(some.over_rows(rows), 0)
 

@@ -131,8 +131,8 @@ class Grid(Geometry):
 
     def typical(self, caps: jax.Array) -> jax.Array:
         """As in the base class, the cap on each axis."""
-        return jnp.stack([
-            sum(jnp.mean(jnp.minimum(finite(cost), cap)) for cost in self.costs) for cap in caps])
+        return sum(
+            jnp.mean(jnp.minimum(finite(cost), caps[:, None, None]), (1, 2)) for cost in self.costs)
 
     def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
         """Refused: nothing here may need the matrix."""
