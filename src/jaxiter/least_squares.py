@@ -16,6 +16,7 @@ from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.levenberg_marquardt import LevenbergMarquardt
 from jaxiter.linear import cg, dense
 from jaxiter.linear.dense import triangle
+from jaxiter.linear.factor import solve
 from jaxiter.losses import Loss, as_loss
 from jaxiter.numerics import numbers_in, on_own_mesh
 from jaxiter.options import Options, SolveOptions, choose
@@ -75,8 +76,7 @@ def _covariance(jacobian: jax.Array, r: jax.Array, absolute: bool) -> jax.Array:
     m, n = jacobian.shape
     units = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
     units = jnp.where(units > 0, units, 1)
-    root = jax.scipy.linalg.solve_triangular(
-        triangle(jacobian / units), jnp.eye(n, dtype=jacobian.dtype))
+    root = solve(triangle(jacobian / units), jnp.eye(n, dtype=jacobian.dtype))
     # A column that the others make up to rounding has no variance that could be told.
     told = jnp.sum(root**2) < jnp.finfo(root.dtype).eps ** -2 / max(m, n)
     variance = jnp.sum(r**2) / max(m - n, 1) if not absolute else jnp.ones((), r.dtype)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.scipy.linalg import solve_triangular
+from jax.scipy.linalg import cho_solve, solve_triangular
 
 from jaxiter.numerics import product, stop_gradient
 
@@ -38,8 +38,24 @@ def _inverse_factor(matrix: jax.Array) -> jax.Array:
     return solve_triangular(jnp.linalg.cholesky(matrix), identity, lower=True)
 
 
+def _side_by_side(function: Callable) -> Callable:
+    """`function(matrix, right)`, one by one; all right-hand sides of one matrix in one call."""
+    single, each = custom_vmap(function), one_by_one(function)
+
+    def batch(size: int, batched: list, matrix: jax.Array, right: jax.Array) -> tuple:
+        if batched[0]:
+            return jax.vmap(each, (0, 0 if batched[1] else None))(matrix, right), True
+        rows, columns = right.shape[1:]
+        found = single(matrix, jnp.swapaxes(right, 0, 1).reshape(rows, size * columns))
+        return jnp.swapaxes(found.reshape(rows, size, columns), 0, 1), True
+
+    single.def_vmap(batch)
+    return single
+
+
 _cholesky = one_by_one(jnp.linalg.cholesky)
-_solved = one_by_one(jnp.linalg.solve)
+_solved = _side_by_side(jnp.linalg.solve)
+_solved_by_factor = _side_by_side(lambda factor, right: cho_solve((factor, True), right))
 
 
 def cholesky(matrix: jax.Array) -> jax.Array:
@@ -61,3 +77,18 @@ def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
     return lax.custom_linear_solve(
         lambda x: product(matrix, x), right, lambda _, b: _solved(fixed, b),
         lambda _, b: _solved(fixed.T, b))
+
+
+def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """x of `matrix x = right`, `[n, n]` and `[n, k]`, by Cholesky; with derivatives in both modes.
+
+    The matrix is Hermitian, its lower triangle is what is factorised; NaN where it is not
+    positive definite.
+    """
+    factor = cholesky(matrix)
+
+    def transposed(_: Callable, b: jax.Array) -> jax.Array:  # of a Hermitian matrix: its conjugate
+        return jnp.conj(_solved_by_factor(factor, jnp.conj(b)))
+
+    return lax.custom_linear_solve(
+        lambda x: product(matrix, x), right, lambda _, b: _solved_by_factor(factor, b), transposed)

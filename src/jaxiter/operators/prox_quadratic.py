@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.implicit import attach_implicit, implicit
 from jaxiter.linear import cg
+from jaxiter.linear.factor import solve_positive
 from jaxiter.numerics import hoist, product, stop_gradient, typed_by
 from jaxiter.operators.domain import not_negative, positive
 
@@ -51,9 +52,7 @@ def prox_quadratic(
         raise ValueError(f"a matrix [n, n] goes with a vector [n]; got {matrix.shape} and "
                          f"{jnp.shape(v)}. Give a function for anything else.")
     shifted = jnp.eye(n, dtype=matrix.dtype) + step.astype(matrix.dtype) * matrix
-    with jax.default_matmul_precision("highest"):
-        factor = jax.scipy.linalg.cho_factor(shifted, lower=True)
-        return jax.scipy.linalg.cho_solve(factor, right)
+    return solve_positive(shifted, right[:, None])[:, 0]
 
 
 def _by_products(right: PyTree, step: jax.Array, matrix: Callable) -> PyTree:
@@ -105,9 +104,7 @@ def prox_least_squares(
     size = positive("step", step, v.dtype) * not_negative("weight", weight, v.dtype)
     wide, error = m < n, target - product(matrix, v)
     gram = product(matrix, matrix.T) if wide else product(matrix.T, matrix)
-    with jax.default_matmul_precision("highest"):
-        factor = jax.scipy.linalg.cho_factor(
-            jnp.eye(min(m, n), dtype=v.dtype) + size * gram, lower=True)
-        if not wide:
-            return v + size * jax.scipy.linalg.cho_solve(factor, product(error, matrix))
-        return v + size * product(jax.scipy.linalg.cho_solve(factor, error), matrix)
+    system = jnp.eye(min(m, n), dtype=v.dtype) + size * gram
+    if wide:
+        return v + size * product(solve_positive(system, error[:, None])[:, 0], matrix)
+    return v + size * solve_positive(system, product(error, matrix)[:, None])[:, 0]

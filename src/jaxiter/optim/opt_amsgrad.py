@@ -13,6 +13,7 @@ import optax
 
 from jaxiter import columns, trees
 from jaxiter.known import check_fraction, check_positive
+from jaxiter.linear.factor import solve
 from jaxiter.numerics import machine_epsilon, real_dtype, safe_divide
 from jaxiter.optim.transform import (
     check_sizes,
@@ -128,7 +129,7 @@ def _extrapolate(rows: PyTree, count: jax.Array, g: PyTree) -> PyTree:
     gram = safe_divide(gram, jnp.linalg.norm(gram, 2))
     ridge = 1e-8 if machine_epsilon(g) < 1e-12 else 1e-5
     system = gram + jnp.diag(jnp.where(known, ridge, 1.0).astype(kind))
-    weights = jnp.where(known, jnp.linalg.solve(system, known.astype(kind)), 0)
+    weights = jnp.where(known, solve(system, known.astype(kind)[:, None])[:, 0], 0)
     weights = safe_divide(weights, jnp.sum(weights))
     newest = jax.tree.map(lambda leaf: leaf[1:], rows)
     return trees.where(count > 0, columns.combine(weights, newest, g), g)
