@@ -209,3 +209,41 @@ def test_bad_input():
             complete_dual(c, *guess, **{**box, **given})
     traced = jax.jit(lambda z: dual_bound(c, None, z, G=rows, h=right, **box))
     assert jnp.isnan(traced(jnp.array([jnp.nan])))
+
+
+@pytest.mark.parametrize("sizes", [(1e30, 1.0), (1.0, 1e30), (1e30, 1e-30), (3e38, 3e38)])
+def test_numbers_that_overflow_still_bound(sizes):
+    """Against the same sums in float64: within rounding of them, -inf or the largest number."""
+    rng = np.random.default_rng(0)
+    costs, sides = (rng.choice([1.0, size], (20, 40)) for size in sizes)
+    draws = rng.normal(size=(20, 40)).clip(-1, 1)
+    finite, largest = 0, float(np.finfo(np.float32).max)
+    for seed in range(20):
+        rows = np.random.default_rng(seed).normal(size=(P + M, N)).astype("float32")
+        c, y, z, *_ = np.split((draws * costs)[seed].astype("float32"), [N, N + P, N + P + M])
+        b, h, lower, upper, _ = np.split(
+            (draws * sides)[-1 - seed].astype("float32"), np.cumsum([P, M, N, N]))
+        lower, upper = -np.abs(lower), np.abs(upper)
+        out = completed(c, y, z, rows[:P], b, rows[P:], h, lower, upper)
+        c, y, z, rows, b, h, lower, upper = (
+            np.asarray(v, np.float64) for v in (c, y, z, rows, b, h, lower, upper))
+        z = np.maximum(z, 0)
+        slope = c + np.r_[y, z] @ rows
+        exact = np.minimum(slope * lower, slope * upper).sum() - b @ y - h @ z
+        unit = (np.abs(c) + np.r_[np.abs(y), z] @ np.abs(rows)) @ np.maximum(upper, -lower)
+        unit += np.abs(b * y).sum() + np.abs(h * z).sum()
+        assert float(out.bound) <= min(exact + 1e-5 * unit, largest)
+        if abs(exact) < largest / 2:
+            finite += 1
+            np.testing.assert_allclose(float(out.bound), exact, atol=1e-5 * unit)
+    assert finite > 10 or sizes == (3e38, 3e38)
+
+
+def test_nan_is_not_bounded_away():
+    half = jax.jit(lambda v: dual_bound(-jnp.ones(2), jnp.ones(1), A=jnp.ones((1, 2)), b=v[:1],
+                                        lower=v[1], upper=1.0))
+    assert float(half(jnp.array([2.0, 0.0]))) == -2
+    assert np.isnan(half(jnp.array([jnp.nan, 0.0])))
+    slope = jax.grad(lambda y: dual_bound(-jnp.ones(2), y, A=jnp.ones((1, 2)), b=jnp.ones(1),
+                                          lower=0.0, upper=1.0))
+    assert slope(jnp.array([1e30])).tolist() == [-1.0]

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter import trees
 from jaxiter.known import check_finite
-from jaxiter.numerics import on_own_mesh, strong
+from jaxiter.numerics import on_own_mesh, stop_gradient, strong
 from jaxiter.operators.linear_map import LinearMap, linear_map
 from jaxiter.operators.programs.checks import canonical
 from jaxiter.reuse import reused
+
+#: Costs and multipliers are measured in a unit that makes them at most about 2^-20: so many of
+#: their products with numbers of any size can be added.
+SMALL = 20.0
 
 
 class CompletedDual(NamedTuple):
@@ -58,7 +63,8 @@ def complete_dual(
         default `max(z, 0)`, the orthant.
 
     Returns:
-      A `CompletedDual`; its bound is right up to the rounding of its sums, NaN for NaN.
+      A `CompletedDual`; its bound is right up to the rounding of its sums, NaN for NaN. One that
+      leaves the float range is -inf, or the largest number, and bounds all the same.
 
     Raises:
       ValueError: shapes that do not fit, a guess without its rows or the reverse, NaN,
@@ -85,13 +91,20 @@ def complete_dual(
     if jnp.shape(z) != program.h.shape:
         raise ValueError(f"cone must keep the shape {program.h.shape} of inequality_dual, got "
                          f"{jnp.shape(z)}.")
-    bounded = jnp.isfinite(program.h)
-    z = jnp.where(bounded, z, 0)  # rows without a right-hand side are none
-    slope = program.q + linear_map(program.A)[1](y) + linear_map(program.G)[1](z)
-    low, high = jnp.maximum(slope, 0), jnp.maximum(-slope, 0)
-    proved = (_least(low, program.lower) + _least(high, -program.upper)
-              - jnp.sum(program.b * y) - jnp.sum(jnp.where(bounded, program.h, 0) * z))
-    return CompletedDual(y, z, low, high, proved)
+    z = jnp.where(jnp.isinf(program.h), 0, z)  # rows without a right-hand side are none
+    # In units of the largest cost and the largest side no product or sum leaves the float range.
+    prices, (q, dual, conic) = _in_a_unit(SMALL, program.q, y, z)
+    sides, least = _in_a_unit(
+        0.0, program.lower, -program.upper, -program.h, program.b, -program.b)
+    slope = q + linear_map(program.A)[1](dual) + linear_map(program.G)[1](conic)
+    low, high = _signs(slope)
+    more, less = _signs(dual)
+    given = (program.lower, program.upper, program.h, program.b, program.b)
+    terms = map(_least, (low, high, conic, less, more), [
+        _outward(side, whole != 0) for side, whole in zip(least, given, strict=True)])
+    largest = jnp.finfo(slope.dtype).max  # inf would be no bound
+    proved = jnp.minimum(_times(sum(terms, jnp.zeros((), slope.dtype)), prices + sides), largest)
+    return CompletedDual(y, z, _times(low, prices), _times(high, prices), proved)
 
 
 @reused
@@ -122,11 +135,38 @@ def dual_bound(
     return complete_dual(c, equality_dual, inequality_dual, **program).bound
 
 
+def _signs(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """v, taken apart by its sign."""
+    return jnp.maximum(v, 0), jnp.maximum(-v, 0)
+
+
+def _in_a_unit(below: float, *parts: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """The exponent of a power of two, and the parts in its unit: about 2^-below, or infinite."""
+    given = stop_gradient([jnp.where(jnp.isinf(part), 0, part) for part in parts])
+    exponent = jnp.round(jnp.log2(trees.magnitude(given))) + below
+    return exponent, [_times(part, -exponent) for part in parts]
+
+
+def _outward(scaled: jax.Array, given: jax.Array) -> jax.Array:
+    """A least side, or term, below what it was where it vanished in its unit."""
+    tiny = jnp.finfo(scaled.dtype).tiny
+    return jnp.where((jnp.abs(scaled) < tiny) & given, -tiny, scaled)
+
+
+def _times(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """`x * 2^exponent` in steps, for the power alone may leave the float range."""
+    step = jnp.round(exponent / 4)
+    for part in (step, step, step, exponent - 3 * step):
+        x = x * 2.0**part
+    return x
+
+
 def _least(multiplier: jax.Array, bound: jax.Array) -> jax.Array:
     """The sum of `multiplier * bound`; -inf where what is infinite has a multiplier."""
-    finite = jnp.isfinite(bound)
-    known_part = jnp.sum(jnp.where(finite, multiplier * jnp.where(finite, bound, 0), 0))
-    return known_part + jnp.where(jnp.any(~finite & (multiplier > 0)), -jnp.inf, 0)
+    finite = ~jnp.isinf(bound)
+    finite_part = jnp.where(finite, bound, 0)
+    terms = _outward(multiplier * finite_part, (multiplier > 0) & (finite_part < 0))
+    return jnp.sum(terms) + jnp.where(jnp.any(~finite & (multiplier > 0)), -jnp.inf, 0)
 
 
 def _guess(name: str, value: Any, rows: str, like: jax.Array) -> jax.Array:
