@@ -1,5 +1,6 @@
 """Differentiable permutations: doubly stochastic layers, samples, and hard assignments."""
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import jax
@@ -7,20 +8,51 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint
 from jaxiter.implicit import as_adjoint
 from jaxiter.known import check_count, check_positive
-from jaxiter.numerics import stop_gradient
+from jaxiter.linear import LinearSolution, LinearSolver, Matvec
+from jaxiter.numerics import safe_divide, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.reuse import reused
 from jaxiter.solution import Status
 from jaxiter.transport.checks import NO_RESUME
 from jaxiter.transport.sinkhorn import sinkhorn
+from jaxiter.values import as_value
 
 
 def _check(scores: jax.Array, tau: Any) -> None:
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square [..., k, k], got shape {scores.shape}.")
     check_positive(tau=tau)
+
+
+class _OfPlans(Adjoint):
+    """Derivatives of plans by costs alone, where a plan falls into blocks, too.
+
+    The potentials of a block may then move against those of another, by as much as rounding
+    says, and the system is as good as singular. But costs do not pull at what the system hardly
+    holds, nor do plans ask for it: the share of the answer that rounding decides has next to no
+    effect, while the answer is about as large as what was asked. Marginals would pull.
+    """
+
+    inner: Adjoint
+
+    def with_solver(self, change: Callable) -> Adjoint:
+        return self.inner.with_solver(lambda solve: _by_size(change(solve)))
+
+
+@as_value
+def _by_size(solve: LinearSolver) -> LinearSolver:
+    """The solver, with the condition that shows in its answer in place of that of the system."""
+
+    def sized(matvec: Matvec, b: Any, *, x0: Any = None) -> LinearSolution:
+        out = solve(matvec, b, x0=x0)
+        shown = safe_divide(trees.norm(out.value), trees.norm(b))
+        return out._replace(condition=jnp.minimum(out.condition, jnp.maximum(shown, 1)))
+
+    return sized
 
 
 @reused
@@ -40,8 +72,9 @@ def sinkhorn_layer(
       `[..., k, k]`, columns sum to 1; rows too, up to the tolerance. NaN where scores are, and
       where tau is not positive; `sinkhorn` itself has a status.
 
-    Where the matrix is close to a permutation, mass between its blocks is lost to rounding, and
-    a loss that asks for it gets a NaN derivative: raise tau, or unroll.
+    Where the matrix is close to a permutation, mass between its blocks is lost to rounding. Losses
+    of the matrix keep their derivative; one that asks for that mass itself, by its logarithm, gets
+    NaN: raise tau, or unroll.
 
     Reference: Adams and Zemel, "Ranking via Sinkhorn propagation", 2011; Santa Cruz et al.,
     "DeepPermNet: visual permutation learning", 2017.
@@ -66,9 +99,16 @@ def sinkhorn_layer(
 
         return jnp.exp(lax.scan(normalise, scores / tau, length=chosen.max_steps)[0])
 
+    adjoint = as_adjoint(chosen.adjoint)
+    if adjoint.with_solver(_by_size) is not adjoint:  # it solves a linear system
+        chosen = chosen._replace(adjoint=_OfPlans(adjoint))
+    # Costs over tau are all that counts: so a derivative by tau is one by costs, too.
+    held = stop_gradient(jnp.asarray(tau, scores.dtype))
+    unit = held / jnp.asarray(tau, scores.dtype)
+
     def solve(scores: jax.Array) -> jax.Array:
         ones = jnp.ones(k, scores.dtype)
-        out = sinkhorn(-scores, ones, ones, epsilon=tau, **chosen._asdict())
+        out = sinkhorn(-scores * unit, ones, ones, epsilon=held, **chosen._asdict())
         return jnp.where(out.status == Status.BAD_INPUT, jnp.nan, out.plan())
 
     for _ in range(scores.ndim - 2):
