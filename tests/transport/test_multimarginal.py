@@ -9,6 +9,7 @@ import pytest
 import scipy.special
 
 import jaxiter as ji
+from jaxiter.stop import never
 from jaxiter.testing import check_front
 from jaxiter.transport import CostTree, multimarginal_sinkhorn
 from jaxiter.transport.cost_tensor import CostTensor
@@ -215,7 +216,39 @@ def test_front():
     costs, marginals = branching((2, 3, 2, 2))
     costs, marginals = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (costs, marginals))
 
-    def front(costs, marginals, **options):
-        return multimarginal_sinkhorn(CostTree(costs, BRANCHES), marginals, epsilon=0.1, **options)
+    def front(costs, marginals, *, stop=None, max_steps=None, monitor=None):  # resume: see below
+        return multimarginal_sinkhorn(CostTree(costs, BRANCHES), marginals, epsilon=0.1, stop=stop,
+                                      max_steps=max_steps, monitor=monitor)
 
     check_front(front, costs, marginals)
+
+
+@pytest.mark.parametrize("solver", [None, ji.anderson(3)], ids=["plain", "anderson"])
+def test_a_run_in_parts_is_the_whole_run_to_rounding(solver):
+    """Parts that end within a block of 20 steps: its kernels are rebuilt where a part begins."""
+    costs, marginals = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), branching((2, 3, 2, 2)))
+
+    @jax.jit
+    def run(steps, state, costs, marginals):
+        return multimarginal_sinkhorn(CostTree(costs, BRANCHES), marginals, epsilon=0.02,
+                                      stop=never(), solver=solver, max_steps=steps, resume=state)
+
+    whole, part = run(33, None, costs, marginals), run(7, None, costs, marginals)
+    assert part.solve.steps == 7 and part.marginal_error > 10 * whole.marginal_error
+    part = run(28, part.solve.state, costs, marginals)
+    part = run(33, part.solve.state, costs, marginals)
+    assert part.solve.steps == 33
+    for one, other in zip(part.potentials, whole.potentials, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    with pytest.raises(TypeError, match="resume"):
+        run(40, part.solve.state._replace(x=part.solve.state.x[:1]), costs, marginals)
+
+
+def test_an_ended_solve_is_taken_up_again():
+    cost = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 2, 3)), jnp.float32)
+    run = partial(multimarginal_sinkhorn, cost, [jnp.ones(n) / n for n in cost.shape], epsilon=0.1)
+    rough = run(stop=ji.tolerance(rtol=1e-1, atol=0))
+    fine = run(stop=ji.tolerance(rtol=1e-5, atol=0), resume=rough.solve.state)
+    assert rough.converged and fine.converged and fine.solve.steps > rough.solve.steps
+    np.testing.assert_allclose(
+        fine.plan(), run(stop=ji.tolerance(rtol=1e-5, atol=0)).plan(), atol=1e-5)

@@ -106,7 +106,8 @@ def multimarginal_sinkhorn(
       epsilon: regularisation in units of the cost, positive; may be traced.
       init: `potentials` of a previous result.
       **options: those of `fixed_point`; by default 2000 steps, and no solver: `anderson()` helps
-        where epsilon is small. No `resume`: `init` starts warm.
+        where epsilon is small. `resume` goes on to rounding, not bit by bit: a state keeps no
+        kernels, so they are rebuilt where it stopped.
 
     Returns:
       A `MultimarginalResult`.
@@ -128,8 +129,7 @@ def multimarginal_sinkhorn(
     >>> out.plan()[0].round(3).tolist(), bool(out.converged)
     ([[0.0, 0.0], [0.5, 0.0]], True)
     """
-    chosen = choose("multimarginal_sinkhorn", options, {
-        "resume": "kernels are rebuilt at other steps; start warm by init"}, max_steps=MAX_STEPS)
+    chosen = choose("multimarginal_sinkhorn", options, {}, max_steps=MAX_STEPS)
     check_positive(epsilon=epsilon)
     known(_check_weights, tuple(marginals))
     structure = _as_cost(cost)
