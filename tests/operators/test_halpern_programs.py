@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.experimental.sparse import BCOO
 from tests.linear_programs import in_bad_units, infeasible, solvable, unbounded
 
 import jaxiter as ji
 from jaxiter import Status
-from jaxiter.operators import linear_program
+from jaxiter.operators import linear_program, quadratic_program
 from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import solve_by_halpern
 from jaxiter.operators.programs.scaling import scaling
@@ -123,3 +124,37 @@ def test_scaling():
         found.append(float(norm))
     np.testing.assert_allclose(found[1:], found[0], rtol=0.1)
     np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bent", [False, True], ids=["linear", "quadratic"])
+def test_derivatives_in_units_far_apart(bent):
+    """Of a vertex, or of the free unknowns of a quadratic program, by the optimality system.
+
+    In float32, rows and columns over eight decades: all were NaN.
+    """
+    rng, rows, n = np.random.default_rng(0), 3, 6
+    matrix, root = rng.normal(size=(rows, n)), rng.normal(size=(n, n))
+    free = rows + bent  # the others are at their bound
+    x = np.where(np.arange(n) < free, rng.uniform(0.5, 1, n), 0)
+    bend = (root @ root.T + np.eye(n)) * bent
+    cost = -matrix.T @ rng.normal(size=rows) - bend @ x + np.where(x > 0, 0, 1)
+    unit, row = (10 ** rng.uniform(-4, 4, size=size) for size in (n, rows))
+    by_x, by_y = rng.normal(size=n), rng.normal(size=rows)
+
+    def loss(q, b, A, Q, by_x, by_y):
+        given = {"A": A, "b": b, "lower": 0.0, "method": "halpern"}
+        out = quadratic_program(Q, q, **given) if bent else linear_program(q, **given)
+        return by_x @ out.x + by_y @ out.equality_dual, out
+
+    given = [jnp.asarray(v, jnp.float32) for v in (
+        cost * unit, matrix @ x * row, row[:, None] * matrix * unit,
+        unit[:, None] * bend * unit, by_x * unit, by_y * row)]
+    (by_cost, by_side), out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(*given)
+    assert out.converged
+    np.testing.assert_allclose(out.x * unit, x, atol=1e-2)  # judged in the units given
+    active = matrix[:, :free]
+    system = np.block([[bend[:free, :free], active.T], [active, np.zeros((rows, rows))]])
+    answer = np.linalg.solve(system, np.r_[by_x[:free], by_y])
+    np.testing.assert_allclose(by_cost[:free] * unit[:free], -answer[:free], atol=1e-3)
+    np.testing.assert_allclose(by_cost[free:], 0, atol=1e-3)
+    np.testing.assert_allclose(by_side * row, answer[free:], atol=1e-3)

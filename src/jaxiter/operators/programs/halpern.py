@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from jaxiter import trees
+from jaxiter.adjoint import Adjoint, frozen
 from jaxiter.driver import fixed_point
-from jaxiter.implicit import implicit
+from jaxiter.implicit import as_adjoint, implicit
 from jaxiter.linear import dense, gmres
-from jaxiter.numerics import numbers_in, stop_gradient, strong
+from jaxiter.numerics import anchor, numbers_in, stop_gradient, strong
 from jaxiter.operators.programs.certificates import ray_of
-from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof
+from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof, step_units
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
@@ -19,9 +22,10 @@ from jaxiter.operators.programs.program import (
     result,
     within,
 )
-from jaxiter.operators.programs.scaling import scaling
+from jaxiter.operators.programs.scaling import Scaling, scaling
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point
+from jaxiter.solution import Solution
 from jaxiter.solvers.halpern import halpern
 from jaxiter.stop import tolerance
 
@@ -51,10 +55,33 @@ def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOption
         stop=tolerance(rtol=TOLERANCES[program.q.dtype.itemsize], atol=0.0))
     units = scaling(program)
     every = EVERY if chosen.check_every == 1 else chosen.check_every
+    adjoint = as_adjoint(chosen.adjoint)
+    solves = adjoint.with_solver(lambda solve: solve) is not adjoint and not adjoint.sums_map
+    if solves:  # a linear system: in units, and not as the driver would
+        chosen = chosen._replace(adjoint=frozen())
     solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
     pace = stop_gradient(solution.state.answer.memory)
+    if solves:
+        solution = solution._replace(value=_attached(adjoint, solution, pace.used, program, units))
     point = needed(program, advanced(solution.value, pace.used, program, units))
     return result(program, point, solution, ray_of(solution, proof, program, units))
+
+
+def _attached(
+    adjoint: Adjoint, solution: Solution, weight: jax.Array, program: Program, units: Scaling
+) -> PrimalDual:
+    """The answer, with derivatives by a linear system in units in which T is a contraction."""
+    value = stop_gradient(solution.value)
+    roots = stop_gradient(step_units(weight, units))
+
+    def equations(moved: PrimalDual) -> PrimalDual:  # T(x) - x in these units, by x - value
+        point = jax.tree.map(lambda x, root, way: x + root * way, value, roots, moved)
+        gap = trees.subtract(advanced(point, weight, program, units), point)
+        return jax.tree.map(jnp.divide, gap, roots)
+
+    still = anchor(trees.zeros_like(value), value)
+    moved = adjoint.attach(equations, still, (), solution.status)
+    return jax.tree.map(lambda x, root, way: x + root * way, value, roots, moved)
 
 
 def _started(program: Program, x0: Any) -> PrimalDual:

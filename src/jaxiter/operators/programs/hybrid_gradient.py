@@ -117,6 +117,12 @@ def _paces(weight: jax.Array, units: Scaling) -> tuple[jax.Array, jax.Array]:
     return 1 / (weight / eta + units.curvature), eta * weight
 
 
+def step_units(weight: jax.Array, units: Scaling) -> PrimalDual:
+    """Units of a point in which the map of one weight is nonexpansive: roots of its steps."""
+    primal, dual = (jnp.sqrt(step) for step in _paces(weight, units))
+    return PrimalDual(primal * units.units.x, *(dual * unit for unit in units.units[1:]))
+
+
 def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
     rows = trees.norm(jax.tree.map(jnp.multiply, right_sides(program), tuple(units.units[1:])))
     costs = trees.norm(program.q * units.units.x)
