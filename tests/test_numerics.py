@@ -88,6 +88,13 @@ def test_safe_functions_and_their_gradients():
     np.testing.assert_allclose(numerics.logsumexp(z, 1, weights), exact, rtol=1e-6)
     slope = jax.jit(jax.grad(lambda z: numerics.logsumexp(z, 1, weights)[::2].sum()))(z)
     np.testing.assert_allclose(slope.sum(1), [1, 0, 1], atol=1e-6)
+    assert np.isnan(numerics.safe_log(jnp.array([jnp.nan])))
+    unknown = z.at[0, 1].set(jnp.nan).at[2, 2].set(jnp.nan)  # the latter has no weight
+    sums = jax.jit(numerics.logsumexp, static_argnums=1)(unknown, 1, weights)
+    np.testing.assert_allclose(sums, [np.nan, -np.inf, np.log(2)], rtol=1e-6)
+    assert np.isnan(numerics.logsumexp(unknown, 1)).tolist() == [True, False, True]
+    unknown = numerics.logsumexp(z[::2], 1, weights.at[1].set(jnp.nan))
+    assert np.isnan(unknown).all()
 
 
 def test_known_numbers_are_checked():

@@ -309,9 +309,9 @@ def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
 
 @jax.jit
 def safe_log(x: jax.Array) -> jax.Array:
-    """`log(x)`, and -inf where x <= 0, with a zero gradient there instead of NaN."""
-    positive = x > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
+    """`log(x)`, and -inf where x <= 0, with a zero gradient there instead of NaN; NaN for NaN."""
+    none = x <= 0
+    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, x)))
 
 
 def largest_exponent(dtype: Any) -> float:
@@ -336,7 +336,8 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
     """`log(sum(weights * exp(z)))` along one axis, never overflowing.
 
     Entries of weight 0 and entries z = -inf contribute nothing; a slice of only
-    such entries gives -inf. Gradients stay finite in all these cases.
+    such entries gives -inf. Gradients stay finite in all these cases. NaN is passed on, but for
+    that of an entry of weight 0.
     """
     lifted = lax.stop_gradient(z)
     if weights is not None:
@@ -345,7 +346,9 @@ def logsumexp(z: jax.Array, axis: int, weights: jax.Array | None = None) -> jax.
     peak = jnp.where(jnp.isfinite(peak), peak, 0)
     # A weight of 0 stays in the sum: its own gradient need not be 0. There alone the exponent
     # may be large, and inf * 0 would be NaN.
-    terms = jnp.exp(jnp.minimum(
-        jnp.where(z > -jnp.inf, z, peak) - peak, largest_exponent(z.dtype)))
-    terms = jnp.where(z > -jnp.inf, terms if weights is None else terms * weights, 0)
+    none = z == -jnp.inf
+    if weights is not None:
+        none |= jnp.isnan(z) & (weights == 0)
+    terms = jnp.exp(jnp.minimum(jnp.where(none, peak, z) - peak, largest_exponent(z.dtype)))
+    terms = jnp.where(none, 0, terms if weights is None else terms * weights)
     return safe_log(jnp.sum(terms, axis=axis)) + jnp.squeeze(peak, axis)

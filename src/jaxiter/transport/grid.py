@@ -59,7 +59,7 @@ class Grid(Geometry):
             first = jnp.moveaxis(weights, axis, -1)[..., None, :] if axis == 0 else None
             z = jnp.moveaxis(epsilon * logsumexp(exponent, -1, first), -1, axis)
         out = -z.reshape(-1)
-        return jnp.where(jnp.isfinite(out), out, 0)
+        return jnp.where(jnp.isinf(out), 0, out)
 
     def mean(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """As in the base class, from the marginals of the weights along the axes.
