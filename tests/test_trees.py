@@ -105,3 +105,20 @@ def test_unshared_copies_what_is_held_twice():
     first, second, third = trees.unshared((one, one, other), (other,))
     assert first is one and second is not one and third is not other
     np.testing.assert_array_equal(second, one)
+
+
+def test_rows_of_a_tree():
+    """Against numpy: what stands before a row, masks over rows, rows that are not finite."""
+    tree = {"x": jnp.arange(6.0).reshape(3, 2), "n": jnp.arange(3)}
+    first = {"x": jnp.array([8.0, 9.0]), "n": jnp.array(7)}
+    mask = jnp.array([True, False, True])
+    assert trees.before(tree)["x"].tolist() == [[0, 0], [0, 1], [2, 3]]
+    assert trees.before(tree, first)["n"].tolist() == [7, 0, 1]
+    assert trees.prepend(first, tree)["x"].tolist() == [[8, 9], [0, 1], [2, 3], [4, 5]]
+    assert trees.at(tree, jnp.array([2, 0]))["n"].tolist() == [2, 0]
+    assert trees.mean_rows(tree["x"]).tolist() == [2, 3]
+    kept = trees.where_rows(mask, tree, jax.tree.map(jnp.negative, tree))
+    assert kept["x"].tolist() == [[0, 1], [-2, -3], [4, 5]] and kept["n"].tolist() == [0, -1, 2]
+    assert trees.where_rows(mask, tree["n"], first["n"]).tolist() == [0, 7, 2]
+    broken = {**tree, "x": tree["x"].at[1, 0].set(jnp.nan)}
+    assert trees.finite_rows(broken).tolist() == [True, False, True]

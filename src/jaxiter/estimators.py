@@ -300,7 +300,7 @@ def _look(
     size, count = _blocks(data)
     index = jax.random.randint(key, (), 0, count)
     new, share = _on_block(quantity, data, index, size, count)
-    change = trees.subtract(new, jax.tree.map(lambda leaf: leaf[index], table.rows))
+    change = trees.subtract(new, trees.at(table.rows, index))
     # Blocks are drawn alike, so a short block's change counts for less.
     estimate = trees.axpy(count * share, change, table.mean)
     return estimate, Table(

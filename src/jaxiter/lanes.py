@@ -182,8 +182,8 @@ def _starts(x0s: PyTree, retries: PyTree) -> PyTree:
     if retries is None:
         return jax.tree.map(lambda leaf: leaf[None], x0s)
     retries = as_point(retries)
-    trees.check_same_structure(x0s, jax.tree.map(lambda leaf: leaf[0], retries), "Each of retries")
-    return jax.tree.map(lambda first, more: jnp.concatenate([first[None], more]), x0s, retries)
+    trees.check_same_structure(x0s, trees.first(retries), "Each of retries")
+    return trees.prepend(x0s, retries)
 
 
 #: Numbers in the points of all lanes that accelerators take at once.

@@ -71,7 +71,7 @@ class Batches(eqx.Module):
         if self.size is None:
             return self.data
         chosen = jax.random.randint(key, (self.size,), 0, self.rows)
-        return jax.tree.map(lambda leaf: leaf[chosen], self.data)
+        return trees.at(self.data, chosen)
 
 
 class Moving(NamedTuple):

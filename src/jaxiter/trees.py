@@ -260,9 +260,48 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
+def at(tree: PyTree, index: Any) -> PyTree:
+    """The rows of every leaf at an index, a slice or an array of indices."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def first(tree: PyTree) -> PyTree:
     """The first row of every leaf."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    return at(tree, 0)
+
+
+def prepend(first: PyTree, rows: PyTree) -> PyTree:
+    """One row, then the others."""
+    return jax.tree.map(lambda one, leaf: jnp.concatenate([one[None], leaf]), first, rows)
+
+
+def before(rows: PyTree, first: PyTree = None) -> PyTree:
+    """What stands one row before each: `first`, or zeros, and all rows but the last."""
+    if first is None:
+        first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), rows)
+    return prepend(first, at(rows, slice(-1)))
+
+
+def mean_rows(tree: PyTree) -> PyTree:
+    """The mean over the rows of every leaf."""
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, 0), tree)
+
+
+def spread(numbers: jax.Array, like: jax.Array) -> jax.Array:
+    """One number per row, `[n]`, in a shape that meets arrays like `like`, `[n, ...]`."""
+    return numbers.reshape(numbers.shape + (1,) * (like.ndim - 1))
+
+
+def where_rows(mask: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """The rows of `a` in the mask, `[n]`, and those of `b` elsewhere."""
+    return jax.tree.map(lambda x, y: jnp.where(spread(mask, x), x, y), a, b)
+
+
+def finite_rows(tree: PyTree) -> jax.Array:
+    """Which rows are finite, `[n]`; integers are."""
+    flags = [jnp.all(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1)
+             for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags), axis=0)
 
 
 def check_same_structure(expected: PyTree, actual: PyTree, what: str) -> None:

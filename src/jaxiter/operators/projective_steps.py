@@ -116,8 +116,8 @@ def graph_process(system: Callable, matvec: Callable, count: int) -> Process:
         a = near(back)
         a_dual = trees.subtract(back, a)
         image = forward(x)
-        b = _select(active, blocks_near(trees.axpy(units.own, v, image)), state.b)
-        b_dual = _select(active, trees.axpy(1 / units.own, trees.subtract(image, b), v),
+        b = trees.where_rows(active, blocks_near(trees.axpy(units.own, v, image)), state.b)
+        b_dual = trees.where_rows(active, trees.axpy(1 / units.own, trees.subtract(image, b), v),
                          state.b_dual)
 
         s = trees.add(a_dual, pull(b_dual))
@@ -135,9 +135,3 @@ def graph_process(system: Callable, matvec: Callable, count: int) -> Process:
 
 def _one_hot(key: jax.Array, chances: jax.Array, kind: Any) -> jax.Array:
     return jax.nn.one_hot(jax.random.choice(key, chances.size, p=chances), chances.size, dtype=kind)
-
-
-def _select(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The blocks that are active, the others as they were."""
-    return jax.tree.map(lambda n, o: jnp.where(
-        active.reshape(active.shape + (1,) * (n.ndim - 1)), n, o), new, old)

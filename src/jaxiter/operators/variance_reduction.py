@@ -27,14 +27,14 @@ class Halpern(NamedTuple):
 def mean_of(component: Callable, z: PyTree, data: PyTree, args: tuple) -> PyTree:
     """The mean of F_i(z) over the rows."""
     values = jax.vmap(lambda row: component(z, row, *args))(data)
-    trees.check_same_structure(z, jax.tree.map(lambda leaf: leaf[0], values), "F_i(z), like z,")
-    return jax.tree.map(lambda leaf: jnp.mean(leaf, 0), values)
+    trees.check_same_structure(z, trees.first(values), "F_i(z), like z,")
+    return trees.mean_rows(values)
 
 
 def _drawn(data: PyTree, key: jax.Array, batch: int) -> PyTree:
     rows = jax.tree.leaves(data)[0].shape[0]
     chosen = jax.random.randint(key, (batch,), 0, rows)
-    return jax.tree.map(lambda leaf: leaf[chosen], data)
+    return trees.at(data, chosen)
 
 
 def halpern_process(mean: Callable, near: Callable, moves: Callable, spent: int) -> Process:
