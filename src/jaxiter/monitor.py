@@ -59,15 +59,13 @@ def record(
     def seen(x: PyTree) -> PyTree:
         return jax.tree.map(jnp.asarray, value(x)) if callable(value) else x
 
-    def blank(leaf: Any) -> jax.Array:
-        nothing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
-        return jnp.full((capacity, *leaf.shape), nothing, leaf.dtype)
-
     def init(info: StepInfo) -> dict:
         empty = jnp.full((capacity,), jnp.nan, info.merit.dtype)
         trace = {"merit": empty, "scale": empty}
         if value:
-            trace["value"] = jax.tree.map(blank, jax.eval_shape(seen, info.x))
+            trace["value"] = jax.tree.map(
+                lambda leaf: blank(capacity, leaf.shape, leaf.dtype),
+                jax.eval_shape(seen, info.x))
         return trace
 
     def update(info: StepInfo, state: dict, active: jax.Array) -> dict:
@@ -79,6 +77,11 @@ def record(
         return jax.tree.map(lambda rows, leaf: rows.at[row].set(leaf, mode="drop"), state, new)
 
     return Monitor(init, update)
+
+
+def blank(count: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Rows in which nothing was recorded yet."""
+    return jnp.full((count, *shape), jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
 
 
 def callback(function: Callable[[dict], None], every: int = 1) -> Monitor:

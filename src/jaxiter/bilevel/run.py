@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.monitor import Monitor, record, seeing
+from jaxiter.monitor import Monitor, blank, record, seeing
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
 from jaxiter.reuse import reused
@@ -132,9 +132,7 @@ def _recording(monitor: Monitor | None, trace: Callable, count: int, every: int)
 
 def _longer(leaf: jax.Array, count: int) -> jax.Array:
     """`count` rows: those of the leaf, then none."""
-    nothing = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
-    blank = jnp.full((count, *leaf.shape[1:]), nothing, leaf.dtype)
-    return jnp.concatenate([leaf, blank])[:count]
+    return jnp.concatenate([leaf, blank(count, leaf.shape[1:], leaf.dtype)])[:count]
 
 
 def _with_rows(resume: LoopState | None, count: int) -> LoopState | None:
