@@ -1,11 +1,7 @@
 """Diffusion and flow sampling: schedules, samplers as tables, and parallel solves of them."""
 
 from jaxiter.diffusion.accelerated import accelerated_ddim, accelerated_ddpm
-from jaxiter.diffusion.adjoint_matching import (
-    adjoint_matching_loss,
-    lean_adjoint,
-    memoryless_path,
-)
+from jaxiter.diffusion.adjoint_matching import adjoint_matching_loss, lean_adjoint, memoryless_path
 from jaxiter.diffusion.denoiser import Denoiser, guided
 from jaxiter.diffusion.exponential import SolverSearch, exponential_multistep, search_orders
 from jaxiter.diffusion.feynman_kac import Particles, feynman_kac_sample
@@ -43,12 +39,7 @@ from jaxiter.diffusion.schedules import (
     ve_schedule,
     vp_schedule,
 )
-from jaxiter.diffusion.solver_search import (
-    LearntSolver,
-    euler_solver,
-    integrate,
-    search_solver,
-)
+from jaxiter.diffusion.solver_search import LearntSolver, euler_solver, integrate, search_solver
 from jaxiter.diffusion.timesteps import OptimalSteps, optimal_steps, straightening_pairs
 
 __all__ = [

@@ -6,7 +6,7 @@ models, provably", 2024.
 
 import numpy as np
 
-from jaxiter.diffusion.samplers import Sampler, tables
+from jaxiter.diffusion.samplers import Sampler, tables, weave
 from jaxiter.diffusion.schedules import NoiseSchedule
 
 
@@ -21,26 +21,25 @@ def accelerated_ddim(schedule: NoiseSchedule) -> Sampler:
     19
     """
     _preserving(schedule)
-    sigma, time, ratio = schedule.sigma[:-1], schedule.time[:-1], _ratio(schedule)
-    state, model, calls = [], [], []
-    for t in range(len(ratio)):
-        root, gap = np.sqrt(ratio[t]), 1 - ratio[t]
-        half = -gap / (2 * sigma[t])  # of eps: the score is -eps / sigma
-        if t == 0:
-            calls.append((schedule.alpha[t], sigma[t], time[t]))
-            state.append((1 / root, 0))
-            model.append((half / root, 0))
-            continue
-        root_up, gap_up = np.sqrt(ratio[t - 1]), 1 - ratio[t - 1]
-        calls += [(schedule.alpha[t], sigma[t], time[t]),
-                  (schedule.alpha[t - 1], sigma[t - 1], time[t - 1])]
-        state += [(root_up, 0), (0, 1 / root)]
-        model.append((root_up * gap_up / (2 * sigma[t]), 0))
-        weight = gap**2 / (4 * gap_up)
-        model.append((weight * root_up / sigma[t - 1] / root,
-                      (half - weight / sigma[t]) / root))
-    return tables(schedule, list(np.array(state).T), list(np.array(model).T),
-                  calls=tuple(np.array(calls).T), rows_per_step=2)
+    alpha, sigma, time = (table[:-1] for table in schedule)
+    ratio = _ratio(schedule)
+    root, gap = np.sqrt(ratio), 1 - ratio
+    half = -gap / (2 * sigma)  # of eps: the score is -eps / sigma
+    alpha_up, sigma_up, time_up, root_up, gap_up = (
+        np.append(table[0], table[:-1]) for table in (alpha, sigma, time, root, gap))
+    weight = gap**2 / (4 * gap_up)
+    first = np.arange(len(ratio)) == 0  # a step of one row, for there is no level before it
+
+    def rows(up: np.ndarray | float, down: np.ndarray) -> np.ndarray:
+        return weave(up, down)[1:]
+
+    return tables(
+        schedule,
+        [rows(root_up, np.where(first, 1 / root, 0)), rows(0, np.where(first, 0, 1 / root))],
+        [rows(root_up * gap_up / (2 * sigma),
+              np.where(first, half, weight * root_up / sigma_up) / root),
+         rows(0, np.where(first, 0, half - weight / sigma) / root)],
+        calls=(rows(alpha, alpha_up), rows(sigma, sigma_up), rows(time, time_up)))
 
 
 def accelerated_ddpm(schedule: NoiseSchedule) -> Sampler:

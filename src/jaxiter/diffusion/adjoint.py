@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen
@@ -15,8 +14,8 @@ from jaxiter.diffusion.table import (
     combine_all,
     histories,
     linear_rows,
-    push,
     walk,
+    weighted,
     widen,
 )
 from jaxiter.driver import fixed_point
@@ -24,7 +23,7 @@ from jaxiter.numerics import anchor, hoist, machine_epsilon, stop_gradient
 from jaxiter.problem import Problem
 from jaxiter.recurrence.adjoint import ChainAdjoint, attach_rows
 from jaxiter.recurrence.linearize import dot, secant_slopes
-from jaxiter.recurrence.rounds import spread
+from jaxiter.recurrence.rounds import back
 from jaxiter.stop import tolerance
 
 PyTree = Any
@@ -52,80 +51,53 @@ def attach_sampling(
         at = (lambda s, row: pure(operands[1], s, row), fixed[0], states)
         if adjoint.batched:
             return partial(_forward, *at), partial(_rounds, *at, fixed[1])
-        return partial(_forward, *at), partial(_backward, *at)
+        return partial(_forward, *at), lambda b: jax.linear_transpose(
+            partial(_forward, *at, like=b), b)(b)[0]
 
     def rows(operands: tuple, fixed: tuple, states: jax.Array) -> jax.Array:
         values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, fixed[0])
         return combine_all(fixed[0], states, values)
 
-    return jnp.concatenate([x_init[None], attach_rows(
-        rows, x[1:], (x_init, constants), (table, slopes), solves)])
+    return trees.prepend(x_init, attach_rows(
+        rows, x[1:], (x_init, constants), (table, slopes), solves))
 
 
-def _forward(model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array) -> jax.Array:
-    """The tangent recurrence: a jvp of the model per row; b stands where noise did."""
-    start = anchor(jnp.zeros_like(b[0]), (b, states))
+def _forward(
+    model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array,
+    like: jax.Array | None = None,
+) -> jax.Array:
+    """The tangent recurrence: a jvp of the model per row; b stands where noise did.
+
+    like: varies over a mesh as b does, which is not read where it is to be transposed.
+    """
+    start = anchor(jnp.zeros_like(b[0]), (b if like is None else like, states))
     return walk(
         table._replace(noise=jnp.ones_like(table.noise), z=b), histories(table, start),
         lambda dx, row, at: jax.jvp(lambda s: model(s, row), (at,), (dx,))[1], states)[1]
 
 
-def _reversed(table: SamplerTable) -> tuple[jax.Array, jax.Array]:
-    """`state[t + j, j]` and `model[t + j, j]` for t = R-1 .. 1, `[R - 1, K]`: who reads X[t]."""
-    reach = max(table.state.shape[1], table.model.shape[1])
-
-    def column(array: jax.Array, j: int) -> jax.Array:
-        return jnp.concatenate([array[j:, j], jnp.zeros(j, array.dtype)])
-
-    state, model = (jnp.stack([column(widen(array, reach), j) for j in range(reach)], axis=1)
-                    for array in (table.state, table.model))
-    return state[:0:-1], model[:0:-1]
-
-
-def _backward(model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array) -> jax.Array:
-    """The transposed recurrence from the last row to the first: a VJP of the model per row."""
-    state, weight = _reversed(table)
-
-    def step(later: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
-        state, weight, row, x, b = at
-        pulled = _pull(model, x, row, jnp.tensordot(weight, later, 1, precision="highest"))
-        g = b + jnp.tensordot(state, later, 1, precision="highest") + pulled
-        return push(later, g), g
-
-    empty = jnp.zeros((state.shape[1], *b.shape[1:]), b.dtype)
-    first = push(anchor(empty, (b, states)), b[-1])
-    rows = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
-    g = lax.scan(step, first, (state, weight, *rows, b[-2::-1]))[1]
-    return jnp.concatenate([b[-1:], g])[::-1]
-
-
 def _rounds(
     model: Callable, table: SamplerTable, states: jax.Array, slopes: jax.Array, b: jax.Array
 ) -> jax.Array:
-    """The same system by secant quasi-Newton rounds: all VJPs of a round in one batch."""
-    state, weight = _reversed(table)
-    rows, x = jax.tree.map(lambda leaf: leaf[:0:-1], (table, states))
+    """The transposed system by secant quasi-Newton rounds: all VJPs of a round in one batch."""
+    reach = max(table.state.shape[1], table.model.shape[1])
+    # From the last row to the second: X[t] is read by row t + j, as its j-th.
+    state, weight = (
+        jnp.diagonal(back(widen(array, reach)[::-1], reach), axis1=1, axis2=2)[:-1]
+        for array in (table.state, table.model))
+    rows, x = trees.at((table, states), slice(None, 0, -1))
     rest, count = b[-2::-1], b.shape[0] - 1
     if count == 0:
         return b
 
-    def sums(table: jax.Array, g: jax.Array) -> jax.Array:
-        """`sum_j table[k, j] G[k - j]` for the chain G = (last of b, g_0, .., g_{k-1})."""
-        chain = jnp.concatenate([b[-1:], g[:-1]])
-        last = table.shape[1] - 1
-        padded = jnp.concatenate([jnp.zeros((last, *b.shape[1:]), b.dtype), chain])
-        total = jnp.zeros_like(g)
-        for j in range(last + 1):
-            total += spread(table[:, j], g) * padded[last - j: last - j + count]
-        return total
-
     def step(g: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
         slope, old_h, old_v, seen = memory
-        h = sums(weight, g)
-        v = jax.vmap(partial(_pull, model))(x, rows, h)
+        chain = trees.before(g, b[-1])
+        h = weighted(weight, chain)
+        v = jax.vmap(lambda x, row, h: jax.vjp(lambda s: model(s, row), x)[1](h)[0])(x, rows, h)
         tiny = 100 * machine_epsilon(b) ** 2 * dot(h, h)
         slope = secant_slopes(h - old_h, v - old_v, slope, seen, tiny)
-        plain = rest + sums(state, g) + v
+        plain = rest + weighted(state, chain) + v
         lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
         return plain + lift, (slope, h, v, anchor(jnp.bool_(True), seen))
 
@@ -136,8 +108,3 @@ def _rounds(
     g = fixed_point(problem, rest, stop=tolerance(rtol=tight, atol=0.0), adjoint=frozen(),
                     max_steps=count + 1).state.output
     return jnp.concatenate([b[-1:], g])[::-1]
-
-
-def _pull(model: Callable, x: jax.Array, row: SamplerTable, cotangent: jax.Array) -> jax.Array:
-    """The model's Jacobian at x, transposed, times a cotangent."""
-    return jax.vjp(lambda s: model(s, row), x)[1](cotangent)[0]

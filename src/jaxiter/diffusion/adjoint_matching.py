@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
+from jaxiter.known import check_count
 from jaxiter.numerics import stop_gradient
 
 
@@ -40,8 +42,7 @@ def memoryless_path(
     >>> memoryless_path(lambda x, t: -x, jnp.ones(2), jax.random.key(0), 5).shape
     (6, 2)
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_count(steps=steps)
     h = 1 / steps
     noise = jax.random.normal(key, (steps, *x_init.shape), x_init.dtype)
 
@@ -51,7 +52,7 @@ def memoryless_path(
         return x, x
 
     rows = lax.scan(step, x_init, (*_times(steps, x_init.dtype), noise))[1]
-    return jnp.concatenate([x_init[None], rows])
+    return trees.prepend(x_init, rows)
 
 
 def lean_adjoint(base: Callable, path: jax.Array, reward: Callable) -> jax.Array:
@@ -96,7 +97,7 @@ def adjoint_matching_loss(
     times, noise = _times(steps, path.dtype)
     rows = (path[:-1], adjoint, times, noise)
     if chosen is not None:
-        rows = jax.tree.map(lambda leaf: leaf[chosen], rows)
+        rows = trees.at(rows, chosen)
 
     def one(x: jax.Array, a: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
         control = 2 * (velocity(x, t) - lax.stop_gradient(base(x, t))) / c

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import sample
-from jaxiter.diffusion.samplers import Sampler, tables
+from jaxiter.diffusion.samplers import Sampler, pairs, tables
 from jaxiter.diffusion.schedules import NoiseSchedule, make_schedule
 
 LARGEST_ORDER = 3
@@ -52,9 +52,10 @@ def exponential_multistep(
         raise ValueError(f"orders must be in 1..{LARGEST_ORDER}, got {orders}.")
     if np.any(schedule.alpha[:-1] <= 0) or (currency == "eps" and schedule.sigma[-1] == 0):
         raise ValueError("alpha must be positive on every row, and sigma too in eps.")
-    alpha, sigma, alpha1, sigma1 = (schedule.alpha[:-1], schedule.sigma[:-1],
-                                    schedule.alpha[1:], schedule.sigma[1:])
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     lam = schedule.lam
+    sign, lead, state = (1, -sigma1, alpha1 / alpha) if currency == "eps" else (
+        -1, alpha1, sigma1 / sigma)
     model = np.zeros((count, LARGEST_ORDER))
     for t in range(count):
         n = int(min(wanted[t], t + 1))
@@ -64,12 +65,7 @@ def exponential_multistep(
         h = lam[t + 1] - lam[t]
         offsets = lam[t] - lam[t - n + 1: t + 1][::-1]  # 0 for the newest, growing back
         derivatives = _finite_differences(-offsets)
-        if currency == "eps":
-            factors, lead = phi(h, n), -sigma1[t]
-        else:
-            factors, lead = phi(-h, n), alpha1[t]
-        model[t, :n] = lead * (h ** np.arange(1, n + 1) * factors) @ derivatives
-    state = alpha1 / alpha if currency == "eps" else sigma1 / sigma
+        model[t, :n] = lead[t] * (h ** np.arange(1, n + 1) * phi(sign * h, n)) @ derivatives
     return tables(schedule, [state], list(model.T), currency=currency)
 
 

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.samplers import pairs
 from jaxiter.diffusion.schedules import NoiseSchedule
 from jaxiter.numerics import anchor
 from jaxiter.reuse import reused
@@ -81,14 +82,14 @@ def feynman_kac_sample(
     ramp = np.linspace(0, 1, schedule.steps + 1) if strength is None else np.asarray(strength)
     if ramp.shape != (schedule.steps + 1,):
         raise ValueError(f"strength must have {schedule.steps + 1} entries, got {ramp.shape}.")
-    alpha, sigma = schedule.alpha, schedule.sigma
-    if np.any(alpha <= 0) or np.any(sigma[:-1] <= 0):
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
+    if np.any(schedule.alpha <= 0) or np.any(sigma <= 0):
         raise ValueError("alpha must be positive on every row and sigma on every row but the last.")
-    drift = np.log(alpha[:-1] / alpha[1:])  # of the forward process, integrated over the step
-    variance = sigma[:-1] ** 2 - (alpha[:-1] / alpha[1:] * sigma[1:]) ** 2
+    drift = np.log(alpha / alpha1)  # of the forward process, integrated over the step
+    variance = sigma**2 - (alpha / alpha1 * sigma1) ** 2
     dtype, n = x_init.dtype, len(x_init)
     rows = tuple(jnp.asarray(table, dtype) for table in (
-        alpha[:-1], sigma[:-1], schedule.time[:-1], drift, variance, ramp[:-1], np.diff(ramp)))
+        alpha, sigma, schedule.time[:-1], drift, variance, ramp[:-1], np.diff(ramp)))
 
     def particle(x: jax.Array, row: tuple, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One step of one particle and what it adds to its log weight."""

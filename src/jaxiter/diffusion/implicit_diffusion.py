@@ -181,15 +181,14 @@ def implicit_denoising(
 
     def step(state: QueueState) -> QueueState:
         theta, opt_state, path, x, adjoint, slope, finished, time, status = state
-        x = jnp.concatenate([noises(time, jnp.int32(-1))[None], x[:-1]])
+        x = trees.before(x, noises(time, jnp.int32(-1)))
         births = time - ages
         path = path.at[births % (2 * rows), ages].set(x)
         down = table._replace(z=jax.vmap(noises)(births, ages))
         x = jax.vmap(one, (None, 0, 0))(theta, x, down)
         # On the way back an age of R + j stands at row R - 1 - j.
         births, back = time - rows - ages, rows - 1 - ages
-        at = jax.tree.map(lambda leaf: leaf[back], table)._replace(
-            z=jax.vmap(noises)(births, back))
+        at = trees.at(table, back)._replace(z=jax.vmap(noises)(births, back))
 
         def pull(x: jax.Array, row: SamplerTable, g: jax.Array) -> tuple:
             return jax.vjp(lambda theta, x: one(theta, x, row), theta, x)[1](g)
@@ -197,16 +196,15 @@ def implicit_denoising(
         extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, adjoint)
         slope = trees.add(slope, extra)
         ready = time >= 2 * rows - 1
-        ended = jax.tree.map(lambda leaf: leaf[-1], slope)
         # Before a queue of R - 1 steps the oldest batch was never born.
-        theta, opt_state, status = _guarded(optimizer, ended, opt_state, theta, ready, status,
-                                            jnp.where(time >= rows - 1, x[-1], 0))
+        theta, opt_state, status = _guarded(
+            optimizer, trees.at(slope, -1), opt_state, theta, ready, status,
+            jnp.where(time >= rows - 1, x[-1], 0))
         finished = jnp.where(status == Status.RUNNING, x[-1], finished)
         # The batch that ended in this step enters the way back in the next.
-        adjoint = jnp.concatenate([jax.grad(loss)(x[-1])[None], adjoint[:-1]])
-        slope = jax.tree.map(
-            lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf[:-1]]), slope)
-        return QueueState(theta, opt_state, path, x, adjoint, slope, finished, time + 1, status)
+        adjoint = trees.before(adjoint, jax.grad(loss)(x[-1]))
+        return QueueState(theta, opt_state, path, x, adjoint, trees.before(slope), finished,
+                          time + 1, status)
 
     return init, step
 
@@ -221,5 +219,4 @@ def _guarded(
     sound = trees.finite(others) & (trees.finite((slope, moved)) | ~jnp.bool_(ready))
     status = jnp.where(sound, status, jnp.int32(Status.NONFINITE))
     ok = ready & (status == Status.RUNNING)
-    return (trees.where(ok, moved, theta),
-            jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, opt_state), status)
+    return *trees.where(ok, (moved, new), (theta, opt_state)), status

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.methods import Paratta
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, linear_rows, widen
-from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.diffusion.table import SamplerTable, linear_rows, weighted, widen
+from jaxiter.numerics import HIGHEST, machine_epsilon
 from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
-from jaxiter.recurrence.rounds import spread
-
-HIGHEST = lax.Precision.HIGHEST
+from jaxiter.trees import spread
 
 
 class Window(NamedTuple):
@@ -38,7 +38,7 @@ class Window(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """ParaTAA's memory: differences `[m, R, ...]` of the last rounds' states and residuals.
+    """ParaTAA's memory: differences `[R, m, ...]` of the last rounds' states and residuals.
 
     Also the last of both. A row that was not evaluated in two rounds running has zeros.
     """
@@ -47,16 +47,33 @@ class Mixing(NamedTuple):
     dr: jax.Array
     x: jax.Array
     r: jax.Array
+
+
+class Seen(NamedTuple):
+    """What the rounds remember of the model.
+
+    value: the model at the rows' inputs, `[R, ...]`, and `at`, where. slope: `[R]`. seen: `[R]`,
+    rows with a value. past: earlier rounds, for `paratta`; else None. All by rows.
+    """
+
+    value: jax.Array
+    at: jax.Array
+    slope: jax.Array
     seen: jax.Array
+    past: Mixing | None
 
 
-def answers(w: Window, method: RowMethod) -> jax.Array:
-    """`[W, K]`: how row t answers changes of X[t], X[t-1], ..."""
-    if isinstance(method, Jacobi):
-        return jnp.zeros_like(w.rows.model)
+def proposed(w: Window, method: RowMethod, old: jax.Array) -> jax.Array:
+    """New states, by what the method says without earlier rounds; `old` are those now."""
+    if isinstance(method, Paratta):
+        return old + longer(w, method.order)
+    # `[W, K]`: how row t answers changes of X[t], X[t-1], ...
+    answer = jnp.zeros_like(w.rows.model)
     if isinstance(method, Picard):
-        return jnp.zeros_like(w.rows.model).at[:, 0].set(1)
-    return by_slopes(w)
+        answer = answer.at[:, 0].set(1)
+    elif not isinstance(method, Jacobi):
+        answer = by_slopes(w)
+    return w.plain + linear_rows(answer, w.residual)[0]
 
 
 def by_slopes(w: Window) -> jax.Array:
@@ -65,42 +82,28 @@ def by_slopes(w: Window) -> jax.Array:
     return widen(w.rows.state, reach) + widen(w.rows.model * w.slopes, reach)
 
 
-def linear(w: Window, answer: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """New states by one linear recurrence with these answers, and the change of each."""
-    lift, change = linear_rows(answer, w.residual)
-    return w.plain + lift, change
+def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
+    """For a second recurrence: slopes `[W]` from the model's jvp along the first.
 
-
-def mended(w: Window, model: Callable) -> tuple[Window, jax.Array]:
-    """The window of a second recurrence: the model's jvp along the first replaces its slopes.
-
-    Also returns these slopes, `[W]`.
+    Also what that jvp says beyond them of what the rows show.
     """
-    _, change = linear(w, by_slopes(w))
-    into = jnp.concatenate([jnp.zeros_like(change[:1]), change[:-1]])
+    into = trees.before(linear_rows(by_slopes(w), w.residual)[1])
     exact = jax.jvp(model, (w.x,), (into,))[1]
-    along = dot(into, into)
-    slope = jnp.where(along > 0, safe_divide(dot(into, exact), along), w.slopes[:, 0])
-    # Slopes of earlier rows: those of this window are new too.
-    depth = w.slopes.shape[1]
-    slopes = jnp.stack([jnp.concatenate([w.slopes[:j, j], slope[: slope.shape[0] - j]])
-                        for j in range(depth)], axis=1) if depth > 1 else slope[:, None]
-    rest = spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
-    return w._replace(slopes=slopes, plain=w.plain + rest,
-                      residual=w.residual + jnp.where(spread(w.pending, rest), rest, 0)), slope
+    slope = secant_slopes(into, exact, w.slopes[:, 0], jnp.bool_(True), jnp.zeros((), exact.dtype))
+    return slope, spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
 
 
 def model_slopes(
-    sampler: Sampler, rows: SamplerTable, slope: jax.Array, dx: jax.Array, de: jax.Array,
-    seen: jax.Array, x: jax.Array,
+    sampler: Sampler, rows: SamplerTable, before: Seen, x: jax.Array, value: jax.Array
 ) -> jax.Array:
     """Secant slopes where the input moved, within the bounds of an exact score."""
     moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
     low, high = -4 / rows.sigma, 1 / rows.sigma
     if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
         low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
-    new = secant_slopes(dx, de, jnp.full_like(slope, jnp.nan), seen, moved * dot(x, x))
-    return jnp.where(jnp.isnan(new), slope, jnp.clip(new, low, high))
+    new = secant_slopes(x - before.at, value - before.value, jnp.full_like(before.slope, jnp.nan),
+                        before.seen, moved * dot(x, x))
+    return jnp.where(jnp.isnan(new), before.slope, jnp.clip(new, low, high))
 
 
 def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: SamplerTable) -> jax.Array:
@@ -113,8 +116,8 @@ def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: SamplerTable) -
 def no_past(start: jax.Array, differences: int) -> Mixing:
     """Empty memory for the rows of a trajectory `[R + 1, ...]`."""
     rows = jnp.zeros_like(start[1:])
-    empty = jnp.zeros((differences, *rows.shape), rows.dtype)
-    return Mixing(empty, empty, rows, rows, jnp.zeros(rows.shape[0], bool))
+    empty = jnp.stack([rows] * differences, axis=1)
+    return Mixing(empty, empty, rows, rows)
 
 
 def longer(w: Window, order: int) -> jax.Array:
@@ -125,38 +128,36 @@ def longer(w: Window, order: int) -> jax.Array:
     """
     answer = by_slopes(w._replace(slopes=jnp.zeros_like(w.slopes)))
 
-    def extend(_: int, r: jax.Array) -> jax.Array:
-        total, into = w.residual, r
-        for j in range(answer.shape[1]):
-            into = jnp.concatenate([jnp.zeros_like(r[:1]), into[:-1]])
-            total = total + spread(answer[:, j], r) * into
-        return total
-
-    return lax.fori_loop(1, order, extend, w.residual)
+    return lax.fori_loop(
+        1, order, lambda _, r: w.residual + weighted(answer, trees.before(r)), w.residual)
 
 
-def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.Array, Mixing]:
+def anderson(
+    w: Window, old: jax.Array, past: Mixing, seen: jax.Array, order: int
+) -> tuple[jax.Array, Mixing]:
     """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
 
     Row t mixes by least squares over the residuals of the rows up to t only, so that no
-    row hears of a later one. `past` and `old`, the states now, are cut to the window.
+    row hears of a later one. `past`, `seen`, the rows that have one, and `old`, the states now,
+    are cut to the window.
     """
     r = longer(w, order)
     # Rows before the first that is off do not move, and say nothing about those that do.
     live = w.pending & (jnp.cumsum(dot(r, r)) > 0)
-    both = spread(past.seen & live, r)
-    dx = jnp.concatenate([jnp.where(both, old - past.x, 0)[None], past.dx[:-1]])
-    dr = jnp.concatenate([jnp.where(both, r - past.r, 0)[None], past.dr[:-1]])
-    flat = jnp.where(spread(live, dr[0]), dr, 0).reshape(dr.shape[0], dr.shape[1], -1)
-    gram = jnp.cumsum(jnp.einsum("itd,jtd->tij", flat, flat, precision=HIGHEST), axis=0)
+    newest = trees.where_rows(seen & live, (old - past.x, r - past.r), (0, 0))
+    dx, dr = (jnp.concatenate([new[:, None], held[:, :-1]], axis=1)
+              for new, held in zip(newest, past[:2], strict=True))
+    flat = trees.where_rows(live, dr, 0).reshape(*dr.shape[:2], -1)
+    gram = jnp.cumsum(jnp.einsum("tid,tjd->tij", flat, flat, precision=HIGHEST), axis=0)
     right = jnp.cumsum(
-        jnp.einsum("itd,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)
+        jnp.einsum("tid,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)
     # A ridge relative to the Gram matrix: an absolute one means nothing once residuals are small.
     size = jnp.trace(gram, axis1=1, axis2=2)
-    ridge = 1e-3 * size / dr.shape[0] + jnp.where(size > 0, 0, 1)
+    rounds = dr.shape[1]
+    ridge = 1e-3 * size / rounds + jnp.where(size > 0, 0, 1)
     weights = jnp.linalg.solve(
-        gram + ridge[:, None, None] * jnp.eye(dr.shape[0], dtype=r.dtype), right[..., None])[..., 0]
-    mixed = old + r - jnp.einsum("itd,ti->td", (dx + dr).reshape(flat.shape), weights,
+        gram + ridge[:, None, None] * jnp.eye(rounds, dtype=r.dtype), right[..., None])[..., 0]
+    mixed = old + r - jnp.einsum("tid,ti->td", (dx + dr).reshape(flat.shape), weights,
                                  precision=HIGHEST).reshape(r.shape)
-    return mixed, Mixing(dx, dr, old, r, jnp.ones_like(past.seen))
+    return mixed, Mixing(dx, dr, old, r)
 

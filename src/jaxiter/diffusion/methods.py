@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from jaxiter.known import check_count
+from jaxiter.known import check_count, check_not_negative
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod, Secant
 
 
@@ -53,8 +53,7 @@ def paratta(order: int = 20, memory: int = 1) -> RowMethod:
     True
     """
     check_count(order=order)
-    if memory < 0:
-        raise ValueError(f"memory must not be negative, got {memory}.")
+    check_not_negative(memory=memory)
     return Paratta(order, memory)
 
 

@@ -11,8 +11,9 @@ momentum for mitigating divergence artifacts", 2023.
 
 import numpy as np
 
-from jaxiter.diffusion.samplers import Sampler, ratios, tables
+from jaxiter.diffusion.samplers import Sampler, pairs, ratios, tables
 from jaxiter.diffusion.schedules import NoiseSchedule
+from jaxiter.known import check_share
 
 
 def adams_bashforth(order: int, beta: float = 1.0) -> np.ndarray:
@@ -73,8 +74,7 @@ def _filtered(schedule: NoiseSchedule, order: int, beta: float, nesterov: bool) 
     """Increments p of PLMS, filtered: `v = (1 - beta) v + beta p`, u = v or one step ahead."""
     if not 1 <= order <= 5:
         raise ValueError(f"order must be in 1..5, got {order}.")
-    if not 0 < beta <= 1:
-        raise ValueError(f"beta must be in (0, 1], got {beta}.")
+    check_share(beta=beta)
     count = order + nesterov
     v, u = np.zeros(count), np.zeros((count, count))
     for t in range(count):
@@ -96,7 +96,7 @@ def _momentum(
     """`u[t] = start[t] . eps[0..]` for the first rows, `(1 - beta) u[t-1] + steady . eps` after."""
     q, q1 = ratios(schedule)
     dq = q1 - q
-    alpha, alpha1 = schedule.alpha[:-1], schedule.alpha[1:]
+    alpha, _, alpha1, _ = pairs(schedule)
     state, model = np.zeros((len(dq), 2)), np.zeros((len(dq), len(steady)))
     for t in range(len(dq)):
         state[t, 0] = 1 / alpha[t]
@@ -106,7 +106,6 @@ def _momentum(
             carried = (1 - beta) * dq[t] / dq[t - 1]
             state[t] += carried / alpha[t], -carried / alpha[t - 1]
             model[t] = dq[t] * steady
-    scaled = alpha1[:, None]
     if beta == 1:  # no velocity, no earlier state
         state = state[:, :1]
-    return tables(schedule, list((scaled * state).T), list((scaled * model).T))
+    return tables(schedule, list(alpha1 * state.T), list(alpha1 * model.T))

@@ -21,57 +21,27 @@ from jaxiter import trees
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import (
-    Mixing,
+    Seen,
     Window,
     anderson,
-    answers,
     gaussian_slopes,
-    linear,
-    longer,
     mended,
     model_slopes,
     no_past,
+    proposed,
 )
 from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import (
-    SamplerTable,
-    checked_start,
-    combine,
-    evaluate,
-    tabulate,
-    vary,
-)
+from jaxiter.diffusion.table import SamplerTable, checked_start, combine, evaluate, tabulate, vary
 from jaxiter.known import check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
 from jaxiter.recurrence.methods import RowMethod, Secant, as_method
-from jaxiter.recurrence.rounds import (
-    Layout,
-    View,
-    choose_rounds,
-    finite_rows,
-    solve_rounds,
-    spread,
-)
+from jaxiter.recurrence.rounds import View, back, choose_rounds, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
-
-
-class Seen(NamedTuple):
-    """What the rounds remember of the model.
-
-    value: the model at the rows' inputs, `[R, ...]`, and `at`, where. slope: `[R]`. seen: `[R]`,
-    rows with a value. past: earlier rounds, for `paratta`; else None.
-    """
-
-    value: jax.Array
-    at: jax.Array
-    slope: jax.Array
-    seen: jax.Array
-    past: Mixing | None
 
 
 @reports
@@ -190,20 +160,22 @@ def sample_parallel(
     if isinstance(tolerance, Absolute):
         tolerance, table = tolerance.tolerance, table._replace(scale=jnp.ones_like(table.scale))
     _check(count, width, tolerance, slopes, mesh)
+    kind = trees.norm_dtype(x_init)
+    # From here on the scale of a row is the change that it may make.
+    table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
     x_init = vary(sampler, denoiser, x_init, table)
     start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
-    start, first, *operands = stop_gradient((
-        start, first.astype(x_init.dtype), x_init, table, jnp.asarray(tolerance, x_init.dtype)))
+    start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
     memory = method.memory if isinstance(method, Paratta) else 0
     seen = Seen(jnp.zeros_like(start[1:]), start[:-1], first, jnp.zeros(count, bool),
                 no_past(start, memory) if memory else None)
     solve, newest, seen = solve_rounds(
         partial(_look, sampler, denoiser, method, mesh), start[1:], seen, tuple(operands), chosen,
-        compare=_change, layout=Layout(width), calls="model",
-        after=partial(_guess_ahead, sampler) if width < count else None)
+        compare=_change, width=width, calls="model",
+        after=partial(roll_out, sampler) if width < count else None)
     newest = jnp.where(solve.aux == count, solve.value, newest)
-    x = jnp.concatenate([operands[0][None], newest])
+    x = trees.prepend(operands[0], newest)
     x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
     return ParallelSample(x[-1], x, seen.slope, solve)
 
@@ -220,8 +192,7 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable)
         # Cut here, not by in_specs: a sharded operand would spread through the whole round.
         index = jnp.minimum(lax.axis_index("time") * part + jnp.arange(part, dtype=jnp.int32),
                             width - 1)
-        x, rows = jax.tree.map(lambda leaf: leaf[index], (x, rows))
-        return lax.all_gather(batched(x, rows), "time", tiled=True)
+        return lax.all_gather(batched(*trees.at((x, rows), index)), "time", tiled=True)
 
     everywhere = PartitionSpec()
     gathered = jax.shard_map(mine, mesh=mesh, in_specs=everywhere, out_specs=everywhere,
@@ -230,75 +201,53 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable)
 
 
 def _change(
-    view: View, new: jax.Array, old: jax.Array, x_init: jax.Array, table: SamplerTable,
-    tol: jax.Array,
+    view: View, new: jax.Array, old: jax.Array, x_init: jax.Array, table: SamplerTable
 ) -> jax.Array:
     """Root mean squares by rows, in units of the tolerance."""
     del x_init
-    size = jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5
-    return size / view.cut(table.scale).astype(size.dtype) / tol
-
-
-def _guess_ahead(
-    sampler: Sampler, view: View, rows: jax.Array, seen: Seen, x_init: jax.Array,
-    table: SamplerTable, tol: jax.Array,
-) -> jax.Array:
-    """Rows after the window, as if its newest guess of the data were right."""
-    del tol
-    states = jnp.concatenate([x_init[None], rows])
-    return roll_out(sampler, table, states, seen.value, view.start + view.width, view.width)[1:]
+    return jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5 / view.cut(table.scale)
 
 
 def _look(
     sampler: Sampler, denoiser: Denoiser, method: RowMethod, mesh: Mesh | None, view: View,
     pending: jax.Array, states: jax.Array, seen: Seen, x_init: jax.Array, table: SamplerTable,
-    tol: jax.Array,
 ) -> tuple[jax.Array, Callable, Seen]:
     """One batched model call on the window, one linear recurrence."""
-    del tol
-    inputs, old = jnp.concatenate([x_init[None], states[:-1]]), view.cut(states)
-    rows, x = view.cut(table), view.cut(inputs)
-    before = Seen(*map(view.cut, seen[:4]), past=None)
+    inputs, depth = trees.before(states, x_init), table.model.shape[1]
+    rows, x, old, before = view.cut((table, inputs, states, seen))
 
     def model(x: jax.Array) -> jax.Array:
         return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
 
     def image(values: jax.Array) -> jax.Array:
-        return jax.vmap(combine)(rows, view.last(inputs, table.state.shape[1]),
-                                 view.last(values, table.model.shape[1]))
+        return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),
+                                 view.cut(back(view.put(seen.value, values), depth)))
 
-    raw = jnp.where(spread(pending, x), model(x), before.value)
+    def window(plain: jax.Array, slope: jax.Array) -> Window:
+        return Window(rows, x, plain, trees.where_rows(pending, plain - old, 0), pending,
+                      view.cut(back(view.put(seen.slope, slope), depth)))
+
+    raw = trees.where_rows(pending, model(x), before.value)
     # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
-    value = jnp.where(spread(finite_rows(raw), raw), raw, before.value)
-    shown, values = image(view.put(seen.value, raw)), view.put(seen.value, value)
-    plain, slope, past = image(values), before.slope, seen.past
+    value = trees.where_rows(trees.finite_rows(raw), raw, before.value)
+    plain, slope, past = image(value), before.slope, before.past
     if isinstance(method, Secant | Jvp):
-        slope = model_slopes(sampler, rows, slope, x - before.at, value - before.value,
-                              before.seen, x)
-    slopes = view.put(seen.slope, slope)
-    w = Window(rows, x, plain, jnp.where(spread(pending, plain), plain - old, 0), pending,
-               view.last(slopes, table.model.shape[1]))
+        slope = model_slopes(sampler, rows, before, x, value)
+    w = window(plain, slope)
     if isinstance(method, Jvp):
-        w, slope = mended(w, model)
-        slopes = view.put(seen.slope, slope)
+        slope, rest = mended(w, model)
+        w = window(plain + rest, slope)
 
-    def without(kept: jax.Array) -> Window:
-        return w._replace(residual=jnp.where(spread(kept, plain), 0, w.residual))
-
+    mixed = None
     if isinstance(method, Paratta) and past is not None:
-        along, over = jax.vmap(view.cut), jax.vmap(view.put)  # past the axis of rounds
-        new, fresh = anderson(w, old, Mixing(along(past.dx), along(past.dr),
-                                             *map(view.cut, past[2:])), method.order)
-        past = Mixing(over(past.dx, fresh.dx), over(past.dr, fresh.dr),
-                      *map(view.put, past[2:], fresh[2:]))
-        propose = lambda kept: new  # noqa: E731
-    elif isinstance(method, Paratta):
-        propose = lambda kept: old + longer(without(kept), method.order)  # noqa: E731
-    else:
-        answer = answers(w, method)
-        propose = lambda kept: linear(without(kept), answer)[0]  # noqa: E731
-    return shown, propose, Seen(values, view.put(seen.at, x), slopes, view.put(
-        seen.seen, jnp.ones(view.width, bool)), past)
+        mixed, past = anderson(w, old, past, before.seen, method.order)
+
+    def propose(kept: jax.Array) -> jax.Array:
+        residual = trees.where_rows(~kept, w.residual, 0)
+        return proposed(w._replace(residual=residual), method, old) if mixed is None else mixed
+
+    now = Seen(value, x, slope, jnp.ones(view.width, bool), past)
+    return image(raw), propose, view.put(seen, now)
 
 
 def _check(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.parallel import ParallelSample, sample_parallel
 from jaxiter.diffusion.samplers import Sampler
@@ -47,7 +48,7 @@ def picard_map(
     values = jax.vmap(partial(evaluate, sampler, denoiser))(states, table)
     out = combine_all(table, states, values)
     rows = states[:1] + jnp.cumsum(out - states, axis=0)
-    return jnp.concatenate([trajectory[:1], rows])
+    return trees.prepend(trajectory[0], rows)
 
 
 def picard_iterates(
@@ -67,7 +68,7 @@ def picard_iterates(
         x = picard_map(sampler, denoiser, x, table)
         return x, x
 
-    return jnp.concatenate([start[None], lax.scan(step, start, length=max_steps)[1]])
+    return trees.prepend(start, lax.scan(step, start, length=max_steps)[1])
 
 
 def picard_consistency_loss(

@@ -16,6 +16,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import sample
 from jaxiter.diffusion.samplers import ddpm
 from jaxiter.diffusion.schedules import NoiseSchedule, make_schedule
+from jaxiter.known import check_positive
 
 
 def receding_horizon(
@@ -57,8 +58,7 @@ def receding_horizon(
         raise ValueError(f"steps must strictly decrease to 0, got {tuple(steps)}.")
     if left[0] >= schedule.steps:
         raise ValueError(f"steps reach {left[0]}, the schedule has {schedule.steps}.")
-    if not factor > 0:
-        raise ValueError(f"factor must be positive, got {factor}.")
+    check_positive(factor=factor)
     rows = [schedule.steps - 1 - i for i in left] + [schedule.steps]
     short = make_schedule(*(table[rows] for table in schedule))
     signs = np.zeros(x_init.shape[-1], bool) if discrete is None else np.asarray(discrete)
@@ -76,9 +76,8 @@ def receding_horizon(
         new = sample(ddpm(short), policy(condition), guess, key)
         return new, new
 
-    rest = jax.tree.map(lambda leaf: leaf[1:], conditions)
-    chunks = lax.scan(tick, chunk, (rest, keys[1:]))[1]
-    return snapped(jnp.concatenate([chunk[None], chunks]), 1.0)
+    chunks = lax.scan(tick, chunk, trees.at((conditions, keys), slice(1, None)))[1]
+    return snapped(trees.prepend(chunk, chunks), 1.0)
 
 
 def warm_start_steps(schedule: NoiseSchedule, change: float) -> tuple[int, ...]:

@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.linearize import gaussian_slopes
+from jaxiter.diffusion.linearize import Seen, gaussian_slopes
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, histories, walk
+from jaxiter.recurrence.rounds import View
 
 
 def first_trajectory(
@@ -24,7 +26,7 @@ def first_trajectory(
             return copy
         rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x,
                     gaussian_slopes(sampler, denoiser, table))[1]
-        return jnp.concatenate([x_init[None], rows])
+        return trees.prepend(x_init, rows)
     init = jnp.asarray(init, x_init.dtype)
     if init.shape != copy.shape:
         raise ValueError(f"init must have one state per row and the start: {copy.shape}, got "
@@ -33,23 +35,22 @@ def first_trajectory(
 
 
 def roll_out(
-    sampler: Sampler, table: SamplerTable, x: jax.Array, values: jax.Array, end: jax.Array,
-    width: int,
+    sampler: Sampler, view: View, rows: jax.Array, seen: Seen, x_init: jax.Array,
+    table: SamplerTable,
 ) -> jax.Array:
-    """States after row `end`, as if the newest guess of the data were right."""
-    count = values.shape[0]
-    last = jax.tree.map(lambda leaf: leaf[end - 1], table)
-    newest, at = values[end - 1], x[end - 1]
+    """The rows, those after the window as if its newest guess of the data were right."""
+    x, values, end = trees.prepend(x_init, rows), seen.value, view.start + view.width
+    last, newest, at = trees.at((table, values, x), end - 1)
     guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
 
     def value(x: jax.Array, row: SamplerTable, _: None) -> jax.Array:
         return guess if sampler.currency == "x0" else (x - row.alpha * guess) / row.sigma
 
     def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
-        return jnp.stack([array[jnp.maximum(at - j, 0)] for j in range(depth)])
+        return array[jnp.maximum(at - jnp.arange(depth, dtype=jnp.int32), 0)]
 
     carry = (before(x, end, table.state.shape[1]),
              before(values, end - 1, table.model.shape[1]))
-    index = end + jnp.arange(width, dtype=jnp.int32)
-    ahead = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, count - 1)], table)
-    return x.at[index + 1].set(walk(ahead, carry, value)[1], mode="drop")
+    index = view.index() + view.width
+    ahead = trees.at(table, jnp.minimum(index, len(rows) - 1))
+    return rows.at[index].set(walk(ahead, carry, value)[1], mode="drop")

@@ -1,18 +1,11 @@
 """Samples by the loop: the reference that every parallel solve must reproduce."""
 
 import jax
-import jax.numpy as jnp
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import (
-    checked_start,
-    evaluate,
-    histories,
-    tabulate,
-    vary,
-    walk,
-)
+from jaxiter.diffusion.table import checked_start, evaluate, histories, tabulate, vary, walk
 from jaxiter.reuse import reused
 
 
@@ -48,4 +41,4 @@ def sample(
 
     (states, _), rows = walk(table, histories(table, x_init),
                              lambda x, row, _: evaluate(sampler, denoiser, x, row))
-    return jnp.concatenate([x_init[None], rows]) if trajectory else states[0]
+    return trees.prepend(x_init, rows) if trajectory else states[0]

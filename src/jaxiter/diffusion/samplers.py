@@ -45,13 +45,14 @@ class Sampler(NamedTuple):
         return bool(np.any(self.noise > 0))
 
 
-def _pairs(schedule: NoiseSchedule) -> tuple[np.ndarray, ...]:
+def pairs(schedule: NoiseSchedule) -> tuple[np.ndarray, ...]:
+    """alpha and sigma before every step, then after."""
     return (schedule.alpha[:-1], schedule.sigma[:-1], schedule.alpha[1:], schedule.sigma[1:])
 
 
 def ratios(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
     """sigma / alpha before and after every step."""
-    alpha, sigma, alpha1, sigma1 = _pairs(schedule)
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     if np.any(alpha <= 0):
         raise ValueError("alpha = 0 at pure noise: this sampler divides by alpha. Use ddim() or "
                          "dpm_solver_pp_2m(), which predict x0 there.")
@@ -60,35 +61,39 @@ def ratios(schedule: NoiseSchedule) -> tuple[np.ndarray, np.ndarray]:
 
 def _posterior(schedule: NoiseSchedule) -> np.ndarray:
     """Standard deviation of x[t+1] given x[t] and x0, `[T]`."""
-    alpha, sigma, alpha1, sigma1 = _pairs(schedule)
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     gap = sigma**2 - (alpha / alpha1 * sigma1) ** 2
     return sigma1 / sigma * np.sqrt(np.maximum(gap, 0))
 
 
 def tables(
     schedule: NoiseSchedule, state: list, model: list, noise: np.ndarray | None = None,
-    currency: str = "eps", calls: tuple | None = None, rows_per_step: int = 1,
+    currency: str = "eps", calls: tuple | None = None,
 ) -> Sampler:
-    """Tables from columns; calls default to the schedule's own rows."""
+    """Tables from columns, of one or two rows a step; calls default to the schedule's own rows."""
     if np.any(schedule.sigma[:-1] <= 0):
         raise ValueError("sigma must be positive on every row but the last.")
     scale = _posterior(schedule)
     if len(scale) > 1:
         scale[-1] = scale[-2]  # the last step has none of its own
-    scale = np.repeat(scale, rows_per_step)
-    alpha, sigma, time = calls if calls is not None else (
-        schedule.alpha[:-1], schedule.sigma[:-1], schedule.time[:-1])
+    alpha, sigma, time = (table[:-1] for table in schedule) if calls is None else calls
     count = len(alpha)
+    scale = np.repeat(scale, -(-count // schedule.steps))[:count]
 
     def columns(values: list) -> np.ndarray:
         return np.stack([np.broadcast_to(column, (count,)) for column in values], axis=1)
 
     sampler = Sampler(
         columns(state), columns(model),
-        np.zeros(count) if noise is None else noise, alpha, sigma, time, scale[:count], currency)
+        np.zeros(count) if noise is None else noise, alpha, sigma, time, scale, currency)
     if not all(np.all(np.isfinite(table)) for table in sampler[:-1]):
         raise ValueError("the sampler's coefficients are not finite on this schedule.")
     return sampler
+
+
+def weave(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
+    """A column of two rows a step, one of each in turn."""
+    return np.stack(np.broadcast_arrays(first, second), axis=1).ravel()
 
 
 def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
@@ -102,7 +107,7 @@ def ddim(schedule: NoiseSchedule, eta: float = 0.0) -> Sampler:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}.")
-    alpha, sigma, alpha1, sigma1 = _pairs(schedule)
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     noise = eta * _posterior(schedule)
     left = np.sqrt(np.maximum(sigma1**2 - noise**2, 0))
     if np.any(alpha <= 0):
@@ -127,24 +132,18 @@ def dpm_solver_1(schedule: NoiseSchedule) -> Sampler:
 
 def dpm_solver_2(schedule: NoiseSchedule) -> Sampler:
     """DPM-Solver-2 of Lu et al. 2022 (midpoint in log(alpha / sigma)): two calls a step."""
-    alpha, sigma, alpha1, sigma1 = _pairs(schedule)
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     if sigma1[-1] == 0 or alpha[0] == 0:
         raise ValueError("dpm_solver_2 needs 0 < sigma and 0 < alpha on every row; end the "
                          "schedule before sigma = 0 (vp_schedule, log_snr_schedule).")
     lam = schedule.lam
     h = np.diff(lam)
     alpha_m, sigma_m, time_m = schedule.at(lam[:-1] + h / 2)
-    zero = np.zeros_like(h)
-
-    def weave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.stack([first, second], axis=1).ravel()
-
     return tables(
         schedule,
-        [weave(alpha_m / alpha, zero), weave(zero, alpha1 / alpha)],
+        [weave(alpha_m / alpha, 0), weave(0, alpha1 / alpha)],
         [weave(-sigma_m * np.expm1(h / 2), -sigma1 * np.expm1(h))],
-        calls=(weave(alpha, alpha_m), weave(sigma, sigma_m),
-               weave(schedule.time[:-1], time_m)), rows_per_step=2)
+        calls=(weave(alpha, alpha_m), weave(sigma, sigma_m), weave(schedule.time[:-1], time_m)))
 
 
 def heun(schedule: NoiseSchedule) -> Sampler:
@@ -164,31 +163,25 @@ def edm_stochastic(
     X of a step's first row is the state after that noise; Z[t] of the last row before it
     is the noise, and the first step adds none (its state is noise already).
     """
-    alpha, _, alpha1, sigma1 = _pairs(schedule)
+    alpha, _, alpha1, sigma1 = pairs(schedule)
     q, q1 = ratios(schedule)
     gamma = min(churn / len(q), np.sqrt(2) - 1)
     gamma = np.where((q >= churn_min) & (q <= churn_max), gamma, 0.0)
     gamma[0] = 0.0
     raised = q * (1 + gamma)
     added = np.append(noise_std * np.sqrt(np.maximum(raised**2 - q**2, 0))[1:], 0.0)
-    step = q1 - raised
-    states, models, noises, calls = [], [], [], []
-    for i in range(len(q)):
-        time = float(np.interp(raised[i], q[::-1], schedule.time[:-1][::-1]))
-        calls.append((alpha[i], alpha[i] * raised[i], time))
-        # A state that is already raised lives at the noise level of its step.
-        ratio = alpha1[i] / alpha[i]
-        states.append((ratio, 0.0))
-        models.append((alpha1[i] * step[i], 0.0))
-        noises.append(0.0)
-        if q1[i] > 0:
-            calls.append((alpha1[i], sigma1[i], schedule.time[i + 1]))
-            states.append((0.0, ratio))
-            models.append((alpha1[i] * step[i] / 2, alpha1[i] * step[i] / 2))
-            noises.append(alpha1[i] * added[i])
-    state, model = np.array(states), np.array(models)
-    return tables(schedule, list(state.T), list(model.T), np.array(noises),
-                    calls=tuple(np.array(calls).T), rows_per_step=2)
+    time = np.interp(raised, q[::-1], schedule.time[:-1][::-1])
+    # A state that is already raised lives at the noise level of its step.
+    ratio, move = alpha1 / alpha, alpha1 * (q1 - raised)
+    count = 2 * len(q) - int(q1[-1] == 0)  # a last step to sigma = 0 has one row
+
+    def rows(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
+        return weave(first, second)[:count]
+
+    return tables(
+        schedule, [rows(ratio, 0), rows(0, ratio)], [rows(move, move / 2), rows(0, move / 2)],
+        rows(0, alpha1 * added), calls=(rows(alpha, alpha1), rows(alpha * raised, sigma1),
+                                        rows(time, schedule.time[1:])))
 
 
 def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True) -> Sampler:
@@ -196,7 +189,7 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
 
     `lower_order_final`: the last step is of first order too (always when sigma ends at 0).
     """
-    alpha, sigma, alpha1, sigma1 = _pairs(schedule)
+    alpha, sigma, alpha1, sigma1 = pairs(schedule)
     lam = schedule.lam
     with np.errstate(invalid="ignore", over="ignore"):
         h = np.diff(lam)
@@ -207,5 +200,4 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
     weight = np.where(first, 0.0, 1 / (2 * np.where(first, 1.0, ratio)))
     # -alpha' expm1(-h), written so that sigma' = 0 (h infinite) is its limit.
     move = alpha1 - sigma1 * alpha / sigma
-    return tables(schedule, [sigma1 / sigma], [move * (1 + weight), -move * weight],
-                    currency="x0")
+    return tables(schedule, [sigma1 / sigma], [move * (1 + weight), -move * weight], currency="x0")

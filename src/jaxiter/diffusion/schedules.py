@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter.known import check_positive
+
 
 class NoiseSchedule(NamedTuple):
     """alpha, sigma, time `[T + 1]`, noise first, data last."""
@@ -186,8 +188,7 @@ def flow_matching_schedule(steps: int, *, shift: float = 1.0) -> NoiseSchedule:
     >>> flow_matching_schedule(2).alpha.tolist()
     [0.0, 0.5, 1.0]
     """
-    if shift <= 0:
-        raise ValueError(f"shift must be positive, got {shift}.")
+    check_positive(shift=shift)
     t = np.linspace(0, 1, steps + 1)
     t = t / (shift - (shift - 1) * t)
     return make_schedule(t, 1 - t, t)

@@ -17,6 +17,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxiter import trees
+from jaxiter.known import check_count
+from jaxiter.numerics import HIGHEST
+
 
 class LearntSolver(NamedTuple):
     """steps `[N]`, positive with sum 1; weights C `[N, N]`, strictly lower triangular."""
@@ -31,8 +35,7 @@ def euler_solver(steps: int) -> LearntSolver:
     >>> euler_solver(4).steps.tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_count(steps=steps)
     return LearntSolver(jnp.full(steps, 1 / steps), jnp.zeros((steps, steps)))
 
 
@@ -46,12 +49,12 @@ def integrate(solver: LearntSolver, velocity: Callable, x: jax.Array) -> jax.Arr
     def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
         (x, past), (i, t, size, row) = carry, at
         past = lax.dynamic_update_index_in_dim(past, velocity(x, t), i, 0)
-        x = x + size * jnp.tensordot(row, past, 1, precision=lax.Precision.HIGHEST)
+        x = x + size * jnp.tensordot(row, past, 1, precision=HIGHEST)
         return (x, past), x
 
     inputs = (jnp.arange(count, dtype=jnp.int32), times, solver.steps.astype(x.dtype), weights)
     start = (x, jnp.zeros((count, *x.shape), x.dtype))
-    return jnp.concatenate([x[None], lax.scan(step, start, inputs)[1]])
+    return trees.prepend(x, lax.scan(step, start, inputs)[1])
 
 
 def search_solver(
@@ -87,7 +90,7 @@ def search_solver(
         path = jax.vmap(partial(integrate, solver, velocity))(x)[:, 1:]
         at = jnp.cumsum(solver.steps) * fine_steps
         low = jnp.clip(jnp.floor(at), 0, fine_steps - 1).astype(jnp.int32)
-        part = (at - low.astype(at.dtype)).reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype)
+        part = trees.spread((at - low.astype(at.dtype)).astype(x.dtype), path[0])
         target = (1 - part) * fine[:, low] + part * fine[:, low + 1]
         end = jnp.mean(optax.huber_loss(path[:, -1], fine[:, -1], delta=1e-3))
         return jnp.mean(jnp.square(path - target)) + 1000 * end

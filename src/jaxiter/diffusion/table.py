@@ -10,7 +10,8 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.numerics import anchor, typed_by
+from jaxiter.numerics import HIGHEST, anchor, typed_by
+from jaxiter.recurrence.rounds import back
 
 PyTree = Any
 
@@ -84,25 +85,21 @@ def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: SamplerTab
 
 def combine(row: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Array:
     """One row: states `[S, ...]` and values `[V, ...]`, the newest first."""
-    out = jnp.tensordot(row.state, states, 1, precision=lax.Precision.HIGHEST)
-    out = out + jnp.tensordot(row.model, values, 1, precision=lax.Precision.HIGHEST)
+    out = jnp.tensordot(row.state, states, 1, precision=HIGHEST)
+    out = out + jnp.tensordot(row.model, values, 1, precision=HIGHEST)
     return out + row.noise * row.z
 
 
 def combine_all(table: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Array:
     """What every row shows, `[R, ...]`, for states X[0..R-1] and the model's values there."""
-    def back(array: jax.Array, depth: int) -> jax.Array:
-        padded = jnp.concatenate([jnp.zeros((depth - 1, *array.shape[1:]), array.dtype), array])
-        return jnp.stack([padded[depth - 1 - j: depth - 1 - j + len(array)]
-                          for j in range(depth)], axis=1)
-
-    return jax.vmap(combine)(
-        table, back(states, table.state.shape[1]), back(values, table.model.shape[1]))
+    return weighted(table.state, states) + weighted(table.model, values) + (
+        trees.spread(table.noise, table.z) * table.z)
 
 
-def push(history: jax.Array, new: jax.Array) -> jax.Array:
-    """The history with a new first entry."""
-    return jnp.concatenate([new[None], history[:-1]])
+def weighted(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """`sum_j weights[t, j] rows[t - j]` for every row t, `[R, ...]`."""
+    return jax.vmap(lambda w, r: jnp.tensordot(w, r, 1, precision=HIGHEST))(
+        weights, back(rows, weights.shape[1]))
 
 
 def walk(
@@ -115,9 +112,9 @@ def walk(
     @jax.checkpoint
     def step(carry: tuple, at: tuple) -> tuple[tuple, jax.Array]:
         (states, values), (row, more) = carry, at
-        values = push(values, value(states[0], row, more))
+        values = trees.before(values, value(states[0], row, more))
         new = combine(row, states, values)
-        return (push(states, new), values), new
+        return (trees.before(states, new), values), new
 
     return lax.scan(step, start, (table, more))
 
@@ -125,7 +122,7 @@ def walk(
 def histories(table: SamplerTable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """States and values before the first row."""
     states, values = table.state.shape[1], table.model.shape[1]
-    return (push(jnp.zeros((states, *x.shape), x.dtype), x),
+    return (trees.before(jnp.zeros((states, *x.shape), x.dtype), x),
             anchor(jnp.zeros((values, *x.shape), x.dtype), x))
 
 
@@ -141,8 +138,8 @@ def linear_rows(answer: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.
     """
     def step(history: jax.Array, at: tuple) -> tuple[jax.Array, tuple]:
         answer, residual = at
-        lift = jnp.tensordot(answer, history, 1, precision=lax.Precision.HIGHEST)
-        return push(history, lift + residual), (lift, lift + residual)
+        lift = jnp.tensordot(answer, history, 1, precision=HIGHEST)
+        return trees.before(history, lift + residual), (lift, lift + residual)
 
     empty = jnp.zeros((answer.shape[1], *residual.shape[1:]), residual.dtype)
     return lax.scan(step, anchor(empty, (answer, residual)), (answer, residual))[1]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.sample import sample
 from jaxiter.diffusion.samplers import Sampler, ddim, ratios
@@ -147,5 +148,5 @@ def straightening_pairs(
     path `[N, ...]`, a teacher trajectory in y = x / alpha; q `[N]` its sigma / alpha; rows
     `[K + 1]`. Returns states `[K, ...]` and targets of eps there `[K, ...]`.
     """
-    steps = jnp.diff(q[rows]).reshape((-1,) + (1,) * (path.ndim - 1))
+    steps = trees.spread(jnp.diff(q[rows]), path)
     return path[rows[:-1]], (path[rows[1:]] - path[rows[:-1]]) / steps

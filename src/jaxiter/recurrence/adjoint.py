@@ -15,7 +15,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import Adjoint, frozen, with_jvp
 from jaxiter.numerics import anchor, hoist, stop_gradient, typed_by
-from jaxiter.recurrence.linearize import LARGEST_DENSE, dense_jacobians, scan_matrix
+from jaxiter.recurrence.linearize import LARGEST_DENSE, apply, dense_jacobians, scan_matrix
 
 PyTree = Any
 
@@ -109,44 +109,33 @@ def attach_rows(
       solves: `solves(operands, fixed, inputs) -> (forward, backward)` for the linear system and
         its transpose, exact: their own derivatives are never asked for.
     """
-    def inputs(rows: jax.Array, first: jax.Array) -> jax.Array:
-        return jnp.concatenate([first[None], rows[:-1]])
-
     def tangent(rows: jax.Array, given: tuple, dots: tuple) -> jax.Array:
         operands, fixed = given
         _, rhs = jax.jvp(
-            lambda ops: outputs(ops, fixed, inputs(rows, ops[0])), (operands,), (dots[0],))
-        p = inputs(rows, operands[0])
+            lambda ops: outputs(ops, fixed, trees.before(rows, ops[0])), (operands,), (dots[0],))
+        p = trees.before(rows, operands[0])
         _, linear = jax.linearize(lambda p: outputs(operands, fixed, p), p)
         forward, backward = solves(*stop_gradient((operands, fixed, p)))
         return lax.custom_linear_solve(
-            lambda d: d - linear(inputs(d, jnp.zeros_like(d[0]))), rhs,
+            lambda d: d - linear(trees.before(d)), rhs,
             lambda _, b: forward(b), lambda _, b: backward(b))
 
     return with_jvp(rows, (operands, fixed), tangent)
 
 
 def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:
-    """Two loops of T steps: a product with a row's Jacobian each, or with its transpose."""
-    def forward(b: jax.Array) -> jax.Array:
-        def move(d: jax.Array, at: tuple) -> tuple:
-            b, p, x = at
-            _, out = jax.jvp(lambda p: row(operands, p, x), (p,), (d,))
-            return out + b, out + b
+    """A loop of T products with a row's Jacobian, and its transpose."""
+    def move(d: jax.Array, at: tuple) -> tuple:
+        b, p, x = at
+        _, out = jax.jvp(lambda p: row(operands, p, x), (p,), (d,))
+        return out + b, out + b
 
-        return lax.scan(move, anchor(jnp.zeros_like(b[0]), (b, p)), (b, p, operands[1]))[1]
+    def forward(b: jax.Array, like: jax.Array) -> jax.Array:
+        start = anchor(jnp.zeros_like(b[0]), (like, p))
+        return lax.scan(move, start, (b, p, operands[1]))[1]
 
-    def backward(b: jax.Array) -> jax.Array:
-        def move(g: jax.Array, at: tuple) -> tuple:
-            b, p, x = at
-            g = g + b
-            _, pull = jax.vjp(lambda p: row(operands, p, x), p)
-            return pull(g)[0], g
-
-        start = anchor(jnp.zeros_like(b[0]), (b, p))
-        return lax.scan(move, start, (b, p, operands[1]), reverse=True)[1]
-
-    return forward, backward
+    return lambda b: forward(b, b), lambda b: jax.linear_transpose(
+        lambda c: forward(c, b), b)(b)[0]
 
 
 def _parallel(row: Callable, operands: tuple, p: jax.Array) -> tuple:
@@ -156,16 +145,13 @@ def _parallel(row: Callable, operands: tuple, p: jax.Array) -> tuple:
 
     def solve(a: jax.Array, b: jax.Array) -> jax.Array:
         # scan_matrix returns the inputs' changes D_0 .. D_{T-1}; one more step gives the last.
-        d = scan_matrix(a, b)
-        return jnp.einsum("tij,tj->ti", a, d, precision=lax.Precision.HIGHEST) + b
+        return apply(a, scan_matrix(a, b)) + b
 
     def forward(b: jax.Array) -> jax.Array:
         return solve(jacobians(), b)
 
     def backward(b: jax.Array) -> jax.Array:
         # g_t = b_t + J_{t+1}^T g_{t+1}: the same recurrence, read from the end.
-        a = jacobians().transpose(0, 2, 1)[::-1]
-        a = jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])
-        return solve(a, b[::-1])[::-1]
+        return solve(trees.before(jacobians().transpose(0, 2, 1)[::-1]), b[::-1])[::-1]
 
     return forward, backward

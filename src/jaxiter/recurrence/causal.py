@@ -12,7 +12,7 @@ from jaxiter import trees
 from jaxiter.known import known
 from jaxiter.numerics import stop_gradient, strong
 from jaxiter.options import SolveOptions
-from jaxiter.recurrence.rounds import Layout, View, solve_rounds, without_derivatives
+from jaxiter.recurrence.rounds import View, solve_rounds, without_derivatives
 from jaxiter.recurrence.solve import comparison
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
@@ -67,7 +67,7 @@ def solve_causal(
         shown = function(rows)
         return shown, lambda kept: shown, own
 
-    return solve_rounds(look, stop_gradient(init), None, (), chosen, layout=Layout(count),
+    return solve_rounds(look, stop_gradient(init), None, (), chosen, width=count,
                         compare=comparison(init, rtol, atol))[0]
 
 

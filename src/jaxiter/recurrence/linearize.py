@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.numerics import HIGHEST, safe_divide
 
 #: Entries of Jacobians are clipped here: a chaotic guess must not overflow the scan.
@@ -46,8 +47,7 @@ def scan_scalar(a: jax.Array, r: jax.Array) -> jax.Array:
     def combine(left: tuple, right: tuple) -> tuple:
         return left[0] * right[0], right[0] * left[1] + right[1]
 
-    d = lax.associative_scan(combine, (jnp.broadcast_to(a, r.shape), r))[1]
-    return jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
+    return trees.before(lax.associative_scan(combine, (jnp.broadcast_to(a, r.shape), r))[1])
 
 
 def scan_matrix(a: jax.Array, r: jax.Array) -> jax.Array:
@@ -56,8 +56,7 @@ def scan_matrix(a: jax.Array, r: jax.Array) -> jax.Array:
         product = jnp.matmul(right[0], left[0], precision=HIGHEST)
         return product, apply(right[0], left[1]) + right[1]
 
-    d = lax.associative_scan(combine, (a, r))[1]
-    return jnp.concatenate([jnp.zeros_like(d[:1]), d[:-1]])
+    return trees.before(lax.associative_scan(combine, (a, r))[1])
 
 
 def apply(a: jax.Array, v: jax.Array) -> jax.Array:

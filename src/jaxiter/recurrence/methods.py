@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.known import check_count, check_not_negative
 from jaxiter.numerics import machine_epsilon
 from jaxiter.recurrence.linearize import (
@@ -177,7 +178,7 @@ class Elk(RowMethod):
             elements = ((1 - gain) * a, (1 - gain) * r, jnp.full_like(a, 1 - gain), -gain * a * r,
                         gain * a * a)
             mean = lax.associative_scan(filter_pair, elements)[1]
-            return slopes * jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
+            return slopes * trees.before(mean)
 
         return lift, None
 

@@ -14,13 +14,7 @@ from jaxiter import trees
 from jaxiter.known import check_fraction, check_not_negative
 from jaxiter.numerics import numbers_in, stop_gradient
 from jaxiter.options import SolveOptions
-from jaxiter.recurrence.rounds import (
-    finite_rows,
-    first_moving,
-    run_rounds,
-    spread,
-    without_derivatives,
-)
+from jaxiter.recurrence.rounds import first_moving, run_rounds, without_derivatives
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
 
@@ -139,9 +133,8 @@ def parallel_optimize(
         "The gradient")
     window = min(window, steps)
     opt_state = optimizer.init(params) if opt_state is None else opt_state
-    first = jnp.square(jnp.asarray(rule.tolerance, jnp.float32))
-    most = 100 * first if rule.largest is None else jnp.square(
-        jnp.asarray(rule.largest, jnp.float32))
+    largest = 10 * rule.tolerance if rule.largest is None else rule.largest
+    first, most = (jnp.square(jnp.asarray(size, jnp.float32)) for size in (rule.tolerance, largest))
     guesses, state, first, most = stop_gradient((
         jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params),
         opt_state, first, most))
@@ -160,7 +153,8 @@ def _round(
     rate: float, guesses: PyTree, run: Run, most: jax.Array,
 ) -> tuple[PyTree, jax.Array, Run]:
     """Gradients at all guesses, the optimiser through them, and which guesses were right."""
-    at = run.final + jnp.arange(window, dtype=jnp.int32)
+    rows = jnp.arange(window, dtype=jnp.int32)
+    at = run.final + rows
     pending = at < steps
     grads = jax.vmap(grad_fn)(guesses, jnp.minimum(at, steps - 1))
     start = trees.first(guesses)
@@ -178,22 +172,19 @@ def _round(
     moved = jnp.concatenate([change, jnp.full(1, jnp.inf, jnp.float32)])
     stop = first_moving(moved <= run.allowed, pending)
     # Everything before `stop` was finite, or its change would not have been small.
-    path = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]),
-                        (start, run.opt_state), (rolled, states))
-    sane = trees.finite(jax.tree.map(lambda leaf: leaf[stop], rolled))
+    path = trees.prepend((start, run.opt_state), (rolled, states))
+    sane = trees.finite(trees.at(rolled, stop))
     good = stop + sane.astype(jnp.int32)
-    here, state = jax.tree.map(lambda leaf: leaf[good], path)
+    here, state = trees.at(path, good)
     done = jnp.minimum(run.final + good, steps)
-    index = jnp.minimum(stop + jnp.arange(window, dtype=jnp.int32), window - 1)
-    ahead = jax.tree.map(lambda leaf: leaf[index], rolled)
+    ahead = trees.at(rolled, jnp.minimum(stop + rows, window - 1))
     # A guess that ran off is replaced: no gradient could bring it back.
-    sound = finite_rows(ahead)
-    ahead = jax.tree.map(lambda g, h: jnp.where(spread(sound, g), g, h), ahead, here)
+    ahead = trees.where_rows(trees.finite_rows(ahead), ahead, here)
     allowed = run.allowed
     if rate and window > 1:
         typical = (1 - rate) * allowed + rate * jnp.median(change)
         allowed = jnp.minimum(typical, most)
-    accepted = (jnp.arange(window, dtype=jnp.int32) < stop) & (at < steps - 1)
+    accepted = (rows < stop) & (at < steps - 1)
     worst = jnp.maximum(run.worst, jnp.max(jnp.where(accepted, moved, 0)))
     left = jnp.where(sane, (steps - done).astype(jnp.float32), jnp.nan)
     return ahead, left, Run(state, done, worst, allowed)
@@ -203,6 +194,5 @@ def _changes(rolled: PyTree, guesses: PyTree, start: PyTree) -> jax.Array:
     """Mean squares `[W - 1]` of what guesses are off the rolled parameters; infinite, not NaN."""
     size = numbers_in(start)
     change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
-        jax.tree.map(lambda leaf: leaf[:-1], rolled),
-        jax.tree.map(lambda leaf: leaf[1:], guesses)).astype(jnp.float32)
+        trees.at(rolled, slice(-1)), trees.at(guesses, slice(1, None))).astype(jnp.float32)
     return jnp.where(jnp.isnan(change), jnp.inf, change)

@@ -65,30 +65,21 @@ class View(NamedTuple):
         """The window's rows, `[width]`."""
         return self.start + jnp.arange(self.width, dtype=jnp.int32)
 
-    def cut(self, tree: PyTree, back: int = 0) -> PyTree:
-        """Rows start - back .. of the window's length; zeros before the first."""
-        def part(leaf: jax.Array) -> jax.Array:
-            if back:
-                leaf = jnp.concatenate([jnp.zeros((back, *leaf.shape[1:]), leaf.dtype), leaf])
-            return lax.dynamic_slice_in_dim(leaf, self.start, self.width)
-
-        return jax.tree.map(part, tree)
+    def cut(self, tree: PyTree) -> PyTree:
+        """The window's rows of the tree."""
+        return jax.tree.map(
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, self.start, self.width), tree)
 
     def put(self, tree: PyTree, part: PyTree) -> PyTree:
         """The tree with new rows from start on."""
         return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(
             leaf, new, self.start, 0), tree, part)
 
-    def last(self, array: jax.Array, depth: int) -> jax.Array:
-        """What each row of the window sees of the last rows, `[width, depth, ...]`."""
-        return jnp.stack([self.cut(array, j) for j in range(depth)], axis=1)
 
-
-class Layout(NamedTuple):
-    """Rows of a window, and rows that a step makes one after the other."""
-
-    width: int
-    block: int = 1
+def back(rows: jax.Array, depth: int) -> jax.Array:
+    """The last rows as each row sees them, itself first, `[R, depth, ...]`; zeros before all."""
+    padded = jnp.concatenate([jnp.zeros((depth - 1, *rows.shape[1:]), rows.dtype), rows])
+    return jnp.stack([padded[depth - 1 - j: len(padded) - j] for j in range(depth)], axis=1)
 
 
 #: Options of a solve that mean nothing in rounds, and why.
@@ -136,7 +127,7 @@ def run_rounds(
 
     Returns the solution of the point, the last memory, and the newest rows.
     """
-    floating = _floating(rows)
+    floating = is_floating(rows)
     start = memory if floating else (memory, rows)
 
     def step(point: Point, memory: PyTree, start: PyTree, *operands: PyTree) -> tuple:
@@ -178,7 +169,8 @@ def _of_rows(solver: optax.GradientTransformation) -> optax.GradientTransformati
 
 def solve_rounds(
     look: Callable, rows: PyTree, own: PyTree, operands: tuple, options: Options, *,
-    compare: Callable, layout: Layout, after: Callable | None = None, calls: str | None = None,
+    compare: Callable, width: int, block: int = 1, after: Callable | None = None,
+    calls: str | None = None,
 ) -> tuple[Solution, PyTree, PyTree]:
     """The rows of a chain by rounds on a window of them.
 
@@ -188,6 +180,7 @@ def solve_rounds(
         they should go if those in the mask stay; the next memory.
       rows: first guess, leaves `[T, ...]`. own: first memory.
       compare: `compare(view, new, old, *operands) -> [width]`, changes in units of the tolerance.
+      width: rows of a window. block: rows that a step makes one after the other.
       after: `after(view, rows, own, *operands) -> rows` ends a round.
       calls: what an evaluation of a row is called in `Solution.calls`.
 
@@ -199,8 +192,8 @@ def solve_rounds(
     Raises:
       ValueError: a solver or a state to resume, where they make no sense.
     """
-    count, (width, block) = jax.tree.leaves(rows)[0].shape[0], layout
-    floating, held = _floating(rows), options.solver is None
+    count = jax.tree.leaves(rows)[0].shape[0]
+    floating, held = is_floating(rows), options.solver is None
     if not (held or floating and width == count and block == 1):
         raise ValueError("a solver needs floating-point rows, each a step of its own, and no "
                          "window: it moves all of them.")
@@ -239,11 +232,10 @@ def solve_rounds(
     if floating:
         # The last row is as its step makes it: its inputs were measured.
         taken = done & (jnp.arange(count) >= count - block)
-        pick = lambda a, b: jnp.where(spread(taken, a), a, b)  # noqa: E731
-        value = jax.tree.map(pick, newest, solve.state.x.rows)
+        value = trees.where_rows(taken, newest, solve.state.x.rows)
         displacement = trees.subtract(newest, value)
         if follows:
-            displacement = jax.tree.map(pick, trees.zeros_like(value), ledger.off)
+            displacement = trees.where_rows(taken, trees.zeros_like(value), ledger.off)
         residual = trees.norm(displacement)
         residual = jnp.where(jnp.isfinite(residual) & jnp.isfinite(solve.merit), residual, jnp.inf)
     return solve._replace(
@@ -251,7 +243,8 @@ def solve_rounds(
         aux=jnp.where(done, count, jnp.maximum(ledger.final - block, 0))), newest, ledger.own
 
 
-def _floating(rows: PyTree) -> bool:
+def is_floating(rows: PyTree) -> bool:
+    """Whether rows can be a point of the driver; else they hold integers."""
     return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(rows))
 
 
@@ -284,7 +277,7 @@ def accept(
     size = jnp.maximum(compare(shown, old), compare(proposed, old)).astype(jnp.float32)
     if block > 1:  # the first guess was not made by any step
         size = jnp.where(ledger.final > 0, size, jnp.inf)
-    sound, calm = finite_rows(shown), size <= 1
+    sound, calm = trees.finite_rows(shown), size <= 1
     moving = first_moving(calm | last, pending)
     settled = calm & ((index < count - view.width) | (size == 0))
     ends = (calm | last | ~sound)[moving]
@@ -295,13 +288,11 @@ def accept(
     done = sane & (view.start + end >= count)
     if slides:  # calm rows that leave were to move: the others must not count on it
         proposed = propose(at < begin)
-    plain = jax.tree.map(lambda s, o: jnp.where(spread(sound, s), s, o), shown, old)
-    free, moves = (at >= end) & finite_rows(proposed), pending & (at >= begin)
+    plain = trees.where_rows(sound, shown, old)
+    free, moves = (at >= end) & trees.finite_rows(proposed), pending & (at >= begin)
     if not slides:
         moves |= pending & done
-    new = jax.tree.map(
-        lambda n, s, o: jnp.where(spread(moves, n), jnp.where(spread(free, n), n, s), o),
-        proposed, plain, old)
+    new = trees.where_rows(moves, trees.where_rows(free, proposed, plain), old)
     kept, counted = pending & (at < begin), jnp.where(jnp.isnan(size), jnp.inf, size)
     before = ledger.worst if slides else 0 * ledger.worst
     change, worst = (jnp.maximum(before, jnp.max(jnp.where(rows, counted, 0)))
@@ -310,15 +301,3 @@ def accept(
         change = jnp.where(view.start + view.width < count, jnp.inf, change)
     final = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
     return new, jnp.where(sane, change, jnp.nan), final, worst
-
-
-def finite_rows(tree: PyTree) -> jax.Array:
-    """Which rows are finite, `[W]`; integers are."""
-    flags = [jnp.all(jnp.isfinite(leaf).reshape(leaf.shape[0], -1), axis=1)
-             for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags), axis=0)
-
-
-def spread(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """One number per row, against arrays `[W, ...]`."""
-    return mask.reshape((like.shape[0],) + (1,) * (like.ndim - 1))

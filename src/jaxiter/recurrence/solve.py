@@ -16,14 +16,7 @@ from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
 from jaxiter.recurrence.linearize import Past, Rows
 from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
-from jaxiter.recurrence.rounds import (
-    Layout,
-    View,
-    choose_rounds,
-    finite_rows,
-    solve_rounds,
-    spread,
-)
+from jaxiter.recurrence.rounds import View, choose_rounds, is_floating, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 
@@ -98,7 +91,7 @@ def solve_recurrence(
         if not isinstance(s0, tuple | list) or len(s0) != 2:
             raise ValueError("order=2 needs s0 as a pair (s, previous).")
         step, s0 = _augment(step), tuple(s0)
-        init = None if init is None else (init, _inputs(s0[0], init))
+        init = None if init is None else (init, trees.before(init, s0[0]))
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
@@ -106,7 +99,7 @@ def solve_recurrence(
     chosen = choose_rounds("solve_recurrence", options, count)
     adjoint = as_chain_adjoint("solve_recurrence", chosen.adjoint)
     _check(step, s0, xs, method, window, count)
-    floating = all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(s0))
+    floating = is_floating(s0)
     if floating:
         flat, unravel = ravel_pytree(s0)
         row_step = lambda s, x: ravel_pytree(step(unravel(s), x))[0]  # noqa: E731
@@ -125,7 +118,7 @@ def solve_recurrence(
         past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
     solve, *_ = solve_rounds(
         partial(_look, row_step, linearize, block), guess, past, tuple(operands), chosen,
-        compare=comparison(flat, rtol, atol), layout=Layout(window or count, block or 1),
+        compare=comparison(flat, rtol, atol), width=window or count, block=block or 1,
         after=_one_value_each if floating and order == 2 else None)
     rows, off = solve.value, solve.displacement
     if floating:
@@ -141,17 +134,15 @@ def _look(
     rows: PyTree, past: Past | None, s0: PyTree, xs: PyTree,
 ) -> tuple[PyTree, Callable, Past | None]:
     """One batched evaluation of the window and one linear recurrence."""
-    p = view.cut(_inputs(s0, rows))
-    old, x = view.cut(rows), view.cut(xs)
+    p, x, old, before = view.cut((trees.before(rows, s0), xs, rows, past))
     shown = _blocks(step, block, p, x) if block else jax.vmap(step)(p, x)
     if linearize is None:
         return shown, lambda kept: shown, past
-    usable = spread(finite_rows(shown) & pending, shown)  # final rows do not move
-    safe = jnp.where(usable, shown, old)
-    lift, slope = linearize(Rows(step, p, x, safe, None if past is None else view.cut(past)))
+    safe = trees.where_rows(trees.finite_rows(shown) & pending, shown, old)  # final rows stay
+    lift, slope = linearize(Rows(step, p, x, safe, before))
     if past is not None:
         past = view.put(past, Past(p, safe, slope, jnp.ones(view.width, bool)))
-    return shown, lambda kept: safe + lift(jnp.where(spread(kept, old), 0, safe - old)), past
+    return shown, lambda kept: safe + lift(trees.where_rows(~kept, safe - old, 0)), past
 
 
 def _one_value_each(
@@ -160,44 +151,31 @@ def _one_value_each(
     """Rows that are pairs of a state and the one before: only the first of a pair is returned."""
     del view, past, xs
     size = rows.shape[1] // 2
-    return jnp.concatenate([rows[:, :size], _inputs(s0[:size], rows[:, :size])], axis=1)
-
-
-def _inputs(s0: PyTree, rows: PyTree) -> PyTree:
-    """What every row reads: the row before."""
-    return jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), s0, rows)
+    rows = rows[:, :size]
+    return jnp.concatenate([rows, trees.before(rows, s0[:size])], axis=1)
 
 
 def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
     """Changes of rows in units of the tolerance; integers are equal, or infinitely far."""
-    if any(not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(like)):
-        return _equal
+    if not is_floating(like):
+        return lambda view, new, old, *operands: _largest(
+            jax.tree.map(lambda a, b: jnp.where(a == b, 0, jnp.float32(jnp.inf)), new, old))
     epsilon = machine_epsilon(like)
     default = 1e-10 if epsilon < 1e-12 else 1e-5 if epsilon < 1e-5 else 1e-2
     rtol, atol = (default if t is None else t for t in (rtol, atol))
 
-    def largest(tree: PyTree) -> jax.Array:
-        rows = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1, initial=0)
-                for leaf in jax.tree.leaves(tree)]
-        return jnp.max(jnp.stack(rows), axis=0)
-
     def close(view: View, new: PyTree, old: PyTree, *operands: PyTree) -> jax.Array:
-        change = largest(trees.subtract(new, old))
-        return jnp.where(change == 0, 0, change / (atol + rtol * largest(new)))
+        change = _largest(trees.subtract(new, old))
+        return jnp.where(change == 0, 0, change / (atol + rtol * _largest(new)))
 
     return close
 
 
-def _equal(view: View, new: PyTree, old: PyTree, *operands: PyTree) -> jax.Array:
-    """0 where whole rows are equal, bit for bit, else infinite."""
-    del view, operands
-
-    def same(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
-
-    still = jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))), axis=0)
-    return jnp.where(still, 0, jnp.inf).astype(jnp.float32)
+def _largest(tree: PyTree) -> jax.Array:
+    """The largest magnitude in every row."""
+    rows = [jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1, initial=0)
+            for leaf in jax.tree.leaves(tree)]
+    return jnp.max(jnp.stack(rows), axis=0)
 
 
 def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
@@ -223,7 +201,7 @@ def _augment(step: Callable) -> Callable:
 
 def _length(xs: PyTree, length: int | None) -> int:
     sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)}
-    sizes |= set() if length is None else {length}
+    sizes |= {length} - {None}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError("xs must have one leading axis T, or be None with `length`; "
                          f"found lengths {sorted(sizes)} (-1 is a scalar).")
@@ -244,12 +222,11 @@ def _check(
         if count % method.block:
             raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
                              f"block={method.block}.")
-    leaves = jax.tree.leaves(s0)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    if not all(floating) and not method.takes_integers:
+    floating = is_floating(s0)
+    if not floating and not method.takes_integers:
         raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
                          "gauss_seidel(block) take integers.")
-    if len({np.dtype(leaf.dtype) for leaf in leaves}) > 1 and all(floating):
+    if floating and len({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(s0)}) > 1:
         raise ValueError("all leaves of a floating-point state must have one dtype.")
     out = jax.eval_shape(step, s0, trees.first(xs))
     trees.check_same_structure(s0, out, "The step")
