@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import both, descend
+from jaxiter.bilevel.methods import both, descend, oracle_calls
 from jaxiter.known import check_positive
 from jaxiter.numerics import safe_divide
 from jaxiter.process import Batches, Process

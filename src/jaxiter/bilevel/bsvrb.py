@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import product_pair
+from jaxiter.bilevel.methods import oracle_calls, product_pair
 from jaxiter.estimators import msvr_value, storm_value
 from jaxiter.known import check_positive, check_share
+from jaxiter.numerics import numbers_in
 from jaxiter.process import Batches, Process
 
 PyTree = Any
@@ -73,16 +73,13 @@ def bsvrb_v2(
     """
     linear_rate = inner_rate if linear_rate is None else linear_rate
     check_positive(linear_rate=linear_rate, radius=radius)
-    check_share(smoothing=smoothing)
-    estimate = partial(msvr_value, smoothing, correction)
 
-    def follow(v: PyTree, u: PyTree, now: _Block, last: _Block) -> tuple:
+    def follow(v: PyTree, u: PyTree, estimate: Callable, now: _Block, last: _Block) -> tuple:
         u = estimate(now.rest, last.rest, u)
-        v = trees.axpy(-linear_rate, u, v)
-        return trees.into_ball(radius, v), u
+        return trees.into_ball(radius, trees.axpy(-linear_rate, u, v)), u
 
-    options = _Options(blocks, rate, inner_rate, estimate, momentum)
-    return _bsvrb(outer, inner, options, trees.zeros_like, lambda v, pull: v, follow, lazy=True)
+    return _bsvrb(outer, inner, blocks, rate, inner_rate, smoothing, correction, momentum,
+                  trees.zeros_like, lambda v, pull: v, follow, lazy=True)
 
 
 def bsvrb_v1(
@@ -102,15 +99,13 @@ def bsvrb_v1(
       ValueError: as `bsvrb_v2`.
     """
     check_positive(curvature=curvature)
-    check_share(smoothing=smoothing)
-    estimate = partial(msvr_value, smoothing, correction)
 
     def identity(y: PyTree) -> jax.Array:
-        size = sum(leaf[0].size for leaf in jax.tree.leaves(y))
-        return jnp.broadcast_to(jnp.eye(size, dtype=jax.tree.leaves(y)[0].dtype),
-                                (_count(y), size, size))
+        return jax.vmap(lambda y: jnp.eye(numbers_in(y), dtype=jax.tree.leaves(y)[0].dtype))(y)
 
-    def follow(matrix: jax.Array, u: PyTree, now: _Block, last: _Block) -> tuple:
+    def follow(
+        matrix: jax.Array, u: PyTree, estimate: Callable, now: _Block, last: _Block
+    ) -> tuple:
         return estimate(now.hessian(), last.hessian(), matrix), u
 
     def invert(matrix: jax.Array, pull: PyTree) -> PyTree:
@@ -118,16 +113,8 @@ def bsvrb_v1(
         flat, unravel = ravel_pytree(pull)
         return unravel(basis @ ((basis.T @ flat) / jnp.maximum(values, curvature)))
 
-    options = _Options(blocks, rate, inner_rate, estimate, momentum)
-    return _bsvrb(outer, inner, options, identity, invert, follow, lazy=False)
-
-
-class _Options(NamedTuple):
-    blocks: int
-    rate: Any
-    inner_rate: Any
-    estimate: Callable
-    momentum: Any
+    return _bsvrb(outer, inner, blocks, rate, inner_rate, smoothing, correction, momentum,
+                  identity, invert, follow, lazy=False)
 
 
 class _Block(NamedTuple):
@@ -140,16 +127,18 @@ class _Block(NamedTuple):
 
 
 def _bsvrb(
-    outer: Callable, inner: Callable, options: _Options, first: Callable, vector: Callable,
-    follow: Callable, lazy: bool,
+    outer: Callable, inner: Callable, blocks: int, rate: Any, inner_rate: Any, smoothing: Any,
+    correction: Any, momentum: Any, first: Callable, vector: Callable, follow: Callable, lazy: bool,
 ) -> Process:
-    check_positive(blocks=options.blocks, rate=options.rate, inner_rate=options.inner_rate)
-    check_share(momentum=options.momentum)
+    """Both versions, which differ in the adjoint: what it is, how it begins, moves and acts."""
+    check_positive(blocks=blocks, rate=rate, inner_rate=inner_rate)
+    check_share(smoothing=smoothing, momentum=momentum)
+    estimate = partial(msvr_value, smoothing, correction)
 
     def init(start: tuple, *data: Batches) -> BsvrbState:
         x, y = start
-        if _count(y) < options.blocks:
-            raise ValueError(f"blocks={options.blocks} is more than the {_count(y)} blocks of y.")
+        if _count(y) < blocks:
+            raise ValueError(f"blocks={blocks} is more than the {_count(y)} blocks of y.")
         adjoint, zero = first(y), trees.zeros_like(y)
         return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x))
 
@@ -168,30 +157,29 @@ def _bsvrb(
         """A sampled block with new estimates and adjoint, and its slopes at the two points."""
         y, adjoint, s, u = block
         now, last = at((x, y, adjoint), a, b), at((x_was, *was), a, b)
-        s = options.estimate(now.down, last.down, s)
-        adjoint, u = follow(adjoint, u, now, last)
-        y = trees.axpy(-options.inner_rate, s, y) if lazy else y
+        s = estimate(now.down, last.down, s)
+        adjoint, u = follow(adjoint, u, estimate, now, last)
+        y = trees.axpy(-inner_rate, s, y) if lazy else y
         return (y, adjoint, s, u), now.slope, last.slope
 
-    def step(
-        state: BsvrbState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> BsvrbState:
+    def step(state: BsvrbState, key: jax.Array, *data: Batches) -> BsvrbState:
+        inner_data, outer_data = data
         x, y, adjoint, estimates, before, slope = state
         block_key, inner_key, outer_key = jax.random.split(key, 3)
-        index = jax.random.choice(block_key, _count(y), (options.blocks,), replace=False)
+        index = jax.random.choice(block_key, _count(y), (blocks,), replace=False)
         a, b = _rows(inner_data, index, inner_key), _rows(outer_data, index, outer_key)
-        block, was = jax.tree.map(lambda leaf: leaf[index], ((y, adjoint, *estimates), before[1:]))
+        block, was = trees.at(((y, adjoint, *estimates), before[1:]), index)
         block, now, last = jax.vmap(one, in_axes=(None, 0, None, 0, 0, 0))(
             x, block, before[0], was, a, b)
         new_y, new_adjoint, s, u = jax.tree.map(
             lambda leaf, rows: leaf.at[index].set(rows), (y, adjoint, *estimates), block)
-        now, last = (jax.tree.map(lambda leaf: leaf.mean(0), part) for part in (now, last))
-        slope = storm_value(options.momentum, now, last, slope)
-        new_y = new_y if lazy else trees.axpy(-options.inner_rate, s, y)
-        return BsvrbState(trees.axpy(-options.rate, slope, x), new_y, new_adjoint, (s, u),
+        now, last = trees.mean_rows((now, last))
+        slope = storm_value(momentum, now, last, slope)
+        new_y = new_y if lazy else trees.axpy(-inner_rate, s, y)
+        return BsvrbState(trees.axpy(-rate, slope, x), new_y, new_adjoint, (s, u),
                           (x, y, adjoint), slope)
 
-    spent = 2 * options.blocks
+    spent = 2 * blocks
     return Process(init, step, calls=oracle_calls(spent, spent, spent))
 
 
@@ -201,6 +189,5 @@ def _count(stacked: PyTree) -> int:
 
 def _rows(batches: Batches, index: jax.Array, key: jax.Array) -> PyTree:
     """The sampled blocks, and `size` random rows of each."""
-    chosen = jax.tree.map(lambda leaf: leaf[index], batches.data)
     return jax.vmap(lambda rows, key: Batches(rows, batches.size).draw(key))(
-        chosen, jax.random.split(key, index.shape[0]))
+        trees.at(batches.data, index), jax.random.split(key, index.shape[0]))

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import PenaltyState, both, penalised_slope
+from jaxiter.bilevel.methods import PenaltyState, begin, both, oracle_calls, penalised_slope
 from jaxiter.estimators import Oracle, storm
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
@@ -73,13 +72,8 @@ def f2sa(
     """
     rates = _rates(inner_rate, penalty_rate, outer_factor, exponents, offset, largest_penalty)
 
-    def init(start: tuple, *data: Batches) -> PenaltyState:
-        x, y = start
-        return PenaltyState(x, y, y, jnp.int32(0))
-
-    def step(
-        state: PenaltyState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> PenaltyState:
+    def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
+        inner_data, outer_data = data
         x, y, z, k, _ = state
         alpha, gamma, lam = rates(k)
 
@@ -98,7 +92,7 @@ def f2sa(
                                 outer_data.draw(outer_key))
         return PenaltyState(trees.axpy(-outer_factor * alpha, slope, x), y, z, k + 1)
 
-    return Process(init, step, calls=oracle_calls(2 * inner_steps + 2, inner_steps + 1))
+    return Process(begin, step, calls=oracle_calls(2 * inner_steps + 2, inner_steps + 1))
 
 
 def f3sa(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
+from jaxiter.bilevel.methods import oracle_calls
 from jaxiter.known import check_not_negative
 from jaxiter.linear import LinearSolver, cg
 from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
@@ -15,11 +16,6 @@ from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
 PyTree = Any
-
-
-def oracle_calls(inner: Any, outer: Any, products: Any = 0) -> dict[str, Any]:
-    """The account of a bilevel problem: gradients of inner, of outer, inner Hessian products."""
-    return {"inner": inner, "outer": outer, "products": products}
 
 
 @reports
@@ -96,12 +92,12 @@ def hypergradient(
 
     start = None if v_init is None else stop_gradient(v_init)
 
-    def inverse(matvec: Callable, b: PyTree, x0: PyTree = None) -> tuple[PyTree, tuple]:
-        out = solver(matvec, b, x0=x0)
+    def inverse(matvec: Callable, b: PyTree) -> tuple[PyTree, tuple]:
+        out = solver(matvec, b, x0=start)
         return out.value, (out.steps, out.status)
 
     v, (products, status) = lax.custom_linear_solve(
-        matvec, pull, lambda m, b: inverse(m, b, start), symmetric=True, has_aux=True)
+        matvec, pull, inverse, symmetric=True, has_aux=True)
     cross, image = product(v)
     grad = trees.subtract(direct, cross)
     rest = trees.subtract(trees.axpy(shift, v, image), pull)

@@ -82,5 +82,5 @@ def implicit_maml(
         return out.value, out.grad, adapted, most_severe(adapted.status, out.status)
 
     value, grad, adapted, status = jax.vmap(one)(tasks, chosen.resume)
-    return MamlResult(jnp.mean(value), jax.tree.map(lambda leaf: leaf.mean(0), grad), adapted,
-                      status)
+    value, grad = trees.mean_rows((value, grad))
+    return MamlResult(value, grad, adapted, status)

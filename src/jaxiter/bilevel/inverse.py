@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxiter import trees
 from jaxiter.known import check_count, check_positive
 from jaxiter.linear import LinearSolution, LinearSolver, Matvec, default_rtol
-from jaxiter.numerics import machine_epsilon, safe_divide
+from jaxiter.numerics import machine_epsilon, product, safe_divide
 from jaxiter.solution import Status
 from jaxiter.spectral import largest_eigenvalue
 from jaxiter.values import as_value
@@ -98,7 +98,7 @@ def nystrom(rank: int, damping: float, key: jax.Array, rtol: Any = None) -> Line
         units = jnp.zeros((k, flat.size), flat.dtype).at[jnp.arange(k), chosen].set(1)
         rows = jax.vmap(lambda e: ravel_pytree(matvec(unravel(e)))[0])(units)
         core = rows[:, chosen]
-        gram = jnp.matmul(rows, rows.T, precision=lax.Precision.HIGHEST)
+        gram = product(rows, rows.T)
         system = damping * (core + core.T) / 2 + gram
         # An indefinite core can make this singular: small eigenvalues are left out.
         values, vectors = jnp.linalg.eigh(system)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
+from jaxiter.bilevel.methods import oracle_calls
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
@@ -66,27 +66,28 @@ def lv_hba(
         zero = jnp.zeros_like(constraint(x, y))
         return LvHbaState(x, y, y, zero, zero, jnp.int32(0))
 
-    def step(
-        state: LvHbaState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> LvHbaState:
+    def step(state: LvHbaState, key: jax.Array, *data: Batches) -> LvHbaState:
+        inner_data, outer_data = data
         x, y, theta, lam, z, k = state
         inner_key, outer_key = jax.random.split(key)
         a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
 
-        def lagrangian(x: PyTree, theta: PyTree, lam: jax.Array) -> jax.Array:
-            return inner(x, theta, a) + jnp.sum(lam * constraint(x, theta))
+        def value(x: PyTree, y: PyTree, theta: PyTree, lam: jax.Array) -> jax.Array:
+            """The proximal Lagrangian, whose saddle point in (theta, lam) is the value."""
+            apart = trees.squared_norm(trees.subtract(theta, y)) - trees.squared_norm(lam - z)
+            return inner(x, theta, a) + jnp.sum(lam * constraint(x, theta)) + (
+                apart / (2 * prox)).astype(lam.dtype)
 
-        descent = jax.grad(lagrangian, 1)(x, theta, lam)
-        descent = trees.axpy(1 / prox, trees.subtract(theta, y), descent)
-        ascent = (lam - z) / prox - constraint(x, theta)
-        theta = trees.axpy(-value_rate, descent, theta)
-        lam = jnp.clip(lam - value_rate * ascent, low, largest)
+        down, up = jax.grad(value, (2, 3))(x, y, theta, lam)
+        theta = trees.axpy(-value_rate, down, theta)
+        lam = jnp.clip(lam + value_rate * up, low, largest)
         share = 1 / (penalty * (k + 1).astype(jnp.float32) ** growth)
-        up, down = (jax.grad(f, (0, 1))(x, y, batch) for f, batch in ((outer, b), (inner, a)))
-        value_x = jax.grad(lagrangian, 0)(x, theta, lam)
-        dx = trees.subtract(trees.axpy(share, up[0], down[0]), value_x)
-        dy = trees.axpy(-1 / prox, trees.subtract(y, theta), trees.axpy(share, up[1], down[1]))
-        x, y = project(trees.axpy(-rate, dx, x), trees.axpy(-rate, dy, y))
+
+        def gap(point: tuple) -> jax.Array:
+            x, y = point
+            return trees.axpy(share, outer(x, y, b), inner(x, y, a)) - value(x, y, theta, lam)
+
+        x, y = project(*trees.axpy(-rate, jax.grad(gap)((x, y)), (x, y)))
         z = jnp.clip(z + centre_rate * (lam - z), low, largest)
         return LvHbaState(x, y, theta, lam, z, k + 1)
 

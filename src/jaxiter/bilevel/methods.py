@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 
@@ -27,6 +28,17 @@ class PenaltyState(NamedTuple):
     z: PyTree
     k: jax.Array
     memory: PyTree = ()
+
+
+def oracle_calls(inner: Any, outer: Any, products: Any = 0) -> dict[str, Any]:
+    """The account of a bilevel problem: gradients of inner, of outer, inner Hessian products."""
+    return {"inner": inner, "outer": outer, "products": products}
+
+
+def begin(start: tuple, *data: Batches) -> PenaltyState:
+    """All of y at its start."""
+    x, y = start
+    return PenaltyState(x, y, y, jnp.int32(0))
 
 
 def move(

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import PenaltyState, both, penalised_slope
+from jaxiter.bilevel.methods import PenaltyState, begin, both, oracle_calls, penalised_slope
 from jaxiter.estimators import Oracle, storm
 from jaxiter.known import check_positive, check_share
 from jaxiter.process import Batches, Process
@@ -60,10 +59,6 @@ def proximal_penalty(
     slopes, slope, follow, mix, descend = _parts(
         outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
 
-    def init(start: tuple, *data: Batches) -> PenaltyState:
-        x, y = start
-        return PenaltyState(x, y, y, jnp.int32(0))
-
     def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
         x, *centres, k, _ = state
         pairs, centres = both(*data), tuple(centres)
@@ -76,10 +71,10 @@ def proximal_penalty(
         drawn = jax.vmap(lambda key: slope((x, *near), pairs.draw(key)))(
             jax.random.split(outer_key, samples))
         y, z = mix(near, centres)
-        return PenaltyState(descend(x, jax.tree.map(lambda leaf: leaf.mean(0), drawn)), y, z, k + 1)
+        return PenaltyState(descend(x, trees.mean_rows(drawn)), y, z, k + 1)
 
     spent = inner_steps + samples
-    return Process(init, step, calls=oracle_calls(2 * spent, spent))
+    return Process(begin, step, calls=oracle_calls(2 * spent, spent))
 
 
 def proximal_penalty_single(

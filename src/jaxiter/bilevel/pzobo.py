@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move
+from jaxiter.bilevel.methods import descend, move, oracle_calls
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
@@ -55,16 +53,14 @@ def pzobo(
     """
     check_positive(inner_rate=inner_rate, inner_steps=inner_steps, directions=directions,
                    radius=radius)
-
     descent = optax.sgd(inner_rate)
 
     def init(start: tuple, *data: Batches) -> PzoboState:
         x, y = start
         return PzoboState(x, y, outer_optimizer.init(x))
 
-    def step(
-        state: PzoboState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> PzoboState:
+    def step(state: PzoboState, key: jax.Array, *data: Batches) -> PzoboState:
+        inner_data, outer_data = data
         x, start, optimizer = state
         inner_key, outer_key, direction_key = jax.random.split(key, 3)
 
@@ -81,7 +77,7 @@ def pzobo(
             return trees.scale(trees.dot(change, pull) / radius, u)
 
         slopes = jax.vmap(one)(jax.random.split(direction_key, directions))
-        slope = trees.add(direct, jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes))
+        slope = trees.add(direct, trees.mean_rows(slopes))
         x, optimizer = move(outer_optimizer, slope, optimizer, x)
         return PzoboState(x, y, optimizer)
 

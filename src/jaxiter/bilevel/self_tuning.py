@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move
+from jaxiter.bilevel.methods import descend, move, oracle_calls
 from jaxiter.estimators import Drawn
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
@@ -73,9 +72,8 @@ def self_tuning(
         noise = optax.tree.random_like(key, x)
         return jax.tree.map(lambda x, s, z: x + jnp.exp(s) * z, x, log_width, noise)
 
-    def step(
-        state: SelfTuningState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> SelfTuningState:
+    def step(state: SelfTuningState, key: jax.Array, *data: Batches) -> SelfTuningState:
+        inner_data, outer_data = data
         x, _, phi, log_width, (of_x, of_phi) = state
         inner_key, outer_key = jax.random.split(key)
 

@@ -14,8 +14,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move, product_pair, three_directions
+from jaxiter.bilevel.methods import descend, move, oracle_calls, product_pair, three_directions
 from jaxiter.estimators import Estimator, Oracle, plain, saga, sarah
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
@@ -168,9 +167,8 @@ def soba(
         return method
     outer_optimizer, inner_optimizer, linear_optimizer = _each(**optimizers)
 
-    def step(
-        state: SingleLoopState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> SingleLoopState:
+    def step(state: SingleLoopState, key: jax.Array, *data: Batches) -> SingleLoopState:
+        inner_data, outer_data = data
         x, y, v, (of_x, of_y, of_v), memory = state
         inner_key, outer_key, linear_key = jax.random.split(key, 3)
         y, of_y = descend(inner, inner_optimizer, x, y, of_y, inner_data, inner_key, inner_steps)

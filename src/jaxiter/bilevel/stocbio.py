@@ -12,8 +12,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import oracle_calls
-from jaxiter.bilevel.methods import descend, move, product_pair
+from jaxiter.bilevel.methods import descend, move, oracle_calls, product_pair
 from jaxiter.bilevel.single_loop import moving_together
 from jaxiter.estimators import Drawn, Oracle, storm
 from jaxiter.known import check_positive
@@ -87,9 +86,8 @@ def _nested(
         optimizers = outer_optimizer.init(x), inner_optimizer.init(y)
         return StocbioState(x, y, optimizers, jnp.float32(0))
 
-    def step(
-        state: StocbioState, key: jax.Array, inner_data: Batches, outer_data: Batches
-    ) -> StocbioState:
+    def step(state: StocbioState, key: jax.Array, *data: Batches) -> StocbioState:
+        inner_data, outer_data = data
         x, y, (of_x, of_y), _ = state
         inner_key, linear_key, outer_key = jax.random.split(key, 3)
         y, of_y = descend(inner, inner_optimizer, x, y, of_y, inner_data, inner_key, inner_steps)

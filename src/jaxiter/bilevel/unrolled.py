@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.hypergradient import HypergradientResult, oracle_calls
+from jaxiter.bilevel.hypergradient import HypergradientResult
+from jaxiter.bilevel.methods import oracle_calls
 from jaxiter.known import check_positive
 from jaxiter.numerics import numbers_in, stop_gradient
 from jaxiter.reuse import reused
 from jaxiter.solution import Status
-from jaxiter.stop import default_tolerances
+from jaxiter.stop import accepts, tolerance
 
 PyTree = Any
 
@@ -72,16 +73,15 @@ def unrolled_hypergradient(
 
     state = stop_gradient(run(x, start, steps - last)) if steps > last else start
 
-    def end(x: PyTree) -> tuple[jax.Array, PyTree]:
+    def end(x: PyTree) -> tuple[jax.Array, tuple]:
         through = checkpointed if mode == "checkpoint" else run
         y = through(x, state, last)
-        return outer(x, read(y)), y
+        value = outer(x, read(y))
+        return value, (value, y)
 
-    if mode == "forward":
-        (value, y), (grad, _) = end(x), jax.jacfwd(end, has_aux=True)(x)
-    else:
-        (value, y), grad = jax.value_and_grad(end, has_aux=True)(x)
-    entries = numbers_in(x) if mode == "forward" else 1
+    differentiate, entries = (
+        (jax.jacfwd, numbers_in(x)) if mode == "forward" else (jax.grad, 1))
+    grad, (value, y) = differentiate(end, has_aux=True)(x)
     move, status = _ended(read(y), read(step(x, y)), (value, grad))
     missing = jnp.full((), jnp.nan, value.dtype)
     calls = oracle_calls(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
@@ -91,9 +91,9 @@ def unrolled_hypergradient(
 def _ended(y: PyTree, following: PyTree, answer: PyTree) -> tuple[jax.Array, jax.Array]:
     """How far the next inner step would move, and what that says of the truncated solve."""
     y, following = stop_gradient((y, following))
-    move, size = trees.norm(trees.subtract(following, y)), trees.norm(y)
-    relative, absolute = default_tolerances(y)
-    still = move <= absolute * jnp.minimum(size, 1) + relative * size
+    step = trees.subtract(following, y)
+    move = trees.norm(step)
+    still = accepts(tolerance(), y, step, move, trees.norm(y))
     status = jnp.where(still, Status.CONVERGED, Status.MAX_STEPS)
     good = trees.finite((answer, y)) & jnp.isfinite(move)
     return move, jnp.where(good, status, Status.NONFINITE).astype(jnp.int32)
