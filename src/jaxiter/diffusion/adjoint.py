@@ -37,7 +37,7 @@ def attach_sampling(
 
     Args:
       model: `model(x, row) -> value` at one row of the table.
-      x_init: varies over a mesh where the model's parameters do (`sample.vary`).
+      x_init: varies over a mesh where the model's parameters do (`table.begin`).
       slopes: `[R]`, first guesses of the model's slopes for the parallel backward pass.
       adjoint: `parallel()` solves the transposed system by rounds of batched VJPs, `sequential()`
         by a loop; `frozen()`: no derivatives.

@@ -33,7 +33,7 @@ from jaxiter.diffusion.linearize import (
 from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, checked_start, combine, evaluate, tabulate, vary
+from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate
 from jaxiter.known import check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
@@ -150,20 +150,18 @@ def sample_parallel(
     >>> bool(out.converged), int(out.rounds) < 12
     (True, True)
     """
-    x_init = checked_start(sampler, denoiser, x_init)
+    x_init, table = begin(sampler, denoiser, x_init, key, noise)
     count = sampler.rows
     width = count if window is None else window
     method = as_method("sample_parallel", method, KINDS)
     chosen = choose_rounds("sample_parallel", options, count)
     adjoint = as_chain_adjoint("sample_parallel", chosen.adjoint)
-    table = tabulate(sampler, x_init, key, noise)
     if isinstance(tolerance, Absolute):
         tolerance, table = tolerance.tolerance, table._replace(scale=jnp.ones_like(table.scale))
     _check(count, width, tolerance, slopes, mesh)
     kind = trees.norm_dtype(x_init)
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
-    x_init = vary(sampler, denoiser, x_init, table)
     start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
     start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))

@@ -5,7 +5,7 @@ import jax
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import checked_start, evaluate, histories, tabulate, vary, walk
+from jaxiter.diffusion.table import begin, evaluate, histories, walk
 from jaxiter.reuse import reused
 
 
@@ -35,10 +35,7 @@ def sample(
     >>> sample(ddim(vp_schedule(20)), gaussian, jnp.ones(2)).shape
     (2,)
     """
-    x_init = checked_start(sampler, denoiser, x_init)
-    table = tabulate(sampler, x_init, key, noise)
-    x_init = vary(sampler, denoiser, x_init, table)
-
+    x_init, table = begin(sampler, denoiser, x_init, key, noise)
     (states, _), rows = walk(table, histories(table, x_init),
                              lambda x, row, _: evaluate(sampler, denoiser, x, row))
     return trees.prepend(x_init, rows) if trajectory else states[0]

@@ -1,6 +1,7 @@
 """A sampler's rows as arrays: their algebra, shared by the loop, the rounds and their adjoints."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -53,11 +54,15 @@ def tabulate(
     return SamplerTable(*arrays, z=noise)
 
 
-def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Array:
-    """x_init as an array.
+def begin(
+    sampler: Sampler, denoiser: Denoiser, x_init: Any, key: jax.Array | None,
+    noise: jax.Array | None,
+) -> tuple[jax.Array, SamplerTable]:
+    """x_init, which varies over a mesh where the model's parameters or the noise do; the table.
 
     Raises:
       TypeError: a schedule instead of a sampler, a function instead of a denoiser, integers.
+      ValueError: as `tabulate`.
     """
     if not isinstance(sampler, Sampler):
         raise TypeError("sampler must be rows such as ddim(schedule), got "
@@ -68,13 +73,9 @@ def checked_start(sampler: Sampler, denoiser: Denoiser, x_init: Any) -> jax.Arra
     x = jnp.asarray(x_init)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x_init must be floating point, got {x.dtype}.")
-    return x
-
-
-def vary(sampler: Sampler, denoiser: Denoiser, x: jax.Array, table: SamplerTable) -> jax.Array:
-    """x, which varies over a mesh where the model's parameters or the noise do."""
-    return typed_by(
-        lambda x, row: evaluate(sampler, denoiser, x, row), (x, trees.first(table)), x)
+    table = tabulate(sampler, x, key, noise)
+    model = partial(evaluate, sampler, denoiser)
+    return typed_by(model, (x, trees.first(table)), x), table
 
 
 def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: SamplerTable) -> jax.Array:
