@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxiter import known, numerics
+from jaxiter import known, numerics, packed
 
 
 def test_dtypes():
@@ -45,7 +45,7 @@ def test_if_needed_is_a_conditional_of_user_code():
 def test_packed_scalars_come_back_bit_by_bit():
     start = (jnp.float32(-0.0), jnp.int32(-5), jnp.uint32(2**32 - 1), jnp.bool_(True),
              jnp.float32(np.nan), jnp.arange(3.0), jnp.int32(0))
-    end = jax.jit(lambda s: numerics.while_loop(
+    end = jax.jit(lambda s: packed.while_loop(
         lambda s: s[-1] < 4, lambda s: (*s[:-1], s[-1] + 1), s))(start)
     assert end[-1] == 4
     for before, after in zip(start[:-1], end[:-1], strict=True):

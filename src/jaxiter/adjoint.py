@@ -13,7 +13,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_count
-from jaxiter.numerics import hoist, is_array, mesh_of, stop_gradient, while_loop
+from jaxiter.numerics import hoist, is_array, mesh_of, stop_gradient
+from jaxiter.packed import while_loop
 
 PyTree = Any
 

@@ -23,14 +23,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.known import check_count
 from jaxiter.loop import active, first_step, init, run
 from jaxiter.method import Method, make_method
-from jaxiter.numerics import (
-    anchor,
-    hoist_typed,
-    is_array,
-    numbers_in,
-    on_own_mesh,
-    stop_gradient,
-)
+from jaxiter.numerics import anchor, hoist_typed, is_array, numbers_in, on_own_mesh, stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem, as_point
 from jaxiter.reuse import reused

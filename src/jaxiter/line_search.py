@@ -9,7 +9,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import attach_with_jvp
-from jaxiter.numerics import anchor, hoist, stop_gradient, strong, while_loop
+from jaxiter.numerics import anchor, hoist, stop_gradient, strong
+from jaxiter.packed import while_loop
 
 PyTree = Any
 

@@ -10,7 +10,8 @@ from jaxiter import trees
 from jaxiter.linear.residuals import WINDOW, conjugate_residuals
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import Gains, LinearSolver, Matvec, no_gains, restarted
-from jaxiter.numerics import anchor, numbers_in, safe_divide, while_loop
+from jaxiter.numerics import anchor, numbers_in, safe_divide
+from jaxiter.packed import while_loop
 from jaxiter.values import as_value
 
 PyTree = Any

@@ -16,7 +16,8 @@ from jaxiter.linear.system import (
     restarted,
     transposed,
 )
-from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.numerics import anchor, safe_divide
+from jaxiter.packed import while_loop
 from jaxiter.values import as_value
 
 PyTree = Any

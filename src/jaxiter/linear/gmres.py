@@ -9,7 +9,8 @@ from jax import lax
 from jaxiter import columns, trees
 from jaxiter.linear.ridge import with_ridge
 from jaxiter.linear.system import LinearSolver, Matvec, no_gains, restarted
-from jaxiter.numerics import anchor, safe_divide, while_loop
+from jaxiter.numerics import anchor, safe_divide
+from jaxiter.packed import while_loop
 from jaxiter.values import as_value
 
 PyTree = Any

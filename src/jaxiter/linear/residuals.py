@@ -11,7 +11,8 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.linear.system import ROUNDINGS, Gains, Matvec, no_gains
-from jaxiter.numerics import anchor, machine_epsilon, numbers_in, safe_divide, while_loop
+from jaxiter.numerics import anchor, machine_epsilon, numbers_in, safe_divide
+from jaxiter.packed import while_loop
 
 PyTree = Any
 

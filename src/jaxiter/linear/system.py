@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import anchor, machine_epsilon, safe_divide, stop_gradient, while_loop
+from jaxiter.numerics import anchor, machine_epsilon, safe_divide, stop_gradient
+from jaxiter.packed import while_loop
 from jaxiter.solution import Status, reports
 
 PyTree = Any
