@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxiter import trees
 from jaxiter.numerics import HIGHEST, logsumexp, safe_log, stop_gradient
 from jaxiter.transport.entries import finite
 from jaxiter.transport.exact import Exact, two_sum
@@ -131,8 +132,8 @@ class Grid(Geometry):
 
     def typical(self, caps: jax.Array) -> jax.Array:
         """As in the base class, the cap on each axis."""
-        return sum(
-            jnp.mean(jnp.minimum(finite(cost), caps[:, None, None]), (1, 2)) for cost in self.costs)
+        return trees.total([jnp.mean(jnp.minimum(finite(cost), caps[:, None, None]), (1, 2))
+                            for cost in self.costs])
 
     def over_rows(self, function: Callable, *operands: jax.Array) -> Any:
         """Refused: nothing here may need the matrix."""
