@@ -66,14 +66,16 @@ class View(NamedTuple):
         return self.start + jnp.arange(self.width, dtype=jnp.int32)
 
     def cut(self, tree: PyTree) -> PyTree:
-        """The window's rows of the tree."""
+        """The window's rows of the tree; the tree where that is all."""
         return jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, self.start, self.width), tree)
+            lambda leaf: leaf if len(leaf) == self.width else
+            lax.dynamic_slice_in_dim(leaf, self.start, self.width), tree)
 
     def put(self, tree: PyTree, part: PyTree) -> PyTree:
         """The tree with new rows from start on."""
-        return jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(
-            leaf, new, self.start, 0), tree, part)
+        return jax.tree.map(
+            lambda leaf, new: new if len(leaf) == self.width else
+            lax.dynamic_update_slice_in_dim(leaf, new, self.start, 0), tree, part)
 
 
 def back(rows: jax.Array, depth: int) -> jax.Array:
