@@ -212,7 +212,8 @@ def confirmed(
     # Each unknown and each equation in a unit of its own: in a common one the linear solve would
     # reach its share of |F| before it has seen the small ones.
     moves = signed(x)
-    changes = jax.tree.map(lambda leaf: jnp.where(leaf == 0, 1, jnp.abs(leaf)), derivative(moves))
+    changes = jax.tree.map(
+        lambda leaf: jnp.where(leaf == 0, 1, jnp.abs(leaf)).astype(leaf.dtype), derivative(moves))
 
     def rows(value: PyTree) -> PyTree:
         return jax.tree.map(jnp.divide, value, changes)

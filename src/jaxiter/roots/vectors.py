@@ -52,6 +52,9 @@ def value_and_jacobian(
 def signed(x: PyTree) -> PyTree:
     """Entries of about the sizes of those of x, none of them 0, with random signs."""
     least = 1e-3 * trees.magnitude(x)
-    return jax.tree.map(
-        lambda leaf, sign: sign * jnp.maximum(jnp.abs(leaf), least.astype(leaf.dtype)),
-        x, trees.probe_like(x))
+
+    def leaf(x: jax.Array, sign: jax.Array) -> jax.Array:
+        size = jnp.abs(x)
+        return sign * jnp.maximum(size, least.astype(size.dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf, x, trees.probe_like(x))
