@@ -19,6 +19,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
+from jaxiter.numerics import anchor
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
@@ -74,7 +75,7 @@ class View(NamedTuple):
     def put(self, tree: PyTree, part: PyTree) -> PyTree:
         """The tree with new rows from start on."""
         return jax.tree.map(
-            lambda leaf, new: new if len(leaf) == self.width else
+            lambda leaf, new: anchor(new, (leaf, self.start)) if len(leaf) == self.width else
             lax.dynamic_update_slice_in_dim(leaf, new, self.start, 0), tree, part)
 
 
