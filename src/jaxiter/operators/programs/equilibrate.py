@@ -99,4 +99,5 @@ def _inverse_root(size: jax.Array) -> jax.Array:
 
 def _power_of_two(unit: jax.Array) -> jax.Array:
     """The nearest, such that no unit and no inverse of one leaves the float range."""
-    return jnp.exp2(jnp.clip(jnp.round(jnp.log2(unit)), -MOST, MOST))
+    # Not exp2, which XLA rounds on CPUs.
+    return 2.0 ** jnp.clip(jnp.round(jnp.log2(unit)), -MOST, MOST)
