@@ -52,6 +52,11 @@ class Adjoint(eqx.Module):
         del change
         return self
 
+    @property
+    def solves(self) -> bool:
+        """Whether it has a linear solver that `with_solver` changes."""
+        return self.with_solver(lambda solve: solve) is not self
+
 
 def refuse_series(adjoint: Adjoint, what: str) -> None:
     """Raise ValueError for an adjoint that sums a series of T, where `what` solves no T(x) = x."""

@@ -12,7 +12,7 @@ from jaxiter.implicit import as_adjoint
 from jaxiter.loop import first_step, init, reopened, run
 from jaxiter.method import Method, make_method
 from jaxiter.monitor import Monitor
-from jaxiter.numerics import anchor, hoist, hoist_typed, on_own_mesh, stop_gradient
+from jaxiter.numerics import anchor, hoist_typed, on_own_mesh, stop_gradient, typed_by
 from jaxiter.options import Options
 from jaxiter.problem import (
     Problem,
@@ -137,16 +137,18 @@ def forward(
         ended = resume.status != Status.RUNNING
         return trees.where(ended, reopened(method, resume, *restore(arrays)), resume)
 
-    def one(given: tuple) -> LoopState:
+    def one(given: tuple, max_steps: jax.Array) -> LoopState:
+        del max_steps
         return first_step(method, given[0], restore(given[1]))
 
     given = (x0, arrays, resume)
+    operands = given, jnp.asarray(max_steps, jnp.int32)
     if resume is not None:
-        shapes = jax.eval_shape(one, given)
+        shapes = jax.eval_shape(one, *operands)
         trees.check_same_structure(shapes, resume, "resume (a state of other choices?)")
         trees.check_same_structure(x0, resume.x, "resume (against x0)")
     if adjoint.differentiates_loop:
-        state = anchor(start(given), (given, hoist(one, given)[1], max_steps))
+        state = typed_by(one, operands, start(given))
         return run(method, adjoint.loop, state, restore(arrays), max_steps)
 
     def loop(given: tuple, max_steps: jax.Array) -> LoopState:
@@ -154,8 +156,7 @@ def forward(
         return run(method, adjoint.loop, state, restore(given[1]), max_steps)
 
     # Stopped before it is anchored: the transpose of a select would keep its predicate.
-    operands = stop_gradient((given, jnp.asarray(max_steps, jnp.int32)))
-    pure, constants, operands = hoist_typed(loop, lambda given, steps: one(given), *operands)
+    pure, constants, operands = hoist_typed(loop, one, *stop_gradient(operands))
     return pure(stop_gradient(constants), *operands)
 
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.adjoint import attach_with_jvp
-from jaxiter.numerics import anchor, hoist, stop_gradient, strong
+from jaxiter.numerics import anchor, hoist, stop_gradient, strong, typed_by
 from jaxiter.packed import while_loop
 
 PyTree = Any
@@ -171,7 +171,7 @@ def monotone_root(
     lower, upper = (strong(x) for x in jnp.broadcast_arrays(lower, upper))
     bounds = stop_gradient((jnp.minimum(lower, upper), jnp.maximum(lower, upper)))
     # Traced twice: f must see points that vary over a mesh as all that it closes over does.
-    bounds = anchor(bounds, (bounds, hoist(function, bounds[0])[1]))
+    bounds = typed_by(function, bounds[:1], bounds)
     pure, constants, shapes = hoist(function, bounds[0])
     trees.check_same_structure(bounds[0], shapes, "monotone_root: the function")
     fixed = stop_gradient(constants)

@@ -237,7 +237,7 @@ def hoist_typed(
             return pure, constants, operands
         except Exception:  # noqa: BLE001, S110, what is wrong with the function is said below
             pass
-    operands = anchor(operands, (operands, hoist(probe, *operands)[1]))
+    operands = typed_by(probe, operands, operands)
     pure, constants, _ = hoist(function, *operands)
     return pure, constants, operands
 

@@ -100,7 +100,7 @@ def sinkhorn_layer(
         return jnp.exp(lax.scan(normalise, scores / tau, length=chosen.max_steps)[0])
 
     adjoint = as_adjoint(chosen.adjoint)
-    if adjoint.with_solver(_by_size) is not adjoint:  # it solves a linear system
+    if adjoint.solves:
         chosen = chosen._replace(adjoint=_OfPlans(adjoint))
     # Costs over tau are all that counts: so a derivative by tau is one by costs, too.
     held = stop_gradient(jnp.asarray(tau, scores.dtype))

@@ -56,7 +56,7 @@ def solve_by_halpern(front: str, program: Program, x0: Any, options: SolveOption
     units = scaling(program)
     every = EVERY if chosen.check_every == 1 else chosen.check_every
     adjoint = as_adjoint(chosen.adjoint)
-    solves = adjoint.with_solver(lambda solve: solve) is not adjoint and not adjoint.sums_map
+    solves = adjoint.solves and not adjoint.sums_map
     if solves:  # a linear system: in units, and not as the driver would
         chosen = chosen._replace(adjoint=frozen())
     solution = fixed_point(hybrid_gradient(every), start, program, units, **chosen._asdict())
