@@ -148,7 +148,8 @@ def test_a_map_over_a_tracer_leaks_nothing():
         assert np.isfinite(jax.jit(jax.grad(loss))(0.3))
 
 
-@pytest.mark.parametrize("mesh_is_set", [True, False])
+@pytest.mark.parametrize(
+    "mesh_is_set", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_batch_on_an_explicit_mesh(mesh_is_set):
     """The default kind of `jax.make_mesh`, with and without `jax.set_mesh`."""
     import contextlib

@@ -63,6 +63,7 @@ def test_implicit_maml_learns_the_task_mean():
     assert values[-1] < 1.02 * best < values[0] / 4, (values[0], values[-1], best)
 
 
+@pytest.mark.slow
 def test_adaptations_go_on_where_they_stopped():
     """resume takes the state of all tasks; solve is their solution; no names for solvers."""
     _, tasks = regression_tasks()

@@ -64,6 +64,7 @@ def test_second_order_hyper_cleaning():
     assert cleaning.detection(state.x) > 0.94, cleaning.detection(state.x)
 
 
+@pytest.mark.slow
 def test_variance_reduction_converges_where_soba_keeps_its_noise():
     """A finite sum with unequal blocks and constant rates: tables and recursions lose the noise."""
     rows = jax.random.normal(jax.random.key(1), (21, 10))

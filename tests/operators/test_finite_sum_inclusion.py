@@ -70,7 +70,7 @@ LARGEST = (ROWS**2).sum(1).max()
 
 
 @pytest.mark.parametrize(("method", "scale", "lipschitz"), [
-    ("single", 8.0, LARGEST), ("nested", 5.0, LARGEST)])
+    ("single", 8.0, LARGEST), pytest.param("nested", 5.0, LARGEST, marks=pytest.mark.slow)])
 def test_least_squares_and_the_derivative_in_its_targets(method, scale, lipschitz):
     expected = np.linalg.lstsq(ROWS, TARGET, rcond=None)[0]
     direction = np.random.default_rng(3).normal(size=400)

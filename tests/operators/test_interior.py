@@ -57,6 +57,7 @@ def test_units_of_the_right_hand_side_do_not_matter():
         assert np.all(np.sum(x * (slope - least), 1) <= 1e-4 * size * unit)
 
 
+@pytest.mark.slow
 def test_short_limits_of_a_long_solution():
     """`x1 - x2 <= h` and `x1 >= l`, both tiny beside the solution: no ray, and the right x."""
     q = jnp.array([-3.0, -1.0])

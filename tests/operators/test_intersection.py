@@ -91,6 +91,7 @@ def test_derivatives_of_an_active_set(x64):
         sum(np.sum(g * d) for g, d in zip(back, direction, strict=True)), along @ x, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_set_named_twice_has_the_derivative_all_the_same():
     """The corrections are not unique, the answer is."""
     def value(x, sets):

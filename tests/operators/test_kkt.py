@@ -34,7 +34,7 @@ def hock_schittkowski_71(a: np.ndarray) -> np.ndarray:
 def test_derivatives_of_a_foreign_answer(x64: None) -> None:
     a = np.array([1.0, 25.0, 40.0])
     x = hock_schittkowski_71(a)
-    slopes = jax.jacobian(inequality)(jnp.asarray(x), a)
+    slopes = jax.jit(jax.jacobian(inequality))(jnp.asarray(x), a)
     system = kkt(objective, equality=equality, inequality=inequality)
     # Multipliers by least squares: of the product, the equality and the lower bound of x_0.
     rows = np.stack([slopes["product"], 2 * x, slopes["bounds"][0]])
@@ -47,8 +47,8 @@ def test_derivatives_of_a_foreign_answer(x64: None) -> None:
                        {"product": jnp.asarray(mu[0]), "bounds": jnp.asarray(bounds)})
     rest = jax.tree.leaves(system(point, jnp.asarray(a)))
     assert max(float(jnp.abs(leaf).max()) for leaf in rest) < 1e-6
-    found = jax.jacobian(lambda a: ji.attach_implicit(
-        system, point, a, adjoint=ji.implicit(ji.linear.dense())).x)(jnp.asarray(a))
+    found = jax.jit(jax.jacobian(lambda a: ji.attach_implicit(
+        system, point, a, adjoint=ji.implicit(ji.linear.dense())).x))(jnp.asarray(a))
     for entry in range(3):
         step = 1e-4 * np.eye(3)[entry]
         wanted = (hock_schittkowski_71(a + step) - hock_schittkowski_71(a - step)) / 2e-4

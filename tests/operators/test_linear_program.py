@@ -175,7 +175,7 @@ def test_a_warm_start_is_short():
 SLOPES = ("c", "A", "b", "G", "h", "lower", "upper")
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_derivatives_are_those_of_highs(wide):
     """Of x, multipliers and objective, with respect to everything, along one direction."""
     data, rng = general(0), np.random.default_rng(7)

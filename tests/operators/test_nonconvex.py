@@ -77,6 +77,7 @@ def ghadimi_lan(gradient, prox, size):
                      lambda x0, *args: (x0, x0), lambda s, k, *args: (s[0], None))
 
 
+@pytest.mark.slow
 def test_the_ratios_of_the_paper(x64):
     """Gradients to an objective within e^-7 of the best: 1.3 times fewer, and 3 times."""
     batch = [jnp.asarray(np.stack(v)) for v in zip(

@@ -111,6 +111,7 @@ def test_derivatives_are_those_of_the_active_set(method: str) -> None:
         assert abs(ours - wanted) < 1e-3 * abs(wanted) + 1e-5 * size, (name, ours, wanted)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_optimal_value() -> None:
     case = random_case(1, 6, 1, 4, bounds=False)
     given = {name: jnp.asarray(value) for name, value in case.given().items()}

@@ -79,6 +79,7 @@ def test_rounding_is_exact_and_close():
     assert np.all(out >= 0) and np.abs(out - plan).sum() <= 2 * violation + 1e-6
 
 
+@pytest.mark.slow
 def test_mirror_sinkhorn_slope():
     """The gap to the linear program falls like t to a power within [-0.7, -0.4]."""
     rng = np.random.default_rng(0)
@@ -150,6 +151,7 @@ def test_sparse_simplex_projection_is_the_best_support():
         projection_sparse_simplex(jnp.ones(3), 4)
 
 
+@pytest.mark.slow
 def test_quadratic_transport_against_a_quadratic_program(x64):
     rng = np.random.default_rng(0)
     cost = rng.uniform(size=(6, 5))

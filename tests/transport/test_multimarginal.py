@@ -117,6 +117,7 @@ def test_chain_of_five_equals_its_tensor_in_float32():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_against_differences(x64):
     costs, marginals = branching((2, 3, 2, 2))
     costs[0] = costs[0].copy()

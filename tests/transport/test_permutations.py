@@ -87,6 +87,7 @@ def plan_in_numpy(scores, tau, steps=1000):
     return np.exp(logits)
 
 
+@pytest.mark.slow
 def test_gradient_where_the_plan_falls_into_blocks():
     """Of 16 plans of logits of size 240, nearly permutations, 8 had NaN in float32."""
     draw = np.random.default_rng(0).normal

@@ -32,6 +32,7 @@ def ornstein_uhlenbeck(n):
     return (mean[:, None] + np.sqrt(spread)[:, None] * levels)[..., None].astype(np.float32)
 
 
+@pytest.mark.slow
 def test_drift_is_recovered_and_the_first_plans_are_brownian():
     snapshots = ornstein_uhlenbeck(40)
     solve = jax.jit(lambda snapshots, max_steps: refine_reference(

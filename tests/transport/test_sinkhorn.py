@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.optimize
 
 import jaxiter as ji
@@ -118,6 +119,7 @@ def test_float32_gradient_against_float64():
     assert np.linalg.norm(single - double) < 1e-3 * np.linalg.norm(double)
 
 
+@pytest.mark.slow
 def test_hessian_of_the_cost(x64):
     cost, a, b = problem(4, 3, dtype=jnp.float64)
 

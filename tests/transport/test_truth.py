@@ -188,6 +188,7 @@ def test_mirror_descent_says_how_it_ended():
     assert out.status == Status.NONFINITE and np.all(np.isfinite(out.average))
 
 
+@pytest.mark.slow
 def test_grids_and_half_precision():
     line = np.square(np.arange(3.0)[:, None] - np.arange(3.0)).astype(np.float32)
     lines = jnp.asarray(np.stack([line, np.where(line > 1, np.nan, line), line + 1e4]))
