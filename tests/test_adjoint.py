@@ -153,7 +153,7 @@ def test_unrolled_is_the_derivative_of_the_truncated_solve(solver, x64):
                                       adjoint=ji.unrolled(4)).value)
 
     a, x0, h = 0.8, jnp.array([0.1, 0.9]), 1e-6
-    ga, gx = jax.grad(f, argnums=(0, 1))(a, x0)
+    ga, gx = jax.jit(jax.grad(f, argnums=(0, 1)))(a, x0)
     np.testing.assert_allclose(ga, (f(a + h, x0) - f(a - h, x0)) / (2 * h), rtol=1e-5)
     e = jnp.array([h, 0.0])
     np.testing.assert_allclose(gx[0], (f(a, x0 + e) - f(a, x0 - e)) / (2 * h), rtol=1e-5, atol=1e-8)

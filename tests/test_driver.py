@@ -259,7 +259,7 @@ def test_root_and_messages():
     sol = ji.root(lambda x, a: x**3 - a, jnp.full(2, 1.5), jnp.array([2.0, 3.0]))
     assert sol.check() is sol
     np.testing.assert_allclose(sol.value, np.cbrt([2.0, 3.0]), rtol=1e-4)
-    g = jax.jacobian(lambda a: ji.root(lambda x, a: x**3 - a, jnp.full(2, 1.5), a).value)(
+    g = jax.jit(jax.jacobian(lambda a: ji.root(lambda x, a: x**3 - a, jnp.full(2, 1.5), a).value))(
         jnp.array([2.0, 3.0]))
     np.testing.assert_allclose(np.diag(g), np.cbrt([2.0, 3.0]) / np.array([6.0, 9.0]), rtol=1e-3)
     failed = ji.fixed_point(lambda x: -x, jnp.ones(2), max_steps=5)

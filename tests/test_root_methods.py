@@ -110,7 +110,7 @@ def test_trees_lanes_and_choices():
     start = {"a": jnp.ones((7, 2)), "b": jnp.ones((7, 1, 2))}
     c = jnp.linspace(0.5, 40, 7)
     many = ji.root_many(f, start, c, lanes=2)
-    batch = jax.vmap(lambda x, c: ji.root(f, x, c))(start, c)
+    batch = jax.jit(jax.vmap(lambda x, c: ji.root(f, x, c)))(start, c)
     assert np.all(many.converged)
     np.testing.assert_array_equal(many.steps, batch.steps)
     np.testing.assert_allclose(many.value["b"][:, 0, 0], np.cbrt(c), rtol=1e-5)

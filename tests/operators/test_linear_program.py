@@ -130,11 +130,11 @@ def test_batches_are_loops_and_keep_to_themselves():
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
     many = jax.jit(jax.vmap(functools.partial(solve, rtol=1e-4)))(batch)
     assert many.status.tolist() == [1, 1, Status.PRIMAL_INFEASIBLE, 1]
-    programs = jax.vmap(lambda d: canonical(None, *(d[k] for k in (
-        "c", "A", "b", "G", "h", "lower", "upper"))))(batch)
+    programs = jax.jit(jax.vmap(lambda d: canonical(None, *(d[k] for k in (
+        "c", "A", "b", "G", "h", "lower", "upper")))))(batch)
     starts = PrimalDual(*(jnp.zeros((4, k)) for k in (N, EQUAL, UNEQUAL)))
     many_lanes = ji.solve_many(
-        hybrid_gradient(), starts, programs, jax.vmap(scaling)(programs), lanes=2,
+        hybrid_gradient(), starts, programs, jax.jit(jax.vmap(scaling))(programs), lanes=2,
         solver=ji.halpern(), max_steps=20_000, stop=ji.tolerance(rtol=1e-4, atol=0))
     assert many_lanes.status.tolist() == many.status.tolist()
     for row in (0, 1, 3):
@@ -215,8 +215,9 @@ def test_where_the_answer_is_not_unique_derivatives_are_not_a_number():
                               x0=jnp.array([0.6, 0.4]), adjoint=adjoint).x
 
     b = jnp.array([1.0])
-    assert np.isnan(jax.jvp(point, (b,), (b,))[1]).all()
-    least = jax.jvp(lambda b: point(b, ji.implicit(normal_cg())), (b,), (b,))[1]
+    assert np.isnan(jax.jit(lambda b: jax.jvp(point, (b,), (b,))[1])(b)).all()
+    least = jax.jit(lambda b: jax.jvp(
+        lambda b: point(b, ji.implicit(normal_cg())), (b,), (b,))[1])(b)
     np.testing.assert_allclose(least, [0.5, 0.5], atol=1e-3)
 
 

@@ -42,7 +42,7 @@ def test_a_map_of_a_plan_moves_sources_and_new_points(x64):
     # For the squared distance the map is x - grad f / 2, f extended by one softmin.
     extended = lambda p: -0.3 * jax.nn.logsumexp(  # noqa: E731
         (g - ((p - y) ** 2).sum(-1)) / 0.3, b=b)
-    slope = jax.vmap(jax.grad(extended))(jnp.asarray(new))
+    slope = jax.jit(jax.vmap(jax.grad(extended)))(jnp.asarray(new))
     np.testing.assert_allclose(entropic_map(out, jnp.asarray(new)), new - slope / 2, atol=1e-9)
     # A plan of a cost matrix knows no points.
     bare, y = out._replace(geometry=Dense(jnp.asarray(cost))), jnp.asarray(y)

@@ -75,8 +75,8 @@ def test_gradient_where_the_plan_nearly_falls_into_blocks():
 
     slope = jax.jit(jax.grad(loss))(scores)
     with jax.enable_x64(True):
-        exact = jax.grad(functools.partial(
-            loss, adjoint=ji.unrolled(), max_steps=2000))(scores.astype(jnp.float64))
+        exact = jax.jit(jax.grad(functools.partial(
+            loss, adjoint=ji.unrolled(), max_steps=2000)))(scores.astype(jnp.float64))
     np.testing.assert_allclose(slope, exact, atol=1e-3)
 
 

@@ -58,8 +58,8 @@ def test_a_constant_changes_no_plan(method):
         out = solver(method)(costs)
     assert out.status.tolist() == [1, 1, 2, 2] and "PRECISION_FLOOR" in out.message()
     # Of plans: by vmap, as of any batched result.
-    plans = jax.vmap(lambda out: out.plan())(out)
-    sums = jax.vmap(lambda out: out.apply(jnp.arange(8.0)))(out)
+    plans = jax.jit(jax.vmap(lambda out: out.plan()))(out)
+    sums = jax.jit(jax.vmap(lambda out: out.apply(jnp.arange(8.0))))(out)
     for k, offset in enumerate(offsets):
         cost = np.asarray(costs[k], float)
         plan = exact_plan(cost, float(np.float32(0.05)))
@@ -101,7 +101,7 @@ def test_a_large_cost_may_mean_never():
     for method in ("log", "auto"):
         both = solver(method)(jnp.asarray(np.stack([large, infinite] * 2), jnp.float32))
         assert np.all(both.converged)
-        plan = jax.vmap(lambda out: out.plan())(both)
+        plan = jax.jit(jax.vmap(lambda out: out.plan()))(both)
         np.testing.assert_allclose(plan[0], exact_plan(np.minimum(large, 1e3), 0.05), atol=3e-6)
         np.testing.assert_allclose(plan[0], plan[1], atol=1e-6)
         np.testing.assert_allclose(both.transport_cost[0], both.transport_cost[1], rtol=1e-6)
@@ -194,7 +194,7 @@ def test_grids_and_half_precision():
     lines = jnp.asarray(np.stack([line, np.where(line > 1, np.nan, line), line + 1e4]))
     out = jax.jit(jax.vmap(lambda c: sinkhorn(Grid((c, c)), epsilon=1.0)))(lines)
     assert out.status.tolist() == [Status.CONVERGED, Status.BAD_INPUT, Status.PRECISION_FLOOR]
-    plans = jax.vmap(lambda out: out.plan())(out)
+    plans = jax.jit(jax.vmap(lambda out: out.plan()))(out)
     np.testing.assert_allclose(plans[0], plans[2], atol=2e-6)
     np.testing.assert_allclose(out.transport_cost[2] - 2e4, out.transport_cost[0], atol=4e-3)
 
