@@ -226,3 +226,61 @@ def test_the_front():
     t, y = jnp.asarray(T, jnp.float32), jnp.asarray(decay_data(), jnp.float32)
     check_front(lambda x, y, **options: ji.least_squares(decay, x, t, y, **options),
                 jnp.ones(3), y)
+
+
+def test_bounds_that_bend_the_step_uphill(x64):
+    """Where several entries would cross their bounds the clipped step may raise the cost: 14 of
+    these 200 fits once tried it for ever, and some said STAGNATED at their minimum."""
+    t, rng = np.linspace(0.0, 3.0, 25), np.random.default_rng(5)
+    lower, upper = np.array([0.0, 0.3, -0.2]), np.array([2.0, 1.0, 0.4])
+
+    def decay_and_wave(x, t, y):
+        return x[0] * jnp.exp(-x[1] * t) + x[2] * jnp.sin(t) - y
+
+    true = np.stack([rng.uniform(*ends, 200) for ends in ((0.5, 3), (0.1, 2), (-1, 1))])
+    ys = (true[0] * np.exp(-t[:, None] * true[1]) + true[2] * np.sin(t)[:, None]).T
+    ys = ys + 0.05 * rng.normal(size=ys.shape)
+    ys[:, ::7] += rng.normal(size=(200, 4))
+    fits = jax.jit(jax.vmap(lambda y: ji.least_squares(
+        decay_and_wave, jnp.ones(3), t, y, lower=lower, upper=upper, max_steps=100)))(ys)
+    slopes = np.einsum("kmn,km->kn", fits.jacobian, fits.residuals)
+    left = np.clip(fits.value - slopes, lower, upper) - fits.value
+    assert np.mean(fits.converged) >= 0.99, fits.message()
+    assert np.max(np.abs(left)) < 1e-6
+
+
+def test_rules_on_the_residual_see_no_fixed_point_where_no_step_was_taken():
+    """The first evaluation only looks at x0: that T(x0) is x0 there proves nothing."""
+    def power(x):
+        return x**3 + x - 2 * jnp.arange(1.0, 4.0)
+
+    exact = [np.roots([1, 0, 1, -2 * k])[-1].real for k in (1, 2, 3)]
+    norm = ji.tolerance(1e-5, norm=lambda r: jnp.max(jnp.abs(r)))
+    for method, stop in (("lm", norm), ("gauss_newton", ji.accuracy(1e-5))):
+        fit = ji.least_squares(power, jnp.zeros(3), stop=stop, method=method)
+        assert int(fit.status) in (ji.Status.CONVERGED, ji.Status.PRECISION_FLOOR)
+        np.testing.assert_allclose(fit.value, exact, rtol=1e-4)
+    early = ji.least_squares(power, jnp.zeros(3), stop=ji.accuracy(1e-5), max_steps=1)
+    assert early.status == ji.Status.MAX_STEPS and np.isinf(early.solve.error)
+
+
+def test_units_whose_squares_leave_float32():
+    """Residuals of 1e-25 and 1e20: the same fit, and the same covariance."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(6, 2)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    exact, left = np.linalg.lstsq(a, b)[:2]
+    fit = jax.jit(lambda unit, method: ji.least_squares(
+        lambda x: unit * a @ x - unit * b, jnp.zeros(2), method=method), static_argnums=1)
+    for unit in (1e-25, 1.0, 1e20):
+        newton = fit(jnp.float32(unit), "gauss_newton")
+        assert newton.converged
+        np.testing.assert_allclose(newton.value, exact, rtol=1e-4)
+    small = fit(jnp.float32(1e-25), "lm")
+    np.testing.assert_allclose(small.value, exact, rtol=1e-4)
+    np.testing.assert_allclose(
+        small.covariance(), left / 4 * np.linalg.inv(a.T @ a), rtol=1e-4)
+
+
+def test_no_unknowns_are_named():
+    with pytest.raises(ValueError, match="x0 has no entries"):
+        ji.least_squares(lambda x: jnp.ones(3), jnp.zeros(0))

@@ -104,8 +104,10 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         last, state = amplification(state), _observe(info, lengths, state)
         residual, size = lengths.residual, jnp.maximum(lengths.x, lengths.image)
         factor = amplification(state)
-        # A residual of exactly 0 is a fixed point, also where no rate was measured.
-        error = jnp.where(residual > 0, factor * residual, 0)
+        # A residual of exactly 0 is a fixed point, also where no rate was measured; but not where
+        # the problem has a merit of its own that says otherwise: there no step was taken.
+        idle = (residual == 0) & ~(info.merit <= info.floor)
+        error = jnp.where(residual > 0, factor * residual, jnp.where(idle, jnp.inf, 0))
         progress, futility = follow(info.merit, info.floor, size, state.progress)
         relative, absolute = tolerances(info.x, rtol, atol)
         threshold = absolute_unit(absolute, atol, progress) + relative * size
@@ -114,7 +116,7 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         settled = factor <= (1 + GROWS + 2 * state.jitter) * last
         passed = jnp.where(small, jnp.where(settled, state.passed + 1, 1), 0)
         enough = jnp.where(MARGIN * error <= threshold, IN_A_ROW // 2, IN_A_ROW)
-        met = small & ((passed >= enough) | (residual == 0))
+        met = small & ((passed >= enough) | (residual == 0) & ~idle)
         status = verdict(
             info.finite, relative, absolute, met, threshold >= floor, progress, futility)
         return status, state._replace(progress=progress, passed=passed)

@@ -43,9 +43,11 @@ def finish(method: Method, state: LoopState, max_steps: Any) -> Solution:
     status = jnp.where(ended, jnp.int32(Status.MAX_STEPS), state.status)
     stop, error = method.stop, jnp.full_like(residual, jnp.nan)
     if stop.amplification is not None:
-        # A residual of 0 has no error, also where no ratio is known.
+        # A residual of 0 has no error, also where no ratio is known; but where the problem's own
+        # merit objects it is no step, and shows nothing.
         ratio = stop.amplification(state.stop).astype(error.dtype)
-        error = jnp.where(residual > 0, ratio * residual, 0)
+        idle = (merit > 0) & (status != Status.CONVERGED)
+        error = jnp.where(residual > 0, ratio * residual, jnp.where(idle, jnp.inf, 0))
     return Solution(
         value=point.x, status=status, steps=state.step, residual=residual, merit=merit,
         error=error, displacement=displacement, aux=None, state=state, trace=state.monitor,

@@ -11,7 +11,7 @@ from jaxiter.jacobian import flat, unflat
 from jaxiter.known import check_count
 from jaxiter.line_search import halve
 from jaxiter.linear import cg
-from jaxiter.numerics import machine_epsilon
+from jaxiter.numerics import machine_epsilon, safe_divide
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
 
@@ -30,8 +30,8 @@ SOLVED = 1e-4
 class Ahead(NamedTuple):
     """The next step, as seen from the point the solve is at.
 
-    step: d. size: the root of twice the cost. slope: `-d^T J^T r`, what a unit of it saves at
-    first. unsolved: whether conjugate gradients failed. blocked: the last step was refused.
+    step: d. size: the root of twice the cost. slope: `-d^T J^T r / size^2`, the share that a unit
+    of it saves at first. unsolved: whether conjugate gradients failed. blocked: the last step was refused.
     """
 
     step: PyTree
@@ -105,9 +105,8 @@ def _step(
 
     def accept(s: jax.Array, size: jax.Array) -> jax.Array:
         share = size / ahead.size
-        noise = NOISE * epsilon * (1 + trees.norm(x) * jnp.sqrt(ahead.slope) / (
-            ahead.size * trees.norm(ahead.step)))
-        promised = 2 * ENOUGH * s * (ahead.slope / ahead.size) / ahead.size
+        noise = NOISE * epsilon * (1 + trees.norm(x) * jnp.sqrt(ahead.slope) / trees.norm(ahead.step))
+        promised = 2 * ENOUGH * s * ahead.slope
         return first | (ahead.size == 0) | ((1 - share) * (1 + share) + noise >= promised)
 
     trial = halve(evaluate, accept, jnp.ones_like(ahead.size), HALVINGS)
@@ -125,21 +124,27 @@ def _direction(fit: Fit, products: int, x: PyTree, args: tuple) -> Ahead:
     pull = jax.linear_transpose(product, x)
     long = flat(r)
     rows, own = fit.weights(long)
+    # J and r in units of r, or J^T r leaves the float range where both are far from 1.
+    unit = trees.magnitude(long)
+
+    def pulled(image: PyTree) -> PyTree:
+        return trees.scale(1 / unit, pull(image)[0])
 
     def normal(v: PyTree) -> PyTree:
-        image = product(v)
+        image = trees.scale(1 / unit, product(v))
         if rows is not None:
             image = unflat(rows**2 * flat(image), image)
-        return pull(image)[0]
+        return pulled(image)
 
     # The weights of the slope: rho'.
-    pulled = r if rows is None else unflat(rows * own * long, r)
-    slope = trees.negative(pull(pulled)[0])
+    weighted = long if rows is None else rows * own * long
+    slope = trees.negative(pulled(unflat(weighted / unit, r)))
     solved = cg(rtol=SOLVED, max_steps=products)(normal, slope)
     gain = jnp.maximum(trees.dot(slope, solved.value), 0)
     failed = (solved.status != Status.CONVERGED) & (solved.status != Status.PRECISION_FLOOR)
     size = fit.size(long).astype(gain.dtype)
-    return Ahead(solved.value, size, gain, failed, jnp.bool_(False))
+    share = safe_divide(gain, (size / unit) ** 2)
+    return Ahead(solved.value, size, share, failed, jnp.bool_(False))
 
 
 def _certify(x: PyTree, image: PyTree, ahead: Ahead, *args: PyTree) -> jax.Array:

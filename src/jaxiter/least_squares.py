@@ -18,7 +18,7 @@ from jaxiter.linear import cg, dense
 from jaxiter.linear.dense import triangle
 from jaxiter.linear.factor import solve
 from jaxiter.losses import Loss, as_loss
-from jaxiter.numerics import numbers_in, on_own_mesh
+from jaxiter.numerics import numbers_in, on_own_mesh, product
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import as_point
 from jaxiter.reuse import reused
@@ -74,14 +74,18 @@ class LeastSquares(NamedTuple):
 @reused
 def _covariance(jacobian: jax.Array, r: jax.Array, absolute: bool) -> jax.Array:
     m, n = jacobian.shape
-    units = jnp.sqrt(jnp.sum(jacobian**2, axis=0))
+    # Neither the columns nor r are squared: what they make may be in range where that is not.
+    largest = jnp.max(jnp.abs(jacobian), axis=0, initial=0)
+    largest = jnp.where(largest > 0, largest, 1)
+    units = largest * jnp.linalg.norm(jacobian / largest, axis=0)
     units = jnp.where(units > 0, units, 1)
     root = solve(triangle(jacobian / units), jnp.eye(n, dtype=jacobian.dtype))
     # A column that the others make up to rounding has no variance that could be told.
     told = jnp.sum(root**2) < jnp.finfo(root.dtype).eps ** -2 / max(m, n)
-    variance = jnp.sum(r**2) / max(m - n, 1) if not absolute else jnp.ones((), r.dtype)
+    spread = jnp.ones((), r.dtype) if absolute else trees.norm(r) / max(m - n, 1) ** 0.5
+    root = spread * root / units[:, None]
     good = told & (m >= n if absolute else m > n)
-    return jnp.where(good, variance * (root @ root.T) / units / units[:, None], jnp.nan)
+    return jnp.where(good, product(root, root.T), jnp.nan)
 
 
 def as_method(method: Any, x0: PyTree) -> FitMethod:
@@ -121,6 +125,8 @@ def _prepare(
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise TypeError(f"x0 at {trees.path_name(path)} is complex; fit its real and "
                             "imaginary parts.")
+    if not numbers_in(one):
+        raise ValueError("x0 has no entries; a fit needs at least one unknown.")
     method = as_method(method, one)
     if bounded and not method.takes_bounds:
         raise ValueError(f"{method.name} takes no bounds; use method=levenberg_marquardt().")
@@ -195,7 +201,8 @@ def least_squares(
       (a later step to such a point is refused).
 
     Raises:
-      ValueError: bounds that cross, naming the entry; bounds with "gauss_newton"; a solver.
+      ValueError: bounds that cross, naming the entry; bounds with "gauss_newton"; a solver; no
+        unknowns.
       TypeError: complex x0 or residuals; bounds of another tree.
 
     Reference: More, "The Levenberg-Marquardt algorithm: implementation and theory", Numerical

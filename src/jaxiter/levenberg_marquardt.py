@@ -226,9 +226,11 @@ def _judge(trust: Trust, new: Seen) -> tuple[jax.Array, jax.Array]:
     share = safe_divide(new.size, old.size)
     saved = (1 - share) * (1 + share)
     noise = NOISE * machine_epsilon(saved) * (1 + safe_divide(old.scale, old.size))
-    quiet = (jnp.abs(saved) <= noise) & (predicted <= noise)
-    better = jnp.where(quiet, new.full < old.full, saved > ENOUGH * predicted)
-    ratio = jnp.where(quiet, jnp.where(better, 1, 0), safe_divide(saved, predicted))
+    quiet = (jnp.abs(saved) <= noise) & (jnp.abs(predicted) <= noise)
+    # A step that the bounds bent uphill promises nothing, and keeps no promise by failing.
+    promised = jnp.maximum(predicted, 0)
+    better = jnp.where(quiet, new.full < old.full, saved > ENOUGH * promised)
+    ratio = jnp.where(quiet, jnp.where(better, 1, 0), safe_divide(saved, promised))
     return better, ratio
 
 
@@ -302,6 +304,8 @@ def _merit(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array:
 def _certify(x: PyTree, image: PyTree, trust: Trust, *args: PyTree) -> jax.Array:
     """DIVERGED where an unknown ran to where it has no effect; STAGNATED where no step is left."""
     del x, image, args
-    stuck = jnp.where(trust.move.stuck, jnp.int32(Status.STAGNATED), jnp.int32(Status.RUNNING))
+    # Of a full step that is rounding there is nothing to be missed.
+    stuck = trust.move.stuck & (trust.seen.full > trust.seen.floor)
+    stuck = jnp.where(stuck, jnp.int32(Status.STAGNATED), jnp.int32(Status.RUNNING))
     lost = trust.lost & (trust.seen.full <= machine_epsilon(trust.start)**BLIND * trust.seen.scale)
     return jnp.where(lost, jnp.int32(Status.DIVERGED), stuck)

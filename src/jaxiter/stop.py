@@ -231,7 +231,9 @@ def tolerance(
     def update(info: StepInfo, state: Progress) -> tuple[jax.Array, Progress]:
         merit, scale, floor = info.merit, info.scale, info.floor
         if norm is not None:
-            merit = norm(info.residual)
+            # A problem whose own merit does not see a fixed point there took no step.
+            idle = ~_moves(info.residual) & ~(info.merit <= info.floor)
+            merit = jnp.where(idle, jnp.inf, norm(info.residual))
             scale = jnp.maximum(norm(info.x), norm(trees.add(info.x, info.residual)))
             floor = 4 * machine_epsilon(info.x) * scale
         merit = lax.convert_element_type(merit, state.best.dtype)
@@ -248,6 +250,12 @@ def tolerance(
         return status, progress
 
     return Stop(begin, update)
+
+
+def _moves(residual: PyTree) -> jax.Array:
+    """Whether any entry is not 0; NaN is not."""
+    parts = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(residual)]
+    return reduce(jnp.logical_or, parts, jnp.bool_(False))
 
 
 @as_value

@@ -314,9 +314,9 @@ def warn_below_floor(stop: Stop, cost: Any, a: Any, b: Any, epsilon: Any) -> Non
     floor = float(jnp.finfo(host.dtype).eps) * (a.sum() + size / (4 * float(epsilon)))
     kind, mass = accumulation_dtype(host.dtype), float(a.sum())
     with jax.ensure_compile_time_eval():
-        point = jnp.zeros(b.shape, host.dtype)
+        point, step = jnp.zeros(b.shape, host.dtype), jnp.ones(b.shape, host.dtype)
         # A rule that wants a history accepts neither: nothing is known of it.
-        best, reached = (accepts(stop, point, point, jnp.asarray(merit, kind), mass)
+        best, reached = (accepts(stop, point, step, jnp.asarray(merit, kind), mass)
                          for merit in (0.0, floor))
     if best and not reached:
         warnings.warn(
