@@ -37,7 +37,8 @@ def test_against_numpy(method, dtype, size):
 
 @pytest.mark.parametrize("method", [*METHODS, "cg"])
 def test_zero_right_hand_side_and_pytrees(method):
-    solve = {**METHODS, "cg": linear.cg}[method]()
+    make = {**METHODS, "cg": linear.cg}[method]
+    solve = make()
 
     def matvec(v):
         return {"p": 2 * v["p"] + v["q"], "q": 3 * v["q"] + jnp.sum(v["p"]) * jnp.ones(1)}
@@ -48,6 +49,9 @@ def test_zero_right_hand_side_and_pytrees(method):
     zero = solve(matvec, jax.tree.map(jnp.zeros_like, b))
     assert zero.status == Status.CONVERGED and zero.residual == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(zero.value))
+    warm = make(rtol=1e-5)(matvec, jax.tree.map(jnp.zeros_like, b), x0=b)  # no matter the start
+    assert warm.status == Status.CONVERGED
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(warm.value))
 
 
 def test_cg_needs_the_square_root_of_the_condition_number(x64):

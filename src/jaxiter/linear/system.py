@@ -124,6 +124,11 @@ def _normalised(b: PyTree, rtol: Any, atol: Any) -> _System:
     return _System(b, unit, norm, jnp.where(norm <= 0.1, jnp.inf, tol))
 
 
+def _begun(system: _System, x0: PyTree) -> PyTree:
+    """The start in units of the system; 0, the answer, for a b of zero, which has no unit."""
+    return trees.where(system.norm <= 0.1, trees.zeros_like(x0), trees.scale(1 / system.unit, x0))
+
+
 def _report(
     system: _System, x: PyTree, norm: Any, gains: Gains, steps: Any, max_steps: Any
 ) -> LinearSolution:
@@ -168,7 +173,7 @@ def restarted(
         matvec = _checked(matvec, b)
         system = _normalised(b, rtol, atol)
         b, tol = system.b, system.tol
-        x = trees.zeros_like(b) if x0 is None else trees.scale(1 / system.unit, x0)
+        x = trees.zeros_like(b) if x0 is None else _begun(system, x0)
         r = b if x0 is None else trees.subtract(b, matvec(x))
         norm = system.norm if x0 is None else trees.quick_norm(r)
         start = _Outer(x, r, norm, no_gains(norm), jnp.int32(0), jnp.int32(0), jnp.bool_(False))
