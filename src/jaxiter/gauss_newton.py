@@ -31,7 +31,8 @@ class Ahead(NamedTuple):
     """The next step, as seen from the point the solve is at.
 
     step: d. size: the root of twice the cost. slope: `-d^T J^T r / size^2`, the share that a unit
-    of it saves at first. unsolved: whether conjugate gradients failed. blocked: the last step was refused.
+    of it saves at first. unsolved: whether conjugate gradients failed. blocked: the last step was
+    refused.
     """
 
     step: PyTree
@@ -105,7 +106,8 @@ def _step(
 
     def accept(s: jax.Array, size: jax.Array) -> jax.Array:
         share = size / ahead.size
-        noise = NOISE * epsilon * (1 + trees.norm(x) * jnp.sqrt(ahead.slope) / trees.norm(ahead.step))
+        steep = jnp.sqrt(ahead.slope) / trees.norm(ahead.step)
+        noise = NOISE * epsilon * (1 + trees.norm(x) * steep)
         promised = 2 * ENOUGH * s * ahead.slope
         return first | (ahead.size == 0) | ((1 - share) * (1 + share) + noise >= promised)
 
