@@ -284,3 +284,16 @@ def test_units_whose_squares_leave_float32():
 def test_no_unknowns_are_named():
     with pytest.raises(ValueError, match="x0 has no entries"):
         ji.least_squares(lambda x: jnp.ones(3), jnp.zeros(0))
+
+
+def test_a_ridge_goes_on_top_of_the_hessian():
+    """Also for unknowns at a bound, which do not move."""
+    def slope(**bounds):
+        return jax.grad(lambda a: jnp.sum(ji.least_squares(
+            lambda x, a: x - a, jnp.zeros(2), a, adjoint=ji.implicit(ridge=0.25),
+            **bounds).value))(jnp.ones(2))
+
+    np.testing.assert_allclose(slope(), 0.8, rtol=1e-6)
+    np.testing.assert_allclose(slope(lower=jnp.array([2.0, 0.0])), [0.0, 0.8], rtol=1e-6)
+    with pytest.raises(TypeError, match="failures must be a float scalar"):
+        ji.implicit(failures=0)

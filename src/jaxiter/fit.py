@@ -131,17 +131,21 @@ class Fit(NamedTuple):
         return pull(unflat(slopes(self.loss, long**2)[0] * long, r))[0]
 
     def equations(self, x: PyTree, box: Box, *args: PyTree) -> PyTree:
-        """Zero at the answer: the gradient, or the distance to a bound that it pushes against."""
+        """Zero at the answer: the descent, or the distance to a bound that it pushes against.
+
+        The descent, for its derivative is minus the Hessian, as that of `T(x) - x` is T' - 1: what
+        an adjoint adds as `ridge` then goes on top.
+        """
         slope = self.slope(x, *args)
         if box.lower is None:
-            return slope
+            return trees.negative(slope)
         held = stop_gradient((flat(x), flat(slope)))
         pinned, low = box.pinned(*held), held[0] <= box.lower
         assert pinned is not None
         # Where both hold the entry, the lower one: they are equal.
         bound = jnp.where(low, box.lower, box.upper)
         safe = jnp.where(pinned, bound, 0)
-        return unflat(jnp.where(pinned, flat(x) - safe, flat(slope)), x)
+        return unflat(jnp.where(pinned, safe - flat(x), -flat(slope)), x)
 
 
 class FitMethod(eqx.Module):

@@ -228,8 +228,9 @@ def implicit(
         (a batch in one array): each gets a linear solve, and fails, by itself.
       failures: a float scalar, 0.0, whose cotangent is the number of backward solves that failed:
         `grad(loss, argnums=(0, 1))(params, 0.0)` returns it beside the gradient.
-      ridge: times the identity, added to -dF/dx, which is I - T' for a map: for singular or nearly
-        singular solutions, at the price of a biased derivative.
+      ridge: times the identity, added to -dF/dx, which is I - T' for a map and the Hessian for a
+        fit or an inner problem: for singular or nearly singular solutions, at the price of a
+        biased derivative.
 
     >>> import jax, jax.numpy as jnp, jaxiter
     >>> half = lambda a: jaxiter.fixed_point(lambda x, a: 0.5 * x + a, jnp.zeros(()), a).value
@@ -248,6 +249,8 @@ def implicit(
     else:
         raise ValueError('on_failure must be "nan", "zero", one_step(k) or neumann(k), got '
                          f"{on_failure!r}.")
+    if failures is not None and not jnp.issubdtype(jnp.result_type(failures), jnp.floating):
+        raise TypeError(f"failures must be a float scalar, 0.0, got {failures!r}.")
     solve = bicgstab() if solve is None else solve
     if not callable(solve):
         raise TypeError(f"solve must be a linear solver such as gmres(), got {solve!r}.")

@@ -54,3 +54,10 @@ def test_a_batch_of_problems_by_vmap_and_lanes_is_the_loop():
     for i in (0, 100, 255):
         np.testing.assert_allclose(one(xs[i]), by_vmap[i], atol=1e-4 * scale)
         np.testing.assert_allclose(one(xs[i]), B3.solve(xs[i])[1], atol=2e-3 * scale)
+
+
+def test_a_ridge_goes_on_top_of_the_hessian():
+    slope = jax.grad(lambda x: jnp.sum(solve_inner(
+        lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(2), x,
+        adjoint=ji.implicit(ji.linear.cg(), ridge=0.25)).value))(jnp.ones(2))
+    np.testing.assert_allclose(slope, 0.8, rtol=1e-5)

@@ -67,6 +67,8 @@ def solve_inner(
         new = trees.axpy(-size, down, y)
         return (new, aux) if has_aux else new
 
-    problem = Problem(step=step, equations=lambda y, x, size: slope(y, x)[0])
+    # The descent, for minus its derivative is the Hessian: a `ridge` of the adjoint goes on top.
+    problem = Problem(
+        step=step, equations=lambda y, x, size: trees.negative(slope(y, x)[0]))
     return fixed_point(problem, y0, x, stop_gradient(jnp.asarray(step_size)), has_aux=has_aux,
                        **chosen._asdict())
