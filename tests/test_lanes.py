@@ -100,6 +100,12 @@ def test_over_mesh_pads_deals_and_replicates(kind):
         np.testing.assert_allclose(ours, reference, rtol=1e-3)
 
 
+def test_over_mesh_of_a_batch_that_the_devices_do_not_divide_outside_of_jit():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    out = ji.over_mesh(lambda x, c: c * x, mesh, "d", in_axes=(0, None))(jnp.ones(5), 2.0)
+    assert out.tolist() == [2.0] * 5
+
+
 def test_devices_do_not_talk_while_they_solve():
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     spread = ji.over_mesh(lanes_of_two, mesh, "d", in_axes=(0, 0, None))

@@ -329,6 +329,8 @@ def over_mesh(solve: Callable, mesh: Mesh, axis: str, in_axes: Any = 0) -> Calla
         if keys:
             key = jax.reshard(keys[0], whole) if explicit else keys[0]
             index = deal(key, devices, padded)
+        elif explicit:  # else, outside of jit, nothing there says which devices are meant
+            index = jax.reshard(jnp.asarray(index, jnp.int32), whole)
         moved = bool(keys) or padded != count
         if moved:
             args = tuple(a if ax is None else take(a, index, split_rows)
