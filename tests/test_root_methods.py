@@ -176,3 +176,44 @@ def test_brackets_hard_and_bad():
         jnp.array([-1.5, 1.0, jnp.nan]))
     assert out.status.tolist() == [Status.CONVERGED, Status.BAD_INPUT, Status.BAD_INPUT]
     assert np.isnan(out.value).tolist() == [False, True, True]
+
+
+def test_a_pole_between_the_bounds_is_no_root(x64):
+    """f changes its sign there by way of infinity; steep roots and jumps between flat bounds do
+    not."""
+    rng = np.random.default_rng(0)
+    c, low, high = (rng.uniform(*ends, 50) for ends in ((-0.5, 0.5), (-1, -0.6), (0.6, 1)))
+    c[0] = 0.0
+
+    @jax.jit
+    def both(low, high, c):
+        pole = ji.bracketed_root(lambda x, c: 1 / (x - c) + 0.5, low, high, c)
+        root = ji.bracketed_root(
+            lambda x, c: (x - c) / (1e-12 + (x - c) ** 2), low, high, c)
+        jump = ji.bracketed_root(lambda x, c: jnp.sign(x - c), low, high, c)
+        return pole, root, jump
+
+    for kind in (np.float32, np.float64):
+        here = c.astype(kind)
+        pole, root, jump = both(low.astype(kind), high.astype(kind), here)
+        assert np.all(pole.status == Status.DIVERGED)
+        assert root.converged.all() and jump.converged.all()
+        for out in (pole, root, jump):
+            np.testing.assert_allclose(out.value, here, rtol=0, atol=np.finfo(kind).eps)
+
+
+def test_bounds_as_lists_and_bounds_that_are_none():
+    out = ji.bracketed_root(lambda x: x**2 - 2, [0.0, 1.0], [2.0, 3.0])
+    np.testing.assert_allclose(out.value, 2**0.5, rtol=1e-6)
+    for bad, error, said in ((jnp.inf, ValueError, "upper contains NaN or infinity"),
+                             (1j, TypeError, "upper must be real")):
+        with pytest.raises(error, match=said):
+            ji.bracketed_root(lambda x: x, -1.0, bad)
+
+
+def test_no_unknowns_and_no_problems():
+    assert ji.root(lambda x: x, jnp.zeros(0)).converged
+    with pytest.raises(ValueError, match="x0 has no entries"):
+        ji.root(lambda x: x, jnp.zeros(0), method="hybrid")
+    none = ji.root_many(lambda x, a: x * x - a, jnp.zeros((0, 2)), jnp.zeros(0))
+    assert none.value.shape == (0, 2) and none.status.shape == (0,)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
+from jaxiter.known import check_finite
 from jaxiter.line_search import float_of_key, key_of_float
 from jaxiter.linear import LinearSolution, Matvec
 from jaxiter.numerics import (
@@ -32,6 +33,9 @@ from jaxiter.stop import tolerance
 
 PyTree = Any
 
+#: Of a pole |f| at both ends is larger than at both bounds by more than `eps**POLE`, and within it
+#: of the largest that was seen: of a root it is small beside what was seen on the way.
+POLE = -0.25
 #: Ends nearer than so many machine epsilons of x are neighbours, which is what is asked for.
 NARROW = 0.5
 
@@ -43,6 +47,7 @@ class Bracket(NamedTuple):
       x, f: the newest, an end; other, f_other: the other end; old, f_old: the one before.
       floats: how many floats there were between the ends. halve: the next point is their middle.
       width: distance of the ends. count: evaluations. bad: f has one sign at both bounds.
+      outer, peak: the largest |f| at the bounds, and anywhere. pole: |f| grew without end.
     """
 
     x: jax.Array
@@ -56,6 +61,9 @@ class Bracket(NamedTuple):
     width: jax.Array
     count: jax.Array
     bad: jax.Array
+    outer: jax.Array
+    peak: jax.Array
+    pole: jax.Array
 
 
 def bracketed_root(
@@ -78,8 +86,9 @@ def bracketed_root(
     Returns:
       A `Solution` whose fields have the shape of all of them, broadcast: a status for each element,
       its steps (evaluations of f, those of the bounds included), and `residual`, |f|. `value` is
-      the last end that was tried. Derivatives, of any order, are those of the root by args; there
-      are none by the bounds.
+      the last end that was tried: of a jump its place, which is CONVERGED, and of a pole, where f
+      changes its sign by way of infinity, too, but DIVERGED once its ends are neighbours.
+      Derivatives, of any order, are those of the root by args; there are none by the bounds.
 
     Raises:
       ValueError: bounds where f has the same sign, when called with concrete numbers: names the
@@ -113,7 +122,7 @@ def bracketed_root(
 def _solve(
     function: Callable, lower: Any, upper: Any, *args: PyTree, **options: Unpack[SolveOptions]
 ) -> Solution:
-    lower, upper = (as_point(_number(bound)) for bound in (lower, upper))
+    lower, upper = (_number(name, bound) for name, bound in (("lower", lower), ("upper", upper)))
     kind = jnp.promote_types(lower.dtype, upper.dtype)
     epsilon = machine_epsilon(jnp.zeros((), kind))
     chosen = choose("bracketed_root", options, {
@@ -137,10 +146,18 @@ def _solve(
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), solution)
 
 
-def _number(bound: Any) -> Any:
-    """The bound, an integer as a float."""
+def _number(name: str, bound: Any) -> jax.Array:
+    """The bound as an array, integers as floats.
+
+    Raises:
+      TypeError: complex. ValueError: a concrete one that is not finite.
+    """
+    check_finite(**{name: bound})
     array = jnp.asarray(bound)
-    return array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else bound
+    if not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+        raise TypeError(f"{name} must be real, got {array.dtype}.")
+    array = array.astype(float) if jnp.issubdtype(array.dtype, jnp.integer) else strong(array)
+    return as_point(array)
 
 
 def _of_one(
@@ -157,7 +174,8 @@ def _of_one(
         memory=lambda x, *args: _begin(x),
         merit=lambda x, out, b, *args: jnp.where(b.f == 0, 0, b.width),
         scale=lambda x, out, b, *args: jnp.abs(b.x), floor=0.0,
-        certify=lambda x, out, b, *args: jnp.where(b.bad, Status.BAD_INPUT, Status.RUNNING),
+        certify=lambda x, out, b, *args: jnp.where(
+            b.bad, Status.BAD_INPUT, jnp.where(b.pole, Status.DIVERGED, Status.RUNNING)),
         equations=lambda x, b, upper, *args: f(x, *args), hindsight=True)
     solution = fixed_point(problem, lower, upper, *args, **chosen._asdict())
     bracket = solution.state.answer.memory
@@ -183,7 +201,7 @@ def _slope(matvec: Matvec, b: jax.Array, *, x0: Any = None) -> LinearSolution:
 def _begin(x: jax.Array) -> Bracket:
     none, endless, no = jnp.zeros_like(x), jnp.full_like(x, jnp.inf), jnp.bool_(False)
     return Bracket(x, none, x, none, x, none, jnp.zeros_like(key_of_float(x)), no, endless,
-                   jnp.int32(0), no)
+                   jnp.int32(0), no, none, none, no)
 
 
 def _narrowed(
@@ -213,9 +231,18 @@ def _narrowed(
     usual = jnp.isfinite(guess) & ~halve & between
     following = float_of_key(jnp.where(usual, inside, middle), x.dtype)
     first = b.count == 0
-    width = jnp.where(first | bad, jnp.inf, jnp.where(low >= high - 1, 0, jnp.abs(x - other)))
+    outer = jnp.where(between, b.outer, jnp.maximum(b.outer, jnp.abs(f)))
+    peak, large = jnp.maximum(b.peak, jnp.abs(f)), machine_epsilon(x) ** POLE
+    grown = jnp.minimum(jnp.abs(f), jnp.abs(f_other))
+    grown = between & (grown > large * outer) & (
+        (grown > peak / large) | jnp.isinf(f) | jnp.isinf(f_other))
+    near = low >= high - 1
+    # While f grows towards both ends their distance says nothing of a root.
+    width = jnp.where(first | bad | (grown & ~near), jnp.inf, jnp.where(
+        near, 0, jnp.abs(x - other)))
     return jnp.where(first, upper, following), Bracket(
-        x, f, other, f_other, old, f_old, floats, halve, width, b.count + 1, bad)
+        x, f, other, f_other, old, f_old, floats, halve, width, b.count + 1, bad, outer, peak,
+        grown & near)
 
 
 def _interpolated(

@@ -118,12 +118,19 @@ def root_many(
     axes = normalise_axes(in_axes, len(args))
     batch_size(x0s, args, axes)
     one = [tree if axis is None else jax.tree.map(
-        lambda leaf, axis=axis: jnp.take(strong(leaf), 0, axis), tree)
+        lambda leaf, axis=axis: _first(strong(leaf), axis), tree)
         for tree, axis in zip((x0s, *args), (0, *axes), strict=True)]
     way = _way("root_many", evaluate, one[0], tuple(one[1:]), method, has_aux, options)
     solution = solve_many(way.problem, x0s, *args, lanes=lanes, in_axes=in_axes,
                           refill_every=refill_every, has_aux=has_aux, **way.options._asdict())
     return jax.vmap(way.finish, in_axes=(0, 0, *axes))(solution, x0s, *args)
+
+
+def _first(leaf: jax.Array, axis: int) -> jax.Array:
+    """The first problem's part; of no problems what has its shape."""
+    if leaf.shape[axis]:
+        return jnp.take(leaf, 0, axis)
+    return jnp.zeros(leaf.shape[:axis] + leaf.shape[axis + 1:], leaf.dtype)
 
 
 def _evaluation(function: Callable, has_aux: bool) -> Callable:
@@ -143,7 +150,8 @@ def _way(
     """How one problem is solved.
 
     Raises:
-      ValueError: an unknown method, one beside a solver, a Newton method of complex unknowns.
+      ValueError: an unknown method, one beside a solver, a Newton method of complex unknowns, or
+        "hybrid" of none.
     """
     if method is not None and method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -172,6 +180,8 @@ def _way(
         raise ValueError(f'method="{method}" solves for real unknowns; give F of real and '
                          'imaginary parts, or take method="anderson".')
     if method == "hybrid":
+        if not numbers_in(x0):
+            raise ValueError('x0 has no entries; method="hybrid" needs at least one unknown.')
         chosen = choose(front, options, {}, keep_best=True, adjoint=implicit(dense()))
         return _Way(hybrid_problem(evaluate, x0, has_aux), chosen,
                     lambda solution, *given: _of_value(solution))
@@ -199,7 +209,7 @@ def _default(evaluate: Callable, x0: PyTree, args: tuple) -> str:
     leaves = jax.tree.leaves(x0)
     if any(jnp.iscomplexobj(leaf) for leaf in leaves) or not _differentiable(evaluate, x0, args):
         return "anderson"
-    return "hybrid" if numbers_in(x0) <= DENSE else "krylov"
+    return "hybrid" if 0 < numbers_in(x0) <= DENSE else "krylov"
 
 
 def _differentiable(evaluate: Callable, x0: PyTree, args: tuple) -> bool:
