@@ -57,7 +57,8 @@ class LeastSquares(NamedTuple):
 
             s^2 (J^T J)^-1,    s^2 = |r|^2 / (m - n)
 
-        By a QR factorisation of J. NaN where J has not full rank, or m <= n.
+        By a QR factorisation of J. NaN where J has not full rank, or m <= n. Of the plain squares:
+        it knows of no loss and no bounds, an unknown that is held counts as free.
 
         Args:
           absolute: the residuals are in units of their standard deviations: s = 1.
