@@ -187,6 +187,22 @@ def test_bad_input():
         check_causal(lambda s: jnp.concatenate([s[:1] * 0, s[1:]]), jnp.arange(1.0, 9))
 
 
+def test_what_is_causal_is_not_accused():
+    """A first row that reads itself is named; NaN and the rounding of an FFT are no dependence."""
+    for rows in (1, 5):
+        with pytest.raises(ValueError, match="row 0 changed"):
+            solve_causal(lambda s: jnp.concatenate([0.5 * s[:1] + 1, s[:-1]]), jnp.zeros(rows))
+    check_causal(lambda s: jnp.concatenate([jnp.full(1, jnp.nan), s[:-1]]), jnp.arange(5.0))
+
+    def convolved(s):
+        past = jnp.fft.irfft(jnp.fft.rfft(0.5 ** jnp.arange(33.0), 66) * jnp.fft.rfft(s, 66), 66)
+        return jnp.concatenate([jnp.ones(1), past[:32]])
+
+    check_causal(convolved, jnp.arange(33.0))
+    with pytest.raises(ValueError, match="row 0 changed"):
+        check_causal(lambda s: convolved(s) + 1e-3 * s[-1], jnp.arange(33.0))
+
+
 def test_causal_maps_are_decoded_exactly():
     """An order-2 argmax decoder over the whole array, integers, against the loop."""
     table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5, 5)))

@@ -238,3 +238,37 @@ def test_options_of_rounds():
     early = jax.jit(lambda k: solve(k, stop=ji.tolerance(rtol=0, atol=100.0)))(COUNT)
     assert early.converged and 1 < early.merit <= 100 and early.steps < whole.steps
     assert early.residual > whole.residual
+
+
+@pytest.mark.parametrize("method, window", [("secant", 8), ("jacobi", None)])
+def test_small_states_are_not_still_because_they_are_small(method, window):
+    """The default atol shrinks with the rows; also pairs in a window, which crashed XLA once."""
+    w = np.float32([[0.5, -0.6], [0.6, 0.5]])
+    xs = np.random.default_rng(0).normal(size=(24, 2)).astype(np.float32)
+    out = jax.jit(lambda size: solve_recurrence(
+        lambda s, x: size * jnp.tanh(w @ s / size) + x, jnp.zeros(2), xs * size, method=method,
+        window=window))
+    exact = loop_of_size_one(w, xs)
+    for size in (1e-12, 1e-6, 1.0):
+        rows = out(jnp.float32(size))
+        assert rows.converged
+        np.testing.assert_allclose(rows.value / size, exact, atol=1e-4)
+
+
+def loop_of_size_one(w, xs):
+    s, rows = np.zeros(2), []
+    for x in xs.astype(np.float64):
+        s = np.tanh(w.astype(np.float64) @ s) + x
+        rows.append(s)
+    return np.stack(rows)
+
+
+def test_tolerances_that_allow_nothing():
+    def solve(rtol):
+        return solve_recurrence(lambda s, x: s / 2 + 1, jnp.float32(0), length=9, rtol=rtol)
+
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="rtol must not be negative"):
+            solve(bad)
+    exact = 2 - 2 * 0.5 ** np.arange(1, 10)
+    np.testing.assert_allclose(jax.jit(solve)(-1.0).value, exact, rtol=1e-6)

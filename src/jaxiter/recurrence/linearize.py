@@ -93,7 +93,11 @@ def secant_slopes(
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products by rows."""
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
+    products = (a * b).reshape(a.shape[0], -1)
+    if products.shape[1] == 2:
+        # Fused with the slices of a window, a reduction of pairs segfaults on CPUs (jaxlib 0.10.2).
+        return products[:, 0] + products[:, 1]
+    return jnp.sum(products, axis=1)
 
 
 def diagonals(rows: Rows) -> jax.Array:

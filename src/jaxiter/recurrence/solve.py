@@ -11,6 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
+from jaxiter.known import check_not_negative
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
@@ -51,7 +52,9 @@ def solve_recurrence(
       init: first guess of the rows `[T, ...]`; default s0 in every row.
       rtol, atol: a row is final once the rows before it are, it moves by no more than
         `atol + rtol max|row|`, and it is as near to what its step makes of them; default
-        1e-10, 1e-5, 1e-2 for 64, 32, 16 bits. Integers must be equal.
+        1e-10, 1e-5, 1e-2 for 64, 32, 16 bits, for atol times the largest entry of the window's
+        rows up to this one where that is below 1. An atol that you give is absolute. Integers must
+        be equal.
       **options: as in `fixed_point`, with these meanings. stop and monitor see as merit the largest
         change of a row, in units of its tolerance; by default it may be 1. solver: moves all
         rows by what a round says, for floating-point rows without window and gauss_seidel; no row
@@ -160,13 +163,22 @@ def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
     if not is_floating(like):
         return lambda view, new, old, *operands: _largest(
             jax.tree.map(lambda a, b: jnp.where(a == b, 0, jnp.float32(jnp.inf)), new, old))
+    check_not_negative(**{name: number for name, number in (("rtol", rtol), ("atol", atol))
+                          if number is not None})
     epsilon = machine_epsilon(like)
     default = 1e-10 if epsilon < 1e-12 else 1e-5 if epsilon < 1e-5 else 1e-2
-    rtol, atol = (default if t is None else t for t in (rtol, atol))
+    rtol = default if rtol is None else rtol
 
     def close(view: View, new: PyTree, old: PyTree, *operands: PyTree) -> jax.Array:
-        change = _largest(trees.subtract(new, old))
-        return jnp.where(change == 0, 0, change / (atol + rtol * _largest(new)))
+        change, size = _largest(trees.subtract(new, old)), _largest(new)
+        least = atol
+        if least is None:
+            # Small states are not still for being small. Later rows are guesses and do not count.
+            known = lax.cummax(jnp.where(jnp.isfinite(size), size, 0))
+            least = default * jnp.minimum(1, known)
+        allowed = least + rtol * size
+        # A traced tolerance that is negative or NaN allows nothing.
+        return jnp.where(change == 0, 0, jnp.where(allowed < 0, jnp.inf, change / allowed))
 
     return close
 
