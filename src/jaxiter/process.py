@@ -62,9 +62,17 @@ class Batches(eqx.Module):
 
     @property
     def rows(self) -> int:
-        """Rows of the data; 1 without data."""
-        leaves = jax.tree.leaves(self.data)
-        return leaves[0].shape[0] if leaves else 1
+        """Rows of the data; 1 without data.
+
+        Raises:
+          ValueError: leaves without one leading axis of at least one row, of which a draw would
+            silently repeat the last.
+        """
+        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(self.data)}
+        if len(sizes) > 1 or sizes & {(), (0,)}:
+            raise ValueError("data of batches need one leading axis of at least one row, got "
+                             f"shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(self.data)]}.")
+        return sizes.pop()[0] if sizes else 1
 
     def draw(self, key: jax.Array) -> PyTree:
         """`size` rows, drawn with replacement."""

@@ -61,3 +61,8 @@ def test_a_ridge_goes_on_top_of_the_hessian():
         lambda x, y: 0.5 * jnp.sum((y - x) ** 2), jnp.zeros(2), x,
         adjoint=ji.implicit(ji.linear.cg(), ridge=0.25)).value))(jnp.ones(2))
     np.testing.assert_allclose(slope, 0.8, rtol=1e-5)
+
+
+def test_a_flat_start_may_be_the_answer():
+    out = solve_inner(lambda x, y: x * jnp.sum(y**4), jnp.zeros(2), jnp.float32(1))
+    assert out.converged and not out.value.any()

@@ -143,7 +143,7 @@ def test_bad_input():
     options = {"key": KEY, "max_steps": 3}
     for call, kind, text in [
         (lambda: run(method, *start, ROWS[:3], ROWS, batch_size=4, **options), ValueError,
-         "larger than inner_data, which has 3 rows"),
+         "larger than inner_data, whose leaf of shape .3,"),
         (lambda: run(method, *start, ROWS, ROWS, check_every=2, **options), ValueError,
          "multiple of check_every=2"),
         (lambda: run(method, *start, ROWS, ROWS, solver=ji.anderson(), **options), ValueError,
@@ -166,3 +166,16 @@ def test_options_are_looked_at():
         for trace in (None, lambda s: s.x):
             with pytest.raises((TypeError, ValueError), match=name):
                 run(method, *start, ROWS, ROWS, key=KEY, trace=trace, **{name: object()})
+
+
+def test_rows_that_do_not_match_are_named():
+    """A draw from a shorter leaf would repeat its last row, silently."""
+    method = soba(lambda x, y, b: (y - 1) ** 2,
+                  lambda x, y, b: jnp.mean((y - x * b[0] - b[1]) ** 2),
+                  inner_optimizer=optax.sgd(0.1), outer_optimizer=optax.sgd(0.1))
+    for size, data, what in ((2, (jnp.ones(8), jnp.ones(5)), r"got shapes \[\(8,\), \(5,\)\]"),
+                             (0, (jnp.ones(8), jnp.ones(8)), "batch_size must be an integer"),
+                             (1, (jnp.float32(1), jnp.ones(8)), r"leaf of shape \(\)")):
+        with pytest.raises(ValueError, match=what):
+            run(method, 0.0, 0.0, data, jnp.ones(8), key=jax.random.key(0), batch_size=size,
+                max_steps=2)

@@ -224,3 +224,13 @@ def test_bad_input():
     for keywords in ({"order": 0}, {"memory": -1}):
         with pytest.raises(ValueError, match=next(iter(keywords))):
             paratta(**keywords)
+
+
+def test_slopes_that_are_not_finite_and_half_precision():
+    sampler = ddim(linear_beta_schedule(8))
+    model = Denoiser(lambda x, t: jnp.tanh(x), "eps")
+    exact = sample(sampler, model, jnp.ones(2))
+    warm = sample_parallel(sampler, model, jnp.ones(2), slopes=jnp.full(8, jnp.nan))
+    assert warm.converged and jnp.allclose(warm.value, exact, rtol=1e-4)
+    half = sample_parallel(sampler, model, jnp.ones(2, jnp.bfloat16), method="paratta")
+    assert half.converged and jnp.allclose(half.value.astype(jnp.float32), exact, rtol=0.05)

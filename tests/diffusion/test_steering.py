@@ -174,3 +174,19 @@ def test_parallel_samples_serve_the_applications():
         step_size=0.1, max_steps=10).value)
     loop = jax.jit(lambda y: invert_flow(flow, y, y, step_size=0.1, max_steps=10).value)
     np.testing.assert_allclose(solve(y), loop(y), atol=1e-3)
+
+
+def test_an_inversion_that_does_not_move_is_not_one():
+    """z - T(z) is 0 for steps below an epsilon of z, however far the flow is from y."""
+    out = jax.jit(lambda size: invert_flow(
+        lambda z: z + 1, jnp.ones(3), jnp.full(3, 2.0), step_size=size))
+    stuck, moved = out(1e-8), out(0.5)
+    assert not stuck.converged and float(stuck.merit) > 3
+    assert moved.converged and float(jnp.abs(moved.value).max()) < 1e-4
+
+
+def test_half_precision_draws_every_particle():
+    """Of 3,000 particles of one weight bfloat16 kept 579, some of them twenty times."""
+    counts = np.bincount(np.asarray(systematic(
+        jnp.full(3000, 1 / 3000, jnp.bfloat16), jax.random.key(3))), minlength=3000)
+    assert counts.max() <= 2 and (counts > 0).sum() > 2900

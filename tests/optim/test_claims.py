@@ -344,3 +344,19 @@ def test_power_sgd_under_pmap_after_plain_steps():
     second, state = step(g, state)
     assert np.linalg.matrix_rank(np.asarray(second[0]), tol=1e-5) == 1
     np.testing.assert_array_equal(second[0], second[7])
+
+
+def test_the_polar_error_of_complex_matrices():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(4, 3)) + 1j * rng.normal(size=(4, 3))).astype(np.complex64)
+    u, _, vh = np.linalg.svd(x, full_matrices=False)
+    exact = polar_error(jnp.asarray(x), jnp.asarray(u @ vh))
+    turned = polar_error(jnp.asarray(x), jnp.asarray(1j * (u @ vh)))
+    assert exact.operator < 1e-5 and exact.frobenius < 1e-5
+    np.testing.assert_allclose(turned.operator, 2**0.5, rtol=1e-5)
+    np.testing.assert_allclose([exact.cosine, turned.cosine], [1, 0], atol=1e-5)
+
+
+def test_schedules_of_tiny_norms():
+    schedule = refine_schedule(np.full(5, 1e-170), smoothing=0)
+    np.testing.assert_allclose([schedule(k) for k in range(5)], [1, 0.75, 0.5, 0.25, 0])

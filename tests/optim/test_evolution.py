@@ -38,3 +38,10 @@ def test_persistent_evolution_is_unbiased_where_truncated_is_not():
     assert abs(means[True] / exact - 1) < 0.1 and means[False] / exact < 0.65, (exact, means)
     with pytest.raises(ValueError, match="multiple of truncation"):
         persistent_es(step, lambda key: jnp.ones(2), horizon=10, truncation=3)
+
+
+def test_numbers_are_arrays():
+    init, estimate = persistent_es(lambda s, theta, t: (s, (theta - 1.0) ** 2), lambda key: 0.0,
+                                   horizon=2, truncation=2)
+    _, grad, _ = estimate(init(0.0, jax.random.key(0)), 0.0, jax.random.key(1))
+    assert -5.5 < grad < -2.5

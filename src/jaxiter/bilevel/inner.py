@@ -60,7 +60,8 @@ def solve_inner(
         at = typed_by(lambda y: slope(y, fixed)[0], (at,), at)
         _, product = jax.linearize(lambda y: slope(y, fixed)[0], at)
         # So few power iterations fall a little short of the largest eigenvalue.
-        step_size = 0.9 / jnp.abs(largest_eigenvalue(product, at, max_steps=POWER_STEPS).value)
+        top = jnp.abs(largest_eigenvalue(product, at, max_steps=POWER_STEPS).value)
+        step_size = 0.9 / jnp.where(top == 0, 1, top)  # flat there, as |y|^4 is at 0
 
     def step(y: PyTree, x: PyTree, size: jax.Array) -> Any:
         down, aux = slope(y, x)

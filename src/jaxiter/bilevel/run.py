@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter.known import check_count
 from jaxiter.monitor import Monitor, blank, record, seeing
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
@@ -85,11 +86,13 @@ def run(
     """
     chosen = choose("run", options, {
         "solver": "accelerating would mix states of different keys; give the method optimizers"})
+    if batch_size is not None:
+        check_count(batch_size=batch_size)
     for name, data in (("inner_data", inner_data), ("outer_data", outer_data)):
         for leaf in jax.tree.leaves(data) if batch_size is not None else ():
-            if leaf.shape[0] < batch_size:
-                raise ValueError(f"batch_size={batch_size} is larger than {name}, which has "
-                                 f"{leaf.shape[0]} rows.")
+            if jnp.shape(leaf)[:1] < (batch_size,):
+                raise ValueError(f"batch_size={batch_size} is larger than {name}, whose leaf of "
+                                 f"shape {jnp.shape(leaf)} has not so many rows.")
     data = Batches(inner_data, batch_size), Batches(outer_data, batch_size)
     if trace is None:
         solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())

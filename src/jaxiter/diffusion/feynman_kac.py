@@ -20,7 +20,7 @@ from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import pairs
 from jaxiter.diffusion.schedules import NoiseSchedule
-from jaxiter.numerics import anchor
+from jaxiter.numerics import accumulation_dtype, anchor
 from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
@@ -133,5 +133,7 @@ def systematic(weights: jax.Array, key: jax.Array) -> jax.Array:
     [1, 1, 1]
     """
     n = weights.shape[0]
+    # Half precision cannot count particles: beyond some hundred neighbours would share a point.
+    weights = weights.astype(accumulation_dtype(weights.dtype))
     points = (jax.random.uniform(key, (), weights.dtype) + jnp.arange(n, dtype=weights.dtype)) / n
     return jnp.clip(jnp.searchsorted(jnp.cumsum(weights), points), 0, n - 1)

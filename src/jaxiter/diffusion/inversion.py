@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.known import check_positive
+from jaxiter.known import check_count, check_positive
 from jaxiter.numerics import is_concrete
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
@@ -53,13 +54,11 @@ def invert_flow(
                          f"{init.shape}.")
     check_positive(step_size=step_size)
 
-    def miss(z: jax.Array, image: jax.Array, y: jax.Array, size: Any) -> jax.Array:
-        del y
-        return jnp.linalg.norm((z - image).ravel()) / size
-
+    # As a residual: of steps below one epsilon of z, T(z) - z would know nothing.
     problem = Problem(
-        step=lambda z, y, size: z - size * (flow(z) - y), merit=miss,
-        scale=lambda z, image, y, size: jnp.linalg.norm(y.ravel()))
+        residual=lambda z, y, size: -size * (flow(z) - y),
+        merit=lambda z, move, y, size: trees.norm(move) / size.astype(trees.norm_dtype(move)),
+        scale=lambda z, move, y, size: trees.norm(y))
     return fixed_point(
         problem, init, y, jnp.asarray(step_size, y.dtype), **chosen._asdict())
 
@@ -70,7 +69,11 @@ def uniinv(velocity: Callable, y: jax.Array, steps: int = 10) -> jax.Array:
 
     Every step moves by the velocity at its far end, estimated with the previous one: one call
     a step and one more, and much nearer to the forward Euler path than Euler backwards.
+
+    Raises:
+      ValueError: steps below 1.
     """
+    check_count(steps=steps)
     size = 1 / steps
     times = 1 - size * jnp.arange(1, steps + 1, dtype=y.dtype)
 

@@ -17,7 +17,7 @@ from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.methods import Paratta
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, linear_rows, weighted, widen
-from jaxiter.numerics import HIGHEST, machine_epsilon
+from jaxiter.numerics import HIGHEST, accumulation_dtype, machine_epsilon
 from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
 from jaxiter.trees import spread
@@ -147,16 +147,19 @@ def anderson(
     newest = trees.where_rows(seen & live, (old - past.x, r - past.r), (0, 0))
     dx, dr = (jnp.concatenate([new[:, None], held[:, :-1]], axis=1)
               for new, held in zip(newest, past[:2], strict=True))
-    flat = trees.where_rows(live, dr, 0).reshape(*dr.shape[:2], -1)
+    # LAPACK knows no half precision, in which the squares would under- and overflow besides.
+    kind = accumulation_dtype(r.dtype)
+    flat = trees.where_rows(live, dr, 0).reshape(*dr.shape[:2], -1).astype(kind)
     gram = jnp.cumsum(jnp.einsum("tid,tjd->tij", flat, flat, precision=HIGHEST), axis=0)
-    right = jnp.cumsum(
-        jnp.einsum("tid,td->ti", flat, r.reshape(len(r), -1), precision=HIGHEST), axis=0)
+    right = jnp.cumsum(jnp.einsum(
+        "tid,td->ti", flat, r.reshape(len(r), -1).astype(kind), precision=HIGHEST), axis=0)
     # A ridge relative to the Gram matrix: an absolute one means nothing once residuals are small.
     size = jnp.trace(gram, axis1=1, axis2=2)
     rounds = dr.shape[1]
     ridge = 1e-3 * size / rounds + jnp.where(size > 0, 0, 1)
     weights = jnp.linalg.solve(
-        gram + ridge[:, None, None] * jnp.eye(rounds, dtype=r.dtype), right[..., None])[..., 0]
+        gram + ridge[:, None, None] * jnp.eye(rounds, dtype=kind), right[..., None])
+    weights = weights[..., 0].astype(r.dtype)
     mixed = old + r - jnp.einsum("tid,ti->td", (dx + dr).reshape(flat.shape), weights,
                                  precision=HIGHEST).reshape(r.shape)
     return mixed, Mixing(dx, dr, old, r)

@@ -163,7 +163,9 @@ def sample_parallel(
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
     start = first_trajectory(sampler, denoiser, table, x_init, init)
-    first = gaussian_slopes(sampler, denoiser, table) if slopes is None else slopes
+    first = gaussian_slopes(sampler, denoiser, table)
+    if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
+        first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
     start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
     memory = method.memory if isinstance(method, Paratta) else 0
     seen = Seen(jnp.zeros_like(start[1:]), start[:-1], first, jnp.zeros(count, bool),

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient
+from jaxiter.numerics import stop_gradient, strong
 
 PyTree = Any
 
@@ -65,11 +65,12 @@ def persistent_es(
         raise ValueError(f"horizon={horizon} must be a multiple of truncation={truncation}.")
 
     def fresh(key: jax.Array) -> PyTree:
-        one = jax.vmap(start)(jax.random.split(key, pairs))
+        one = jax.vmap(lambda key: jax.tree.map(strong, start(key)))(jax.random.split(key, pairs))
         return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), one)
 
     def init(theta: PyTree, key: jax.Array) -> EvolutionState:
-        sums = jax.tree.map(lambda leaf: jnp.zeros((pairs, *leaf.shape), leaf.dtype), theta)
+        sums = jax.tree.map(lambda leaf: jnp.zeros((pairs, *leaf.shape), leaf.dtype),
+                            jax.tree.map(strong, theta))
         return EvolutionState(fresh(key), sums, jnp.int32(0))
 
     def rollout(state: PyTree, theta: PyTree, time: jax.Array) -> tuple[PyTree, jax.Array]:
@@ -83,6 +84,7 @@ def persistent_es(
         state: EvolutionState, theta: PyTree, key: jax.Array
     ) -> tuple[EvolutionState, PyTree, jax.Array]:
         inner, sums, time = stop_gradient(state)
+        theta = jax.tree.map(strong, theta)
         noise_key, start_key = jax.random.split(key)
         noise = jax.vmap(lambda key: trees.scale(width, optax.tree.random_like(key, theta)))(
             jax.random.split(noise_key, pairs))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxiter.numerics import accumulation_dtype
+from jaxiter.numerics import accumulation_dtype, product
 
 TURBO_NS_COEFFS = (
     (4.6051, -9.6552, 5.6769), (4.7505, -6.0861, 2.1790), (2.7763, -2.3190, 0.5523),
@@ -42,9 +42,13 @@ def polar_svd(x: jax.Array) -> jax.Array:
     """
     if x.ndim < 2:
         raise ValueError(f"polar_svd needs matrices, got shape {x.shape}.")
-    u, _, vh = jnp.linalg.svd(x.astype(accumulation_dtype(x.dtype)),
-                              full_matrices=False)
-    return u @ vh
+    u, _, vh = jnp.linalg.svd(_wide(x), full_matrices=False)
+    return product(u, vh)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """At least float32; complex matrices stay so."""
+    return x if jnp.iscomplexobj(x) else x.astype(accumulation_dtype(x.dtype))
 
 
 def polar_error(x: jax.Array, orthogonal: jax.Array) -> PolarError:
@@ -64,14 +68,15 @@ def polar_error(x: jax.Array, orthogonal: jax.Array) -> PolarError:
     if x.shape != orthogonal.shape:
         raise ValueError(f"shapes differ: {x.shape} and {orthogonal.shape}.")
     exact = polar_svd(x)
-    given = orthogonal.astype(exact.dtype)
+    given = _wide(orthogonal).astype(exact.dtype)
 
     def length(a: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.square(a), (-2, -1)))
+        return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(a)), (-2, -1)))
 
     values = jnp.linalg.svd(given, compute_uv=False)
     gap = jnp.linalg.svd(given - exact, compute_uv=False)[..., 0]
-    cosine = jnp.sum(given * exact, (-2, -1)) / jnp.maximum(length(given) * length(exact), 1e-30)
+    cosine = jnp.sum(given * exact.conj(), (-2, -1)).real / jnp.maximum(
+        length(given) * length(exact), 1e-30)
     return PolarError(gap, length(given - exact) / length(exact), cosine, values[..., -1],
                       values[..., 0])
 

@@ -146,6 +146,7 @@ def refine_schedule(
         raise ValueError(f"kind must be 'sgd' or 'adam', got {kind!r}.")
     if smoothing:
         norms = _median_filter(norms, 2 * int(smoothing * len(norms) / 2) + 1)
+    norms = norms / norms.min()  # of tiny norms the square would be infinite
     weights = norms ** (-2.0 if kind == "sgd" else -1.0)
     later = np.cumsum(weights[::-1])[::-1] - weights
     later[-1] = 0.0
