@@ -270,5 +270,10 @@ def test_tolerances_that_allow_nothing():
     for bad in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="rtol must not be negative"):
             solve(bad)
+    with pytest.raises(ValueError, match="'newton' needs real states"):
+        solve_recurrence(lambda s, x: 0.5j * s + 1, jnp.complex64(0), length=9)
+    slope = jax.jit(jax.grad(lambda a: jnp.abs(solve_recurrence(
+        lambda s, x: 1j * a * s + 1, jnp.complex64(0), length=2, method="jacobi").value[-1])))
+    np.testing.assert_allclose(slope(0.5), 0.5 / 1.25**0.5, rtol=1e-5)  # of |1 + i a|
     exact = 2 - 2 * 0.5 ** np.arange(1, 10)
     np.testing.assert_allclose(jax.jit(solve)(-1.0).value, exact, rtol=1e-6)

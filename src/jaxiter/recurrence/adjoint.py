@@ -34,7 +34,8 @@ class ChainAdjoint(Adjoint):
 def parallel() -> ChainAdjoint:
     """Derivatives of a chain from all its rows at once.
 
-    Recurrences: associative scans of d x d Jacobians, for d up to 64 (above: `sequential()`).
+    Recurrences: associative scans of d x d Jacobians, for real states with d up to 64 (else:
+    `sequential()`).
     Samplers: rounds of batched VJPs. Exact, of any order.
 
     >>> parallel() == parallel() != sequential()
@@ -82,7 +83,9 @@ def attach_recurrence(
     adjoint = as_chain_adjoint("attach_recurrence", adjoint)
     if not isinstance(adjoint, ChainAdjoint):
         return stop_gradient(rows)
-    batched = adjoint.batched and rows.shape[1] <= LARGEST_DENSE
+    # The Jacobian of a complex step is no complex matrix, unless the step is holomorphic.
+    batched = (adjoint.batched and rows.shape[1] <= LARGEST_DENSE
+               and not jnp.iscomplexobj(rows))
     rows, s0, xs = typed_by(step, (s0, trees.first(xs)), (rows, s0, xs))
     pure, constants, _ = hoist(step, s0, trees.first(xs))
 

@@ -11,12 +11,21 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.known import check_not_negative
+from jaxiter.known import check_count, check_not_negative
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
 from jaxiter.recurrence.linearize import Past, Rows
-from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
+from jaxiter.recurrence.methods import (
+    KINDS,
+    Diagonal,
+    Elk,
+    GaussSeidel,
+    Newton,
+    RowMethod,
+    Secant,
+    as_method,
+)
 from jaxiter.recurrence.rounds import View, choose_rounds, is_floating, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
@@ -76,8 +85,9 @@ def solve_recurrence(
       the newest guess.
 
     Raises:
-      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ, a solver or
-        a resume where they make no sense.
+      ValueError: T = 0, an unknown method, window outside 1..T, shapes that differ, tolerances
+        below 0, complex states with a method of slopes, a solver or a resume where they make no
+        sense.
       TypeError: a method, an adjoint or an option of another kind.
 
     Source: Song et al., "Accelerating feedforward computation via parallel nonlinear equation
@@ -226,7 +236,9 @@ def _length(xs: PyTree, length: int | None) -> int:
 def _check(
     step: Callable, s0: PyTree, xs: PyTree, method: RowMethod, window: int | None, count: int
 ) -> None:
-    if window is not None and not 1 <= window <= count:
+    if window is not None:
+        check_count(window=window)
+    if window is not None and window > count:
         raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
     if isinstance(method, GaussSeidel):
         if window is not None:
@@ -238,6 +250,10 @@ def _check(
     if not floating and not method.takes_integers:
         raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
                          "gauss_seidel(block) take integers.")
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(s0)) and isinstance(
+            method, Newton | Diagonal | Elk | Secant):
+        raise ValueError(f"method {method.name!r} needs real states: hold real and imaginary parts "
+                         "as two leaves, or take jacobi(), picard() or gauss_seidel(block).")
     if floating and len({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(s0)}) > 1:
         raise ValueError("all leaves of a floating-point state must have one dtype.")
     out = jax.eval_shape(step, s0, trees.first(xs))
