@@ -1,6 +1,9 @@
 """What a solved chain says of itself: residuals, statuses, options."""
 
+import os
 import pickle
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +245,7 @@ def test_options_of_rounds():
 
 @pytest.mark.parametrize("method, window", [("secant", 8), ("jacobi", None)])
 def test_small_states_are_not_still_because_they_are_small(method, window):
-    """The default atol shrinks with the rows; also pairs in a window, which crashed XLA once."""
+    """The default atol shrinks with the rows."""
     w = np.float32([[0.5, -0.6], [0.6, 0.5]])
     xs = np.random.default_rng(0).normal(size=(24, 2)).astype(np.float32)
     out = jax.jit(lambda size: solve_recurrence(
@@ -277,3 +280,21 @@ def test_tolerances_that_allow_nothing():
     np.testing.assert_allclose(slope(0.5), 0.5 / 1.25**0.5, rtol=1e-5)  # of |1 + i a|
     exact = 2 - 2 * 0.5 ** np.arange(1, 10)
     np.testing.assert_allclose(jax.jit(solve)(-1.0).value, exact, rtol=1e-6)
+
+
+PAIRS = """
+import jax.numpy as jnp
+from jaxiter.recurrence import solve_recurrence
+for rows, window in ((12, 11), (24, 8)):
+    xs = jnp.linspace(0.1, 0.9, 2 * rows).reshape(rows, 2)
+    out = solve_recurrence(lambda s, x: jnp.tanh(1.2 * s + x * s[::-1]), jnp.ones(2), xs,
+                           method="secant", window=window)
+    assert out.converged
+"""
+
+
+@pytest.mark.slow
+def test_pairs_in_a_window_do_not_crash():
+    """By XLA's own flags, not those of this suite: its fusions of pairs in a window segfaulted."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", PAIRS], check=True, timeout=240, env=environment)

@@ -95,8 +95,10 @@ def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """Inner products by rows."""
     products = (a * b).reshape(a.shape[0], -1)
     if products.shape[1] == 2:
-        # Fused with the slices of a window, a reduction of pairs segfaults on CPUs (jaxlib 0.10.2).
-        return products[:, 0] + products[:, 1]
+        # Fused with the slices of a window, a reduction of pairs segfaults on CPUs (jaxlib 0.10.2);
+        # neighbours in one long vector do not.
+        flat = products.reshape(-1)
+        return (flat + jnp.roll(flat, -1))[::2]
     return jnp.sum(products, axis=1)
 
 
