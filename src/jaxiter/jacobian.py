@@ -43,3 +43,14 @@ def dense_jacobian(function: Callable, x: PyTree) -> tuple[jax.Array, jax.Array]
     value, product = jax.linearize(lambda x: flat(function(x)), x)
     columns = jax.vmap(lambda row: product(unflat(row, x)))(basis)
     return value, columns.T
+
+
+def positive(lengths: jax.Array) -> jax.Array:
+    """The lengths to divide by: 1 for one of 0."""
+    return jnp.where(lengths > 0, lengths, 1)
+
+
+def column_lengths(matrix: jax.Array) -> jax.Array:
+    """Norms of the columns, each in units of its largest entry: squares stay in the float range."""
+    units = positive(jnp.max(jnp.abs(matrix), axis=0, initial=0))
+    return jnp.sqrt(jnp.sum((matrix / units) ** 2, axis=0)) * units

@@ -11,7 +11,7 @@ from jaxiter.driver import fixed_point
 from jaxiter.fit import Box, Fit, FitMethod, make_box
 from jaxiter.gauss_newton import GaussNewton
 from jaxiter.implicit import as_adjoint, implicit
-from jaxiter.jacobian import dense_jacobian, flat, unflat
+from jaxiter.jacobian import column_lengths, dense_jacobian, flat, positive, unflat
 from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.levenberg_marquardt import LevenbergMarquardt
 from jaxiter.linear import cg, dense
@@ -76,10 +76,7 @@ class LeastSquares(NamedTuple):
 def _covariance(jacobian: jax.Array, r: jax.Array, absolute: bool) -> jax.Array:
     m, n = jacobian.shape
     # Neither the columns nor r are squared: what they make may be in range where that is not.
-    largest = jnp.max(jnp.abs(jacobian), axis=0, initial=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    units = largest * jnp.linalg.norm(jacobian / largest, axis=0)
-    units = jnp.where(units > 0, units, 1)
+    units = positive(column_lengths(jacobian))
     root = solve(triangle(jacobian / units), jnp.eye(n, dtype=jacobian.dtype))
     # A column that the others make up to rounding has no variance that could be told.
     told = jnp.sum(root**2) < jnp.finfo(root.dtype).eps ** -2 / max(m, n)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.fit import Box, Fit, FitMethod
-from jaxiter.jacobian import dense_jacobian, flat, unflat
+from jaxiter.jacobian import column_lengths, dense_jacobian, flat, positive, unflat
 from jaxiter.known import check_positive
 from jaxiter.linear.dense import damped_triangle, triangle
 from jaxiter.numerics import machine_epsilon, product, safe_divide
@@ -157,7 +157,7 @@ def _step(
     accepted = finite & (better | first)
     seen = trees.where(accepted, new, trust.seen)
     here = jnp.where(accepted, there, here)
-    start = jnp.asarray(radius, here.dtype) * _positive(new.scale)
+    start = jnp.asarray(radius, here.dtype) * positive(new.scale)
     radius = jnp.where(first, start, _radius(trust, finite, ratio))
     move = _move(here, seen, radius, box)
     # The first radius is as long as the first step at most.
@@ -183,7 +183,7 @@ def _look(
     if rows is not None:
         jacobian, r = rows[:, None] * jacobian, own * r
     r_factor = triangle(jnp.concatenate([jacobian, r[:, None]], axis=1))[:-1]
-    lengths = _lengths(r_factor[:, :-1])
+    lengths = column_lengths(r_factor[:, :-1])
     return _measured(long, r_factor, lengths, units, size, box), lengths
 
 
@@ -191,7 +191,7 @@ def _measured(
     x: jax.Array, factor: jax.Array, lengths: jax.Array, units: jax.Array, size: jax.Array,
     box: Box,
 ) -> Seen:
-    epsilon, own = machine_epsilon(x), _positive(lengths)
+    epsilon, own = machine_epsilon(x), positive(lengths)
     units = jnp.clip(units, own, own * epsilon**LONGEST)
     matrix, pull = factor[:, :-1] / units, factor[:, -1]
     pinned = box.pinned(x, product(matrix.T, pull))
@@ -208,16 +208,6 @@ def _measured(
     floor = jnp.minimum(floor, epsilon**BLIND * scale)
     return Seen(values, basis, pull, units, size, trees.norm(own * full),
                 jnp.any(x + full != x), scale, floor)
-
-
-def _positive(lengths: jax.Array) -> jax.Array:
-    return jnp.where(lengths > 0, lengths, 1)
-
-
-def _lengths(matrix: jax.Array) -> jax.Array:
-    """Norms of the columns, each in units of its largest entry."""
-    units = _positive(jnp.max(jnp.abs(matrix), axis=0))
-    return jnp.sqrt(jnp.sum((matrix / units) ** 2, axis=0)) * units
 
 
 def _judge(trust: Trust, new: Seen) -> tuple[jax.Array, jax.Array]:
@@ -253,7 +243,7 @@ def _move(x: jax.Array, seen: Seen, radius: jax.Array, box: Box) -> Move:
     if box.lower is not None:
         step = _within(x, step, seen, damping, box)
     change = seen.values * product(seen.basis, seen.units * step)
-    unit = _positive(seen.size)
+    unit = positive(seen.size)
     predicted = -product((2 * seen.pull + change) / unit, change / unit)
     return Move(step, trees.norm(seen.units * step), predicted, damping == 0,
                 jnp.all(x + step == x) & seen.moves)
@@ -279,7 +269,7 @@ def _damping(seen: Seen, radius: jax.Array) -> jax.Array:
 
     `1 / |d(lambda)|` is concave, so Newton's method from 0 stays below its zero.
     """
-    pull = seen.values * seen.pull / _positive(radius)
+    pull = seen.values * seen.pull / positive(radius)
     squares = seen.values**2
     damping = jnp.zeros_like(radius)
     for _ in range(SECULAR):

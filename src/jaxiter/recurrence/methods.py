@@ -36,7 +36,7 @@ class RowMethod(eqx.Module):
     """How rows answer, as a value: subclass it, with numbers as fields and `linearize`.
 
     `name`: for messages, and that of the preset. `takes_integers`: proposes what the step says, so
-    that rows may be integers.
+    that rows may be integers. `takes_complex`: asks for no slopes, which only real rows have.
 
     >>> class Half(RowMethod):  # A = 1/2
     ...     name = "half"
@@ -51,6 +51,7 @@ class RowMethod(eqx.Module):
 
     name: ClassVar[str]
     takes_integers: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = True
 
     @classmethod
     def preset(cls) -> "RowMethod":
@@ -107,6 +108,7 @@ class Newton(RowMethod):
     """See `newton`."""
 
     name = "newton"
+    takes_complex = False
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """A = the Jacobian."""
@@ -123,6 +125,7 @@ class Diagonal(RowMethod):
     """See `diagonal`."""
 
     name = "diagonal"
+    takes_complex = False
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """A = the Jacobian's diagonal."""
@@ -139,6 +142,7 @@ class Secant(RowMethod):
     """See `secant`."""
 
     name = "secant"
+    takes_complex = False
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """A = the slope between two rounds."""
@@ -163,6 +167,7 @@ class Elk(RowMethod):
     """
 
     name = "elk"
+    takes_complex = False
     damping: Any = 1e-3
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:

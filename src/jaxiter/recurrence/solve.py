@@ -16,16 +16,7 @@ from jaxiter.numerics import machine_epsilon, stop_gradient, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
 from jaxiter.recurrence.linearize import Past, Rows
-from jaxiter.recurrence.methods import (
-    KINDS,
-    Diagonal,
-    Elk,
-    GaussSeidel,
-    Newton,
-    RowMethod,
-    Secant,
-    as_method,
-)
+from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
 from jaxiter.recurrence.rounds import View, choose_rounds, is_floating, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
@@ -238,8 +229,8 @@ def _check(
 ) -> None:
     if window is not None:
         check_count(window=window)
-    if window is not None and window > count:
-        raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
+        if window > count:
+            raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
     if isinstance(method, GaussSeidel):
         if window is not None:
             raise ValueError("gauss_seidel(block) takes no window: all blocks run in every round.")
@@ -250,8 +241,7 @@ def _check(
     if not floating and not method.takes_integers:
         raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
                          "gauss_seidel(block) take integers.")
-    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(s0)) and isinstance(
-            method, Newton | Diagonal | Elk | Secant):
+    if not method.takes_complex and any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(s0)):
         raise ValueError(f"method {method.name!r} needs real states: hold real and imaginary parts "
                          "as two leaves, or take jacobi(), picard() or gauss_seidel(block).")
     if floating and len({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(s0)}) > 1:
