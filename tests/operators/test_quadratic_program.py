@@ -211,6 +211,29 @@ def batch(count: int) -> dict:
     return {name: np.stack([case[name] for case in cases]) for name in cases[0]}
 
 
+def test_rows_of_a_long_solution_are_judged_beside_their_sides() -> None:
+    """x1 and x2 are up to 1e4, their difference about 1: what a row lacks is not beside 1e4."""
+    rng = np.random.default_rng(0)
+    tilt, far, r = rng.normal(size=64), 10 ** rng.uniform(2, 4, 64), rng.uniform(0.5, 2, 64)
+
+    def run(tilt: jax.Array, far: jax.Array, r: jax.Array) -> tuple:
+        out = quadratic_program(
+            jnp.array([[1.0, 0, 0], [0, 1, -1], [0, -1, 1]]),
+            jnp.stack([tilt, 0.3 * tilt - 1, -0.3 * tilt - 0.5]), A=jnp.stack([r**0, r, -r])[None],
+            b=jnp.ones(1), lower=jnp.array([-50.0, -1e5, -1e5]),
+            upper=jnp.stack([50 * r**0, far, jnp.inf * r**0]), method="admm", max_steps=3000)
+        return out.x, out.converged
+
+    x, good = jax.jit(jax.vmap(run))(*(jnp.asarray(v, jnp.float32) for v in (tilt, far, r)))
+    x = np.asarray(x, np.float64)[good]
+    lacks = np.abs(x[:, 0] + r[good] * (x[:, 1] - x[:, 2]) - 1)
+    room = 2e-6 * (r * far)[good]  # rounding of terms; it was fifteen times as much
+    assert good.sum() > 48
+    np.testing.assert_array_less(lacks, 2e-5 * (1 + np.abs(x[:, 0])) + room)
+    gap = (r + tilt * r - 0.3 * tilt - 0.5) / (r**2 + 1)
+    np.testing.assert_array_less(np.abs(x[:, 1] - x[:, 2] - gap[good]), 2e-5 + room)
+
+
 def test_an_infeasible_program_leaves_the_others_alone() -> None:
     programs = batch(64)
     spoilt = {name: value.copy() for name, value in programs.items()}

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.numerics import product, safe_divide, stop_gradient
+from jaxiter.numerics import machine_epsilon, product, safe_divide, stop_gradient
 from jaxiter.operators.linear_map import LinearMap, linear_map
 from jaxiter.solution import Solution, reports
 
 PyTree = Any
+
+#: Rows are not told apart by so many machine epsilons of what they are sums of.
+ROUNDING = 4.0
 
 
 class Program(NamedTuple):
@@ -80,9 +83,11 @@ class ProgramResult(NamedTuple):
 
 class Optimality(NamedTuple):
     """What a point lacks: l2 norms of the violated constraints and of the gradient that no
-    multiplier explains, and the gap; each with the size of the terms that it is a sum of.
+    multiplier explains, and the gap; with the sizes of rows and right-hand sides, and of the terms
+    that gradient and gap are sums of.
 
-    The ratios do not change when the program is rescaled as a whole.
+    The ratios do not change when the program is rescaled as a whole. Of violations the rounding of
+    rows is left out, all that is left where rows of a long x are as short as their sides.
     """
 
     primal: jax.Array
@@ -191,10 +196,13 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     size = jnp.maximum(jnp.abs(h), jnp.abs(unequal))
     parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
     gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
+    # Beside the rows, not beside terms that cancel, of which only the rounding is forgiven.
+    primal = trees.norm((equal - program.b, jnp.minimum(slack, 0)))
+    noise = ROUNDING * machine_epsilon(x) * trees.norm(row_terms(program, x))
     return Optimality(
-        trees.norm((equal - program.b, jnp.minimum(slack, 0))),
+        jnp.maximum(primal - noise, 0),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
-        jnp.maximum(trees.norm(right), trees.norm(row_terms(program, x))),
+        jnp.maximum(trees.norm(right), trees.norm((equal, unequal))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
 
 
