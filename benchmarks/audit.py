@@ -1,8 +1,7 @@
-"""The truth audit in full: `python benchmarks/audit.py [count] [name] [rows]`, 200,000 problems.
+"""The truth audit in full: `python benchmarks/audit.py [count] [name]`, 200,000 odd problems.
 
 `name` is that of the result, "audit" unless another is given. Another one also runs the problems
-of `accuracy` where the library has no such rule, with `tolerance` in its place. `rows` is how the
-names of families begin that run again, "quadratic_program"; the others' results stay.
+of `accuracy` where the library has no such rule, with `tolerance` in its place.
 """
 
 import sys
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxiter as ji
-from harness import load, save
+from harness import save
 from jaxiter.testing import matrix
 from jaxiter.testing.audit import SPECIAL, Verdict, all_cases
 
@@ -47,20 +46,14 @@ def main() -> None:
     rule, rule_name = getattr(ji, "accuracy", None), "accuracy"
     if rule is None and name != "audit":
         rule, rule_name = ji.tolerance, "tolerance, by distance"
-    chosen = sys.argv[3] if len(sys.argv) > 3 else ""
-    before = load(name) if chosen else None
     rows, begin = [], time.perf_counter()
     for seed, (share, case) in enumerate(all_cases(rule, rule_name)):
-        if before is not None and not before["rows"][seed]["family"].startswith(chosen):
-            rows.append(before["rows"][seed])
-            continue
         started = time.perf_counter()
         rows.append(case(seed, max(int(share * count) // 8 * 8, 8))._asdict())
         print(*rows[-1].values(), f"{time.perf_counter() - started:.1f} s", flush=True)
     total = {key: sum(row[key] for row in rows) for key in COUNTS}
     print(total, f"{time.perf_counter() - begin:.0f} s")
-    graph = in_the_graph() if before is None else before["in the graph"]
-    save(name, {"rows": rows, "total": total, "in the graph": graph})
+    save(name, {"rows": rows, "total": total, "in the graph": in_the_graph()})
 
 
 if __name__ == "__main__":
