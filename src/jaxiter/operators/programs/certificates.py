@@ -24,6 +24,8 @@ PyTree = Any
 ACCEPTED = 1e-3
 #: An objective below this share of its terms is none to measure by.
 SMALL = 1e-2
+#: Values that are larger have no inverse among floats: such rays stay longer than those of value 1.
+HUGE = 1e30
 
 
 def relative_error(program: Program, point: PrimalDual) -> jax.Array:
@@ -151,11 +153,14 @@ def ray_of(solution: Solution, proof: Callable, *args: PyTree) -> PrimalDual:
 def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> PrimalDual:
     """A ray times units, of value 1 in this program."""
     program, units = stop_gradient((program, units))
+    units = jax.tree.map(lambda ray, unit: jnp.where(ray != 0, unit, 0), ray, units)
+    ray, units = (trees.scale(safe_divide(1, trees.max_norm(part)), part) for part in (ray, units))
     ray = jax.tree.map(jnp.multiply, ray, units)
+    ray = trees.scale(safe_divide(1, trees.max_norm(ray)), ray)
     _, proven, _ = farkas(program, ray)
     _, fall, _ = falling(program, ray)
     # One of the two is that of zeros, or both are.
-    return trees.scale(safe_divide(1, jnp.maximum(proven, fall)), ray)
+    return _valued(jnp.maximum(proven, fall), ray)
 
 
 def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
@@ -174,4 +179,9 @@ def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDual:
-    return trees.where(holds, trees.scale(safe_divide(1, value), ray), trees.zeros_like(ray))
+    return trees.where(holds, _valued(value, ray), trees.zeros_like(ray))
+
+
+def _valued(value: jax.Array, ray: PrimalDual) -> PrimalDual:
+    """The ray of that value in the length in which its value is 1."""
+    return trees.scale(safe_divide(1, jnp.minimum(value, HUGE)), ray)

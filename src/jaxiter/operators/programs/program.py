@@ -15,6 +15,9 @@ PyTree = Any
 
 #: Rows are not told apart by so many machine epsilons of what they are sums of.
 ROUNDING = 4.0
+#: By itself a row, or an entry of the gradient, counts so much beside its own terms: where one row
+#: is huge the others would not be seen at all.
+ALONE = 0.01
 
 
 class Program(NamedTuple):
@@ -88,6 +91,7 @@ class Optimality(NamedTuple):
 
     The ratios do not change when the program is rescaled as a whole. Of violations the rounding of
     rows is left out, all that is left where rows of a long x are as short as their sides.
+    `alone`: ALONE of the largest ratio of one row, or of one entry of that gradient, to its terms.
     """
 
     primal: jax.Array
@@ -96,13 +100,15 @@ class Optimality(NamedTuple):
     primal_unit: jax.Array
     dual_unit: jax.Array
     gap_unit: jax.Array
+    alone: jax.Array
 
     def worst(self) -> jax.Array:
-        """The largest of the three ratios."""
+        """The largest of the three ratios and of `alone`."""
         pairs = ((self.primal, self.primal_unit), (self.dual, self.dual_unit),
                  (self.gap, self.gap_unit))
         # A part whose terms are all 0 is 0 itself.
-        return jnp.stack([jnp.abs(safe_divide(part, unit)) for part, unit in pairs]).max()
+        return jnp.stack([jnp.abs(safe_divide(part, unit)) for part, unit in pairs]
+                         + [self.alone]).max()
 
 
 def right_sides(program: Program) -> tuple[jax.Array, jax.Array]:
@@ -197,13 +203,17 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
     gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
     # Beside the rows, not beside terms that cancel, of which only the rounding is forgiven.
-    primal = trees.norm((equal - program.b, jnp.minimum(slack, 0)))
-    noise = ROUNDING * machine_epsilon(x) * trees.norm(row_terms(program, x))
+    primal = equal - program.b, jnp.minimum(slack, 0)
+    row_units = row_terms(program, x)
+    noise = ROUNDING * machine_epsilon(x) * trees.norm(row_units)
+    units = *jax.tree.map(lambda unit, side: jnp.maximum(unit, jnp.abs(side)), row_units, right), \
+        sum(map(jnp.abs, terms[1:]), jnp.abs(terms[0]))
     return Optimality(
-        jnp.maximum(primal - noise, 0),
+        jnp.maximum(trees.norm(primal) - noise, 0),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
         jnp.maximum(trees.norm(right), trees.norm((equal, unequal))),
-        jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit)
+        jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit,
+        ALONE * trees.max_norm(jax.tree.map(safe_divide, (*primal, slope - cost), units)))
 
 
 def complement(program: Program, point: PrimalDual) -> jax.Array:
