@@ -24,8 +24,8 @@ PyTree = Any
 ACCEPTED = 1e-3
 #: An objective below this share of its terms is none to measure by.
 SMALL = 1e-2
-#: Values that are larger have no inverse among floats: such rays stay longer than those of value 1.
-HUGE = 1e30
+#: No entry of a ray is below the least of floats times this.
+ROOM = 16
 
 
 def relative_error(program: Program, point: PrimalDual) -> jax.Array:
@@ -47,9 +47,11 @@ def relative_error(program: Program, point: PrimalDual) -> jax.Array:
     sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
     primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
     excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
+    # Rows with room have no say: beside one of 1e3 an equation of 1 would not be seen.
+    bind = jnp.where((z > 0) | (excess > 0), unequal, 0)
     ratios = (
         (trees.norm((equal - program.b, excess)),
-         jnp.maximum(trees.norm(right), trees.norm((equal, unequal)))),
+         jnp.maximum(trees.norm(right), trees.norm((equal, bind)))),
         (trees.norm(slope - held),
          jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
         (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
@@ -110,6 +112,9 @@ def certificate(
     "Accelerated infeasibility detection of constrained optimization and fixed-point iterations",
     ICML, 2023.
     """
+    # By themselves both may be so short that their products vanish.
+    x, duals = (trees.scale(1 / trees.magnitude(part), part) for part in (moved.x, moved[1:]))
+    moved = PrimalDual(x, *duals)
     units = scaling.units
     sizes = _expected(program, scaling, point)
     multipliers, proven, loose = farkas(program, moved)
@@ -153,14 +158,14 @@ def ray_of(solution: Solution, proof: Callable, *args: PyTree) -> PrimalDual:
 def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> PrimalDual:
     """A ray times units, of value 1 in this program."""
     program, units = stop_gradient((program, units))
-    units = jax.tree.map(lambda ray, unit: jnp.where(ray != 0, unit, 0), ray, units)
-    ray, units = (trees.scale(safe_divide(1, trees.max_norm(part)), part) for part in (ray, units))
-    ray = jax.tree.map(jnp.multiply, ray, units)
-    ray = trees.scale(safe_divide(1, trees.max_norm(ray)), ray)
+    # The product may leave the float range, and not come back; its root does not.
+    roots = jax.tree.map(lambda ray, unit: jnp.sqrt(jnp.abs(ray)) * jnp.sqrt(unit), ray, units)
+    roots = _whole(trees.max_norm(roots), roots, jnp.sqrt)
+    ray = jax.tree.map(lambda ray, root: jnp.sign(ray) * root * root, ray, roots)
     _, proven, _ = farkas(program, ray)
     _, fall, _ = falling(program, ray)
     # One of the two is that of zeros, or both are.
-    return _valued(jnp.maximum(proven, fall), ray)
+    return _whole(jnp.maximum(proven, fall), ray)
 
 
 def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
@@ -179,9 +184,12 @@ def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDual:
-    return trees.where(holds, _valued(value, ray), trees.zeros_like(ray))
+    return trees.where(holds, _whole(value, ray), trees.zeros_like(ray))
 
 
-def _valued(value: jax.Array, ray: PrimalDual) -> PrimalDual:
-    """The ray of that value in the length in which its value is 1."""
-    return trees.scale(safe_divide(1, jnp.minimum(value, HUGE)), ray)
+def _whole(value: jax.Array, ray: PrimalDual, of: Callable = lambda least: least) -> PrimalDual:
+    """The ray over its value, or one so long that floats hold all of it, of it a function `of`."""
+    entries = jnp.abs(jnp.concatenate(ray))
+    least = jnp.min(jnp.where(entries > 0, entries, jnp.inf), initial=jnp.inf)
+    shortest = of(ROOM * jnp.finfo(entries.dtype).tiny) / least
+    return trees.scale(jnp.maximum(safe_divide(1, value), shortest), ray)

@@ -17,7 +17,7 @@ PyTree = Any
 ROUNDING = 4.0
 #: By itself a row, or an entry of the gradient, counts so much beside its own terms: where one row
 #: is huge the others would not be seen at all.
-ALONE = 0.01
+ALONE = 0.1
 
 
 class Program(NamedTuple):
@@ -203,13 +203,14 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
     gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
     # Beside the rows, not beside terms that cancel, of which only the rounding is forgiven.
-    primal = equal - program.b, jnp.minimum(slack, 0)
     row_units = row_terms(program, x)
-    noise = ROUNDING * machine_epsilon(x) * trees.norm(row_units)
+    rounding = trees.scale(ROUNDING * machine_epsilon(x), row_units)
+    primal = jax.tree.map(lambda off, noise: jnp.maximum(jnp.abs(off) - noise, 0),
+                          (equal - program.b, jnp.minimum(slack, 0)), rounding)
     units = *jax.tree.map(lambda unit, side: jnp.maximum(unit, jnp.abs(side)), row_units, right), \
-        sum(map(jnp.abs, terms[1:]), jnp.abs(terms[0]))
+        jnp.max(jnp.abs(jnp.stack(terms)), axis=0)
     return Optimality(
-        jnp.maximum(trees.norm(primal) - noise, 0),
+        trees.norm(primal),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
         jnp.maximum(trees.norm(right), trees.norm((equal, unequal))),
         jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit,
