@@ -35,6 +35,20 @@ def test_against_numpy(method, dtype, size):
     assert out.residual < 1e-5
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_float16_systems_are_solved(method):
+    """As many as there are: a basis that is complete leaves a vector of rounding to be divided."""
+    rng = np.random.default_rng(1)
+    a = jnp.asarray(np.eye(6) + rng.normal(size=(64, 6, 6)) / 6, jnp.float16)
+    b = jnp.asarray(rng.normal(size=(64, 6)), jnp.float16)
+    out = jax.jit(jax.vmap(lambda a, b: METHODS[method]()(lambda v: a @ v, b)))(a, b)
+    x = np.asarray(out.value, float)
+    right = np.asarray(b, float)
+    off = np.linalg.norm(np.einsum("kij,kj->ki", np.asarray(a, float), x) - right, axis=1)
+    assert np.all(off < 0.03 * np.linalg.norm(right, axis=1))
+    assert np.mean(out.status == Status.CONVERGED) > 0.9
+
+
 @pytest.mark.parametrize("method", [*METHODS, "cg"])
 def test_zero_right_hand_side_and_pytrees(method):
     make = {**METHODS, "cg": linear.cg}[method]

@@ -58,6 +58,9 @@ def test_half_precision_accumulates_in_float32():
     a = jnp.full(4096, 16.0, jnp.float16)
     assert trees.squared_norm(a) == 4096 * 256.0 and trees.norm(a) == 1024
     assert trees.dot(a, a).dtype == jnp.float32 and trees.scale(0.5, a).dtype == jnp.float16
+    # The factor is beyond float16, and 1 / 250 is 0.3 % off in bfloat16; the products are neither.
+    assert trees.scale(1e6, jnp.float16(1e-5)) == jnp.float16(1e6 * float(jnp.float16(1e-5)))
+    assert trees.scale(jnp.float32(1 / 250), jnp.bfloat16(250)) == 1
 
 
 def test_columns_are_a_matrix():

@@ -35,8 +35,16 @@ def negative(a: PyTree) -> PyTree:
 
 
 def scale(factor: Any, a: PyTree) -> PyTree:
-    """`factor * a`, where the scalar factor is cast to each leaf's dtype."""
-    return jax.tree.map(lambda leaf: lax.mul(lax.convert_element_type(factor, leaf.dtype), leaf), a)
+    """`factor * a`, in each leaf's dtype; half precision, in which a factor may overflow or be a
+    hundredth off where the product is neither, by way of float32.
+    """
+    def scaled(leaf: jax.Array) -> jax.Array:
+        dtype = jnp.float32 if leaf.dtype in (jnp.float16, jnp.bfloat16) else leaf.dtype
+        product = lax.mul(lax.convert_element_type(factor, dtype),
+                          lax.convert_element_type(leaf, dtype))
+        return lax.convert_element_type(product, leaf.dtype)
+
+    return jax.tree.map(scaled, a)
 
 
 def axpy(factor: Any, a: PyTree, b: PyTree) -> PyTree:
