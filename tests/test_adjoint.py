@@ -159,6 +159,7 @@ def test_unrolled_is_the_derivative_of_the_truncated_solve(solver, x64):
     np.testing.assert_allclose(gx[0], (f(a, x0 + e) - f(a, x0 - e)) / (2 * h), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_hessian_and_transpose_of_a_coupled_map(x64):
     """The fast twin of the test of every order."""
     a = jnp.array([0.5, -0.3])

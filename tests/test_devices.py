@@ -91,7 +91,8 @@ cases = pytest.mark.parametrize("solver,adjoint", [
 
 
 @cases
-@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("close", [
+    pytest.param(False, marks=pytest.mark.slow), True])
 def test_shard_map_checked(solver, adjoint, close):
     one = solve_and_grad(SOLVERS[solver], ADJOINTS[adjoint], close)
     f = jax.shard_map(jax.vmap(one), mesh=mesh(AxisType.Auto), in_specs=P("d"), out_specs=P("d"))
@@ -133,7 +134,8 @@ def test_jit_pmap_and_pmap_vmap():
 
 
 @cases
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", [
+    AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
 def test_sharded_jit(solver, adjoint, kind):
     one = solve_and_grad(SOLVERS[solver], ADJOINTS[adjoint])
     m = mesh(kind)

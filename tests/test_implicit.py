@@ -199,6 +199,7 @@ def test_stability_tools():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_keyword_arguments_by_partial():
     """Derivatives by what a partial holds are those by args."""
     def step(x, rate, *, shift, power=1.0):

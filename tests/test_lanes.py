@@ -85,6 +85,7 @@ def lanes_of_two(x, q, s):
     return ji.solve_many(step, x, q, s, in_axes=(0, None), lanes=2, max_steps=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_over_mesh_pads_deals_and_replicates(kind):
     spread = ji.over_mesh(lanes_of_two, jax.make_mesh((8,), ("d",), axis_types=(kind,)), "d",

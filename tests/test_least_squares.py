@@ -222,6 +222,7 @@ def test_scales_do_not_matter():
         np.testing.assert_allclose(out.value / units, plain.value, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_front():
     t, y = jnp.asarray(T, jnp.float32), jnp.asarray(decay_data(), jnp.float32)
     check_front(lambda x, y, **options: ji.least_squares(decay, x, t, y, **options),

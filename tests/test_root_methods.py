@@ -102,6 +102,7 @@ def test_singular_jacobians(method):
     assert np.abs(out.value[2]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_trees_lanes_and_choices():
     """F of another tree than x; lanes are vmap; a solver is a solver; F without forward mode."""
     def f(x, c):

@@ -154,6 +154,7 @@ def test_bad_steps():
     assert found == Status.BAD_INPUT
 
 
+@pytest.mark.slow
 def test_conformance():
     a, b = data(2, 20, 6)
     kind = jnp.zeros(0).dtype

@@ -96,6 +96,7 @@ def stacked(programs):
             for parts in zip(*programs, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_dozen_steps_prove_that_there_is_no_solution():
     """Farkas rays and directions of unlimited descent, judged in float64; none of solvable ones."""
     seeds = range(20)

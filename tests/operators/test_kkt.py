@@ -31,6 +31,7 @@ def hock_schittkowski_71(a: np.ndarray) -> np.ndarray:
     return out.x
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_foreign_answer(x64: None) -> None:
     a = np.array([1.0, 25.0, 40.0])
     x = hock_schittkowski_71(a)

@@ -98,6 +98,7 @@ def test_answers_and_multipliers_are_highs(name):
         np.testing.assert_allclose(ours, exact, atol=1e-3 * max(1, np.abs(exact).max()))
 
 
+@pytest.mark.slow
 def test_blocks_may_be_missing_sparse_or_functions():
     data = single(general(0))
     whole = solve(data)
@@ -122,6 +123,7 @@ def test_blocks_may_be_missing_sparse_or_functions():
     np.testing.assert_allclose(out.x, [0, 1, 0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_are_loops_and_keep_to_themselves():
     """By vmap and in refilled lanes; a program that is infeasible changes no other."""
     data = [single(general(seed)) for seed in range(4)]

@@ -51,7 +51,8 @@ def test_eleven_random_games_of_a_hundred_strategies():
         np.testing.assert_allclose(value, by_linear_program(payoff)[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 1), (20, 30)])
+@pytest.mark.parametrize("shape", [
+    (1, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 1), (3, 1), (20, 30)))])
 def test_shapes_and_units(shape):
     """Payoffs of 1e-6 or 1e6, shifted by a constant, are the same game."""
     payoff = random_game(3, *shape)
@@ -63,6 +64,7 @@ def test_shapes_and_units(shape):
         np.testing.assert_allclose(out.x, x, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_loop():
     games = floats(np.stack([random_game(seed, 6, 5) for seed in range(4)]))
     many = MANY(games)
@@ -104,6 +106,7 @@ def test_derivatives_of_a_unique_equilibrium():
         np.testing.assert_allclose(dot, reference, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_where_strategies_are_not_unique_only_the_value_has_a_derivative():
     value, x = jax.jit(lambda a: (jax.grad(lambda a: matrix_game(a).value)(a),
                                   jax.grad(lambda a: matrix_game(a).x[0])(a)))(jnp.ones((3, 3)))

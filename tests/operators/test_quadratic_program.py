@@ -32,7 +32,9 @@ def error(found: Any, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / (size if size > 0 else 1.0))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [
+    shape if shape in SHAPES[:3] else pytest.param(shape, marks=pytest.mark.slow)
+    for shape in SHAPES])
 def test_interior_agrees_with_an_active_set_solution(shape: tuple) -> None:
     n, p, m, bounds, scale = shape
     for seed in range(4):
@@ -234,6 +236,7 @@ def test_rows_of_a_long_solution_are_judged_beside_their_sides() -> None:
     np.testing.assert_array_less(np.abs(x[:, 1] - x[:, 2] - gap[good]), 2e-5 + room)
 
 
+@pytest.mark.slow
 def test_an_infeasible_program_leaves_the_others_alone() -> None:
     programs = batch(64)
     spoilt = {name: value.copy() for name, value in programs.items()}
@@ -347,6 +350,7 @@ def test_double_precision(x64: None) -> None:
     assert out.converged and error(out.x, solved(case).x) < 1e-8
 
 
+@pytest.mark.slow
 def test_products_alone_with_a_certificate_where_there_is_no_solution():
     """Method "halpern": dense, sparse, infeasible and not convex."""
     Q, q = np.float32([[2, 0.5], [0.5, 1]]), np.float32([-1, -1])

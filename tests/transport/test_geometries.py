@@ -59,8 +59,8 @@ def test_costs_of_nan_are_nan():
     np.testing.assert_array_equal(values[2], 0)
 
 
-@pytest.mark.parametrize("name", [
-    "squared", *(pytest.param(name, marks=pytest.mark.slow) for name in list(COSTS)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COSTS)
 def test_point_clouds_are_their_dense_costs(name, x64):
     x, y = clouds(11, 3)
     y = y[:7]
@@ -91,6 +91,7 @@ def test_point_clouds_are_their_dense_costs(name, x64):
         np.sum(jax.jit(jax.grad(moved))(jnp.asarray(x)) * direction), finite, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_grids_are_their_dense_costs(x64):
     rng = np.random.default_rng(0)
     costs = tuple(jnp.square(jnp.arange(float(s))[:, None] - jnp.arange(float(t)))
@@ -123,6 +124,7 @@ def test_far_from_the_origin_in_float32():
     np.testing.assert_allclose(far.transport_cost, near.transport_cost, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_small_epsilon_newton_in_float32():
     """Where 3,000 plain iterations do not reach 2e-5, Newton does, and the plan beyond that."""
     rng = np.random.default_rng(0)
@@ -146,6 +148,7 @@ def test_small_epsilon_newton_in_float32():
     np.testing.assert_allclose(newton.solve.merit, outside, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_lanes_warm_starts_and_schedules():
     rng = np.random.default_rng(5)
     costs = jnp.asarray(rng.uniform(size=(6, 8, 8)), jnp.float32)
@@ -240,6 +243,7 @@ def test_a_kernel_step_reads_the_kernel_twice():
     assert text.count(" dot(") + text.count("custom-call") <= 2
 
 
+@pytest.mark.slow
 def test_histograms_share_one_kernel():
     rng = np.random.default_rng(8)
     cost = jnp.asarray(rng.uniform(size=(9, 8)), jnp.float32)

@@ -42,6 +42,7 @@ def test_divergence_reproduces_the_table(x64):
         assert max(int(out.self_x.steps), int(out.self_y.steps)) <= 40
 
 
+@pytest.mark.slow
 def test_divergence_properties_and_derivatives(x64):
     x, y = shifted_clouds()
     x, y = x[:8], y[:8]  # one shape, one compilation

@@ -22,6 +22,7 @@ def test_the_table_is_complete():
     assert sum(pot != "" for *_, pot in rows) >= 11
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_row_has_the_peers_value():
     pytest.importorskip("ott")

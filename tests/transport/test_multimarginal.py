@@ -48,6 +48,7 @@ def solve():
     return jax.jit(partial(multimarginal_sinkhorn, stop=TIGHT, max_steps=5000))
 
 
+@pytest.mark.slow
 def test_tree_and_tensor_are_numpys_loop(x64, solve):
     costs, marginals = branching()
     tree = CostTree(costs, BRANCHES)

@@ -103,6 +103,7 @@ def test_gradients_are_finite_differences(x64):
     np.testing.assert_allclose(gradients[0][2], plan, atol=1e-9)  # Danskin
 
 
+@pytest.mark.slow
 def test_float32_gradient_against_float64():
     """Loss <W, P>: 2e-5 relative at epsilon = 0.05 mean(C)."""
     def gradient(dtype):
@@ -132,6 +133,7 @@ def test_hessian_of_the_cost(x64):
     np.testing.assert_allclose(jax.jit(jax.hessian(value))(1.0), second, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_zero_weights_forbidden_pairs_and_batches():
     cost, a, b = problem()
     a = a.at[2].set(0.0)
