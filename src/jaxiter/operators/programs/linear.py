@@ -40,7 +40,7 @@ def linear_program(
       lower, upper: scalars or `[n]`; default: no bound. x >= 0 is `lower=0.0`.
       method: None, which is "halpern", or "interior": that of `quadratic_program`, a dozen steps of
         one factorisation, to 1e-6 in float32, with options and tolerances as explained there. It
-        proves that a program is infeasible, seldom that it is unbounded.
+        proves most programs without a solution so, but not those whose rows contradict each other.
       x0: a start, `[n]`, or an earlier result, whose multipliers are then taken too.
       **options: those of `fixed_point`. `stop` judges the largest of three relative errors of
         the answer, of constraints, gradient and gap: default 1e-4 in float32, 1e-6 in float64.
