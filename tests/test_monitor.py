@@ -55,3 +55,10 @@ def test_printer_and_progress(capsys):
 def test_intervals_are_checked(every):
     with pytest.raises(ValueError, match=str(every)):
         ji.callback(print, every=every)
+
+
+def test_a_bar_that_cannot_be_is_not_drawn(capsys):
+    for wrong in ({"every": 0}, {"total": 0}):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            ji.progress(**wrong)
+    assert not capsys.readouterr().err

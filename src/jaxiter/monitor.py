@@ -7,6 +7,7 @@ at most every `every` steps.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -123,15 +124,21 @@ def progress(total: int | None = None, every: int = 50, description: str = "solv
       description: text before the bar.
 
     Raises:
-      ImportError: tqdm is not installed (`pip install tqdm`).
+      ImportError: tqdm is not installed (`pip install tqdm`). ValueError: every or total below 1.
     """
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise ImportError("progress() needs tqdm: pip install tqdm") from error
-    bar = tqdm(total=total, desc=description, leave=False)
+    if total is not None and total < 1:
+        raise ValueError(f"total must be at least 1, got {total}.")
+
+    @cache
+    def begun() -> Any:
+        return tqdm(total=total, desc=description, leave=False)
 
     def show(entry: dict) -> None:
+        bar = begun()
         # In a batch the bar follows the lane that is furthest.
         bar.update(max(entry["step"] - bar.n, 0))
         bar.set_postfix_str(f"merit {entry['merit']:.2e}")
