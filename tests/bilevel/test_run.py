@@ -150,6 +150,8 @@ def test_bad_input():
          "run takes no solver"),
         (lambda: run(method, *start, ROWS, ROWS, key=KEY, max_steps=jnp.int32(3),
                      trace=lambda s: s.x), ValueError, "Python integer"),
+        (lambda: run(method, jnp.arange(2), start[1], ROWS, ROWS, **options), TypeError,
+         "x0 must be floating point, got int32"),
         (lambda: run(method.step, *start, ROWS, ROWS, **options), TypeError, "expected a Process"),
         (lambda: run(method, *start, ROWS, ROWS, num_steps=3, key=KEY), TypeError, "num_steps"),
         (lambda: run(method, *start, ROWS, ROWS, trace=lambda s: s.x, **options, resume=run(

@@ -195,7 +195,8 @@ def test_statuses_are_true():
 def test_bad_input():
     sampler, model, x = CASES["ddim"][0], Denoiser(lambda x, t: x), jnp.ones(2)
     for keywords, text in [
-        ({"window": 31}, r"window must be in 1..30"), ({"tolerance": 0.0}, "must be positive"),
+        ({"window": 31}, r"window must be in 1..30"), ({"window": 5.5}, "must be an integer"),
+        ({"tolerance": 0.0}, "must be positive"),
         ({"method": "newton"}, "method must be one of"),
         ({"tolerance": absolute(-1.0)}, "must be positive"), ({"init": "zeros"}, "init must be"),
         ({"init": jnp.ones((3, 2))}, "one state per row"), ({"slopes": x}, "slopes must have"),

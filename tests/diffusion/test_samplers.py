@@ -255,8 +255,10 @@ def run_with(sampler, model, x):
 def test_bad_input():
     with pytest.raises(ValueError, match="abar must decrease with noise"):
         make_schedule([0.5, 0.4], [0.5, 0.6], [1, 0])
-    with pytest.raises(ValueError, match="sigma_min > 0"):
+    with pytest.raises(ValueError, match="sigma_min must be positive"):
         karras_schedule(5, sigma_min=0.0)
+    with pytest.raises(ValueError, match="rho must be positive"):
+        karras_schedule(5, rho=0)
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\]"):
         ddim(vp_schedule(4), 1.5)
     with pytest.raises(ValueError, match="spacing must be"):

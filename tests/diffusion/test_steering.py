@@ -105,6 +105,8 @@ def test_systematic_resampling():
     ]:
         with pytest.raises(ValueError, match=text):
             call()
+    with pytest.raises(TypeError, match="x_init must be floating point, got int32"):
+        feynman_kac_sample(schedule, [unit], [1.0], jnp.arange(4)[:, None], key)
 
 
 def gaussian_velocity(mean, variance):

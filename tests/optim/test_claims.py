@@ -149,6 +149,8 @@ def test_refined_and_stable_schedules():
                                [1, 0.1, 1, 1, 0.55, 0.1], rtol=1e-5)
     with pytest.raises(ValueError, match="overlap"):
         wsd_schedule(1.0, 95, 100)
+    with pytest.raises(ValueError, match="overlap"):
+        wsds_schedule(1.0, 1, [10, 11])
 
 
 def test_meter_of_orthogonalisation(x64):

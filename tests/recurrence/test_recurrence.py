@@ -177,6 +177,9 @@ def test_bad_input():
             solve_recurrence(step, s0, xs, **keywords)
     with pytest.raises(ValueError, match="no step"):
         solve_recurrence(step, s0, xs[:0])
+    for init in (xs[:3], xs[:, :1], jnp.zeros((4, 2), int), (xs,)):
+        with pytest.raises(TypeError, match="init must keep"):
+            solve_recurrence(step, s0, xs, init=init)
     with pytest.raises(TypeError, match="The step"):
         solve_recurrence(lambda s, x: s[:1], s0, xs)
     with pytest.raises(ValueError, match="floating-point states"):

@@ -74,7 +74,7 @@ def run(
     Raises:
       ValueError: a batch larger than the data, a max_steps that is no multiple of check_every,
         a solver, `trace` with a traced max_steps.
-      TypeError: no process, a `resume` of other choices.
+      TypeError: no process, a `resume` of other choices, whole numbers in x0 or y0.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jaxiter.bilevel import soba
@@ -86,6 +86,10 @@ def run(
     """
     chosen = choose("run", options, {
         "solver": "accelerating would mix states of different keys; give the method optimizers"})
+    for name, start in (("x0", x0), ("y0", y0)):
+        for leaf in jax.tree.leaves(start):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                raise TypeError(f"{name} must be floating point, got {jnp.result_type(leaf)}.")
     if batch_size is not None:
         check_count(batch_size=batch_size)
     for name, data in (("inner_data", inner_data), ("outer_data", outer_data)):

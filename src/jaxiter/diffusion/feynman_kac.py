@@ -77,6 +77,8 @@ def feynman_kac_sample(
     if a.shape != (len(denoisers),) or not a.sum() > 0:
         raise ValueError("exponents must have one entry per model and a positive sum, got "
                          f"{a.tolist()} for {len(denoisers)} models.")
+    if not jnp.issubdtype(jnp.result_type(x_init), jnp.floating):
+        raise TypeError(f"x_init must be floating point, got {jnp.result_type(x_init)}.")
     if len(x_init) < 2:
         raise ValueError(f"at least two particles are needed, got {len(x_init)}.")
     ramp = np.linspace(0, 1, schedule.steps + 1) if strength is None else np.asarray(strength)

@@ -34,7 +34,7 @@ from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate
-from jaxiter.known import check_positive
+from jaxiter.known import check_count, check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
@@ -253,7 +253,8 @@ def _look(
 def _check(
     count: int, width: int, tolerance: Any, slopes: Any, mesh: Mesh | None
 ) -> None:
-    if not 1 <= width <= count:
+    check_count(window=width)
+    if width > count:
         raise ValueError(f"window must be in 1..{count}, the rows of the sampler, got {width}.")
     if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError("tolerance must be a number, or absolute(number), got "

@@ -166,8 +166,7 @@ def karras_schedule(
     >>> karras_schedule(3).sigma.round(3).tolist()
     [80.0, 2.515, 0.002, 0.0]
     """
-    if sigma_min <= 0:
-        raise ValueError(f"sigma_min > 0 is required for Karras spacing, got {sigma_min}.")
+    check_positive(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     u = np.linspace(0, 1, steps) if steps > 1 else np.zeros(1)
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     sigma = np.append((ends[0] + u * (ends[1] - ends[0])) ** rho, 0.0)

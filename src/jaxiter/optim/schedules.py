@@ -60,7 +60,9 @@ def wsds_schedule(
                          f"{decay}, {least} and {peak}.")
     starts = [round(total * (1 - decay)) for total in totals]
     edges = [warmup, *(edge for pair in zip(starts, totals, strict=True) for edge in pair)]
-    if edges != sorted(edges):
+    # A phase starts the step after the last one ended, so that every total shows its end.
+    joints = [edge + 1 if i and i % 2 == 0 else edge for i, edge in enumerate(edges[:-1])]
+    if joints != sorted(joints) or edges != sorted(edges):
         raise ValueError(f"warm-up and decays overlap: phases end at steps {edges}.")
     pieces: list[Any] = [optax.linear_schedule(0.0, peak, max(warmup, 1))]
     for start, total in zip(starts, totals, strict=True):
@@ -69,8 +71,6 @@ def wsds_schedule(
             return peak * shapes[kind](progress)
 
         pieces += [optax.constant_schedule(peak), down]
-    # A phase starts the step after the last one ended, so that every total shows its end.
-    joints = [edge + 1 if i and i % 2 == 0 else edge for i, edge in enumerate(edges[:-1])]
     return optax.join_schedules(pieces, joints)
 
 

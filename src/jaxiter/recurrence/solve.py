@@ -95,10 +95,12 @@ def solve_recurrence(
         if not isinstance(s0, tuple | list) or len(s0) != 2:
             raise ValueError("order=2 needs s0 as a pair (s, previous).")
         step, s0 = _augment(step), tuple(s0)
-        init = None if init is None else (init, trees.before(init, s0[0]))
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
+    if init is not None:
+        init = _as_rows(init, s0[0] if order == 2 else s0, count)
+        init = (init, trees.before(init, s0[0])) if order == 2 else init
     method = as_method("solve_recurrence", method, KINDS, own=True)
     chosen = choose_rounds("solve_recurrence", options, count)
     adjoint = as_chain_adjoint("solve_recurrence", chosen.adjoint)
@@ -210,6 +212,14 @@ def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
 def _augment(step: Callable) -> Callable:
     """A step that reads two states, as a step on pairs."""
     return lambda pair, x: (step(*pair, x), pair[0])
+
+
+def _as_rows(init: PyTree, s0: PyTree, count: int) -> PyTree:
+    init = jax.tree.map(strong, init)
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), s0)
+    trees.check_same_structure(rows, init, "init")
+    return init
 
 
 def _length(xs: PyTree, length: int | None) -> int:
