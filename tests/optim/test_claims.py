@@ -241,6 +241,11 @@ def test_kronecker_products():
     assert out.corrected > out.optimal - 0.005 and out.shampoo < out.optimal - 0.03, out
     many = kronecker_cosine(c1 @ rng.normal(size=(200_000, 3, 4)) @ c2.T)
     assert many.corrected > 0.999
+    for wrong, kind, text in ((np.zeros((2, 2, 2)), ValueError, "zeros of shape"),
+                              (np.ones((2, 2)), ValueError, r"\[N, m, n\]"),
+                              (1j * np.ones((2, 2, 2)), TypeError, "must be real")):
+        with pytest.raises(kind, match=text):
+            kronecker_cosine(wrong)
 
 
 def test_anderson_and_halpern_around_descent(x64):

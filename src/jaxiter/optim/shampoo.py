@@ -190,14 +190,20 @@ def kronecker_cosine(samples: Any) -> KroneckerCosine:
     Args:
       samples: gradients `[N, m, n]` of one small layer (the second moment is m n by m n).
 
+    Raises:
+      ValueError: samples of another rank, or all zero. TypeError: complex ones.
+
     >>> samples = np.random.default_rng(0).normal(size=(50, 2, 3))
     >>> out = kronecker_cosine(samples)
     >>> bool(out.shampoo <= out.optimal and out.corrected <= out.optimal)
     True
     """
+    if np.iscomplexobj(samples):
+        raise TypeError("samples must be real; give real and imaginary parts as two.")
     g = np.asarray(samples, float)
-    if g.ndim != 3:
-        raise ValueError(f"samples must be [N, m, n], got shape {g.shape}.")
+    if g.ndim != 3 or not np.any(g):
+        raise ValueError("samples must be [N, m, n] and not all of them 0, got "
+                         f"{'zeros of ' * (g.ndim == 3)}shape {g.shape}.")
     count, m, n = g.shape
     flat = g.reshape(count, m * n)
     moment = flat.T @ flat / count
