@@ -210,10 +210,9 @@ def confirmed(
 
     value, derivative = jax.linearize(scaled, x)
     # Each unknown and each equation in a unit of its own: in a common one the linear solve would
-    # reach its share of |F| before it has seen the small ones.
+    # reach its share of |F| before it has seen the small ones. What no unknown changes is missed.
     moves = signed(x)
-    changes = jax.tree.map(
-        lambda leaf: jnp.where(leaf == 0, 1, jnp.abs(leaf)).astype(leaf.dtype), derivative(moves))
+    changes = jax.tree.map(_size, derivative(moves), value)
 
     def rows(value: PyTree) -> PyTree:
         return jax.tree.map(jnp.divide, value, changes)
@@ -240,6 +239,12 @@ def confirmed(
     refused = (solution.status == Status.CONVERGED) & ~near & ~absolute
     return solution._replace(
         status=jnp.where(refused, jnp.int32(Status.DIVERGED), solution.status))
+
+
+def _size(change: jax.Array, value: jax.Array) -> jax.Array:
+    """|change|; |value| where that is 0, 1 where both are."""
+    size = jnp.where(change == 0, jnp.abs(value), jnp.abs(change))
+    return jnp.where(size == 0, 1, size).astype(change.dtype)
 
 
 def trail_problem(evaluate: Callable, has_aux: bool) -> Problem:
