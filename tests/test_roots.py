@@ -7,6 +7,7 @@ import pytest
 
 import jaxiter as ji
 from jaxiter import Status
+from jaxiter.roots.trail import confirmed
 
 FACTORS = jnp.array([1.0, -1.0, 1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9])
 
@@ -78,6 +79,22 @@ def test_what_has_no_root_is_never_solved(name):
 def test_running_off_is_no_root(solver):
     out = jax.jit(lambda x: ji.root(coupled, x, solver=solver))(jnp.zeros(2))
     assert not out.converged or np.abs(coupled(out.value)).max() < 1e-3, out.message()
+
+
+@pytest.mark.parametrize(("function", "x0", "x"), [
+    (lambda x: jnp.exp(x) - jnp.array([0.1559146, 97.005516]), [-1.7364097, 25.1], [-1.85, -1216]),
+    (lambda x: jnp.array([jnp.exp(x[0]), x[1] ** 2 - 1.0]), [73.0, 494.0], [-5e31, -6e10])])
+def test_where_an_equation_is_flat_no_root_is_confirmed(function, x0, x):
+    """Thrown there by a first step: what no unknown changes any more is off by all that it is."""
+    start = jnp.array(x0)
+
+    def run(x):
+        found = ji.root(function, start, method="anderson", max_steps=1)._replace(
+            value=x, status=jnp.int32(Status.CONVERGED))
+        return confirmed(found, function, start, (), ji.tolerance(),
+                         jnp.linalg.norm(function(start))).status
+
+    assert jax.jit(run)(jnp.array(x)) == Status.DIVERGED
 
 
 def test_far_and_flat_roots():

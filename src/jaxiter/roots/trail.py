@@ -234,7 +234,7 @@ def confirmed(
         trees.norm(rows(derivative(x))), norm * safe_divide(length, trees.norm(step)))
     fell = trees.norm(value) <= NEAR * first / unit
     near = (~ran | fell) & (solved.residual <= SOLVED) & (trees.norm(step) <= NEAR * length) & (
-        left <= jnp.maximum(LEFT * norm, rounding))
+        left <= jnp.maximum(LEFT * norm, rounding)) & trees.finite(changes)
     absolute = accepts(stop, x, trees.scale(unit, value), solution.merit, 0)
     refused = (solution.status == Status.CONVERGED) & ~near & ~absolute
     return solution._replace(
