@@ -159,3 +159,9 @@ def test_squares_of_an_orthogonal_matrix(x64):
     singular = jax.grad(lambda a: jnp.sum(weights[0] * qr_doubly_stochastic(a)))(jnp.zeros((5, 5)))
     assert np.all(np.isfinite(singular))
     assert np.all(np.isnan(qr_doubly_stochastic(a[0] * jnp.nan)))
+    half = squares(a.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16 and qr_doubly_stochastic(jnp.zeros((0, 0))).shape == (0, 0)
+    np.testing.assert_allclose(half.astype(float), squares(a.astype(jnp.bfloat16).astype(float)),
+                               atol=2**-8)
+    with pytest.raises(TypeError, match="floating point, got complex"):
+        qr_doubly_stochastic(a.astype(complex))

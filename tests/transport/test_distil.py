@@ -99,4 +99,6 @@ def test_bad_input():
             (lambda: sinkhorn_distillation(student, student, temperature=0.0), "temperature")):
         with pytest.raises(ValueError, match=text):
             call()
-    assert np.isnan(sinkhorn_distillation(student * jnp.nan, student))
+    loss = jax.jit(lambda s, e, t: sinkhorn_distillation(s, student, epsilon=e, temperature=t))
+    for bad in ((student * jnp.nan, 0.1, 2.0), (student, -0.1, 2.0), (student, 0.1, -2.0)):
+        assert np.isnan(loss(*bad))

@@ -44,6 +44,13 @@ def test_a_map_of_a_plan_moves_sources_and_new_points(x64):
         (g - ((p - y) ** 2).sum(-1)) / 0.3, b=b)
     slope = jax.jit(jax.vmap(jax.grad(extended)))(jnp.asarray(new))
     np.testing.assert_allclose(entropic_map(out, jnp.asarray(new)), new - slope / 2, atol=1e-9)
+    # No new point follows a source that sends nothing anywhere.
+    empty = out._replace(centred=out.centred._replace(f=out.centred.f.at[3].set(-jnp.inf)))
+    new[0] = x[3] + 1e-3
+    others = np.delete(np.arange(9), 3)
+    nearest = others[((new[:, None] - x[others]) ** 2).sum(-1).argmin(1)]
+    np.testing.assert_allclose(barycentric_map(empty)(jnp.asarray(new)),
+                               new + images[nearest] - x[nearest], atol=1e-9)
     # A plan of a cost matrix knows no points.
     bare, y = out._replace(geometry=Dense(jnp.asarray(cost))), jnp.asarray(y)
     labels = jnp.eye(7)[:, :3]
@@ -150,7 +157,10 @@ def test_partial_transport_is_the_linear_program(x64):
     for message, mass in (("more than", 1.2), ("mass must be positive", 0.0)):
         with pytest.raises(ValueError, match=message):
             partial_transport(cost, a, b, mass, epsilon=0.1)
-    assert all(run(cost, mass).status == ji.Status.BAD_INPUT for mass in (1.2, 0.0, -0.5))
+    assert all(run(cost, mass).status == ji.Status.BAD_INPUT
+               for mass in (1.2, 0.0, -0.5, np.inf))
+    with pytest.raises(ValueError, match="cost contains NaN"):
+        partial_transport(cost * np.nan, a, b, 0.5, epsilon=0.1)
     with pytest.raises(TypeError, match="cost must be floating point"):
         partial_transport(np.ones((5, 4), int), a, b, 0.5, epsilon=0.1)
 

@@ -203,6 +203,8 @@ def test_bad_input():
         refused(cost, [half, half], init=(half,))
     with pytest.raises(ValueError, match="no edges"):
         refused(cost, [half, half]).pair_plans()
+    with pytest.raises(TypeError, match="floating point, got int32"):
+        refused(jnp.zeros((2, 2), jnp.int32), [half, half])
     huge = jax.ShapeDtypeStruct((600, 600, 600), jnp.float32)
     with pytest.raises(ValueError, match=r"864,000,000 bytes.*CostTree"):
         jax.eval_shape(lambda c: refused(c, [jnp.ones(600) / 600] * 3), huge)

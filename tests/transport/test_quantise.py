@@ -109,6 +109,7 @@ def test_bad_input_and_equal_distances():
     z, codebook = jnp.ones((3, 2)), jnp.zeros((4, 2))
     for call, text in (
             (lambda: sinkhorn_quantise(z, codebook[:, :1]), "features"),
+            (lambda: sinkhorn_quantise(z, codebook[:0]), "codebook \\[K, d\\]"),
             (lambda: sinkhorn_quantise(z, codebook, max_steps=0), "max_steps"),
             (lambda: sinkhorn_quantise(z, codebook, sharpness=0.0), "sharpness"),
             (lambda: sinkhorn_quantise(z, codebook, beta=-1.0), "beta")):
@@ -119,3 +120,14 @@ def test_bad_input_and_equal_distances():
     assert len(np.unique(equal)) == 4
     broken = sinkhorn_quantise(z.at[1, 0].set(jnp.nan), codebook)
     assert np.isnan(broken.loss) and np.all(np.isnan(broken.values))
+    assert np.isnan(jax.jit(lambda s: sinkhorn_quantise(z, codebook, sharpness=s).loss)(-1.0))
+
+
+def test_the_unit_of_features_does_not_matter():
+    z, codebook = (jnp.asarray(x, jnp.float32) for x in collapsed(4))
+    z, codebook = z[:256], codebook[:32]
+    expected = quantise(z, codebook)
+    for unit in (2.0**-40, 2.0**40):
+        out = quantise(unit * z, unit * codebook)
+        np.testing.assert_array_equal(out.indices, expected.indices)
+        np.testing.assert_allclose(out.loss, expected.loss * unit**2, rtol=1e-5)

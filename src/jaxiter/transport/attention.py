@@ -153,10 +153,10 @@ def qr_doubly_stochastic(a: jax.Array) -> jax.Array:
         ones have derivatives.
 
     Returns:
-      `[..., n, n]`; NaN where a is.
+      `[..., n, n]`; NaN where a is. 16-bit ones are factored in float32.
 
     Raises:
-      ValueError: matrices that are not square.
+      ValueError: matrices that are not square. TypeError: such that are no real floats.
 
     Reference: Born, Skogh, Rhrissorrakrai, Utro, Wagner and Sobczyk, "Quantum doubly stochastic
     transformers", 2025.
@@ -168,6 +168,10 @@ def qr_doubly_stochastic(a: jax.Array) -> jax.Array:
     """
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"a must be square [..., n, n], got shape {a.shape}.")
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        raise TypeError(f"a must be floating point, got {a.dtype}.")
+    if not a.size:
+        return a
 
     def one(a: jax.Array) -> jax.Array:
         size = stop_gradient(jnp.max(jnp.abs(a)))
@@ -176,7 +180,7 @@ def qr_doubly_stochastic(a: jax.Array) -> jax.Array:
 
     for _ in range(a.ndim - 2):
         one = jax.vmap(one)
-    return one(a)
+    return one(a.astype(accumulation_dtype(a.dtype))).astype(a.dtype)
 
 
 @jax.custom_jvp

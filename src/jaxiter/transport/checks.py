@@ -113,7 +113,9 @@ def check_simplex(name: str, given: Any) -> None:
         return
     host = np.asarray(given)
     check_signs(name, host)
-    sums, dtype = host.sum(-1), np.result_type(host, np.float32)
+    # As exact as its own dtype allows; integers will be floats.
+    dtype = host.dtype if jnp.issubdtype(host.dtype, jnp.floating) else np.float32
+    sums = host.astype(np.float64).sum(-1)
     for place, total in enumerate(np.atleast_1d(sums)):
         if not mass_agrees(np.float64(1), total, dtype):
             where = f"{name}[{place}]" if host.ndim > 1 else name
@@ -153,8 +155,8 @@ def _check(marginals: Marginals, cost: Any, a: Any, b: Any, epsilon: Any) -> Non
         known(partial(check_masses, dtype=dtype,
                       remedy="pass rho_a/rho_b (unbalanced) or normalise"), a, b)
     if not isinstance(cost, Geometry):
-        known(_check_cost, cost)
-        known(_check_partners, cost, a, b)
+        known(check_cost, cost)
+        known(check_partners, cost, a, b)
 
 
 def _check_weights(name: str, weights: Any) -> None:
@@ -164,7 +166,8 @@ def _check_weights(name: str, weights: Any) -> None:
         raise ValueError(f"{name} sums to 0; give it some mass.")
 
 
-def _check_cost(cost: Any) -> None:
+def check_cost(cost: Any) -> None:
+    """Raise ValueError for a cost with NaN or -inf."""
     least = np.min(np.asarray(cost))  # NaN where there is one: a single pass
     if np.isnan(least):
         raise ValueError("cost contains NaN.")
@@ -172,7 +175,7 @@ def _check_cost(cost: Any) -> None:
         raise ValueError("cost contains -inf; only +inf (a forbidden pair) is allowed.")
 
 
-def _check_partners(cost: Any, a: Any, b: Any) -> None:
+def check_partners(cost: Any, a: Any, b: Any) -> None:
     """Raise ValueError where a row or column has mass and every cost there is +inf."""
     host = np.asarray(cost)
     if np.max(host) < np.inf:

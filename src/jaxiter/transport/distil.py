@@ -37,7 +37,8 @@ def sinkhorn_distillation(
         loop differentiated as it is. With `adjoint=implicit()` a solve to tolerance.
 
     Returns:
-      A scalar, of the size of B; NaN where logits are.
+      A scalar, of the size of B; NaN where logits are, and for a traced epsilon or temperature
+      that is not positive.
 
     Raises:
       ValueError: logits of different shapes, epsilon or temperature not positive.
@@ -54,6 +55,8 @@ def sinkhorn_distillation(
                          f"classes, got shapes {student.shape} and {teacher.shape}.")
     check_positive(epsilon=epsilon, temperature=temperature)
     kind = accumulation_dtype(student.dtype)
+    temperature = jnp.asarray(temperature, kind)
+    temperature = jnp.where(temperature > 0, temperature, jnp.nan)
     p, target = (jax.nn.softmax(logits.astype(kind) / temperature, axis=1)
                  for logits in (student, teacher))
     cost = jnp.sum(jnp.abs(p[:, None] - target[None]), axis=-1)

@@ -68,8 +68,9 @@ def geodesic_cost(
     chosen = choose("geodesic_cost", options, {
         "adjoint": "pseudo-labels have no derivatives", "solver": "the minimum of sums is exact"},
         stop=tolerance(rtol=0.0, atol=0.5), adjoint=frozen(), max_steps=2000)
-    if features.ndim != 3 or seeds.ndim != 2 or seeds.shape[1] != 2 or 0 in features.shape:
-        raise ValueError(f"features must be [h, w, c] and seeds [k, 2], got shapes "
+    if features.ndim != 3 or seeds.ndim != 2 or seeds.shape[1] != 2 or 0 in (
+            *features.shape, *seeds.shape):
+        raise ValueError(f"features must be [h, w, c] and seeds [k, 2], at least one, got shapes "
                          f"{features.shape} and {seeds.shape}.")
     if not jnp.issubdtype(seeds.dtype, jnp.integer):
         raise ValueError(f"seeds must be integers, rows and columns of pixels, got {seeds.dtype}; "

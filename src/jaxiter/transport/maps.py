@@ -24,7 +24,7 @@ def barycentric_map(
 
         T(x_i) = sum_j P_ij y_j / sum_j P_ij,    T(x_new) = x_new + T(x_i) - x_i
 
-    the second for a new point whose nearest source is x_i.
+    the second for a new point whose nearest source, of those with mass, is x_i.
 
     Args:
       result: a solve of `sinkhorn`.
@@ -59,7 +59,8 @@ def barycentric_map(
             raise ValueError("new points are moved as their nearest sources are: pass the sources "
                              "x [n, d].")
         _check_width("x_new", x_new, x)
-        nearest = jnp.argmin(PointCloud(x_new, x).matrix(), axis=1)
+        gaps = jnp.where(masses > 0, PointCloud(x_new, x).matrix(), jnp.inf)
+        nearest = jnp.argmin(gaps, axis=1)
         return x_new + (images - x)[nearest]
 
     return image

@@ -178,7 +178,8 @@ def _check_size(shape: tuple[int, ...], dtype: Any, remedy: str) -> None:
 
 
 def _check_cost(cost: Any) -> None:
-    least = np.min(np.asarray(cost), initial=np.inf)
+    host = np.asarray(cost)
+    least = np.min(host) if host.size else np.inf
     if np.isnan(least) or least == -np.inf:
         raise ValueError("cost contains NaN or -inf; only +inf (a forbidden tuple) is allowed.")
 

@@ -11,7 +11,7 @@ from jaxiter.numerics import on_own_mesh, strong
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, reports
-from jaxiter.transport.checks import check_signs
+from jaxiter.transport.checks import check_cost, check_signs
 from jaxiter.transport.sinkhorn import sinkhorn
 
 
@@ -61,8 +61,9 @@ def partial_transport(
       A `PartialTransport`, with derivatives as those of `sinkhorn`.
 
     Raises:
-      ValueError: shapes that do not fit, negative weights, a mass that is not positive or larger
-        than what there is. Under jit: BAD_INPUT. TypeError: a cost that is not floating point.
+      ValueError: shapes that do not fit, NaN costs, negative weights, a mass that is not positive
+        or larger than what there is. Under jit: BAD_INPUT. TypeError: a cost that is not floating
+        point.
 
     Reference: Caffarelli and McCann, "Free boundaries in optimal transport and Monge-Ampere
     obstacle problems", Ann. Math. 171, 2010; Chapel, Alaya and Gasso, "Partial optimal transport
@@ -73,6 +74,7 @@ def partial_transport(
     >>> partial_transport(cost, half, half, 0.5, epsilon=0.1).plan().round(3).tolist()
     [[0.5, 0.0], [0.0, 0.0]]
     """
+    known(check_cost, cost)
     cost = strong(cost)
     if not jnp.issubdtype(cost.dtype, jnp.floating):
         raise TypeError(f"cost must be floating point, got {cost.dtype}.")
@@ -83,7 +85,8 @@ def partial_transport(
     known(_check_mass, a, b, mass)
     a, b = (strong(weights).astype(cost.dtype) for weights in (a, b))
     mass, one = jnp.asarray(mass, cost.dtype), jnp.ones(1, cost.dtype)
-    mass = jnp.where(mass > 0, mass, jnp.nan)  # a NaN weight is BAD_INPUT
+    # A NaN weight is BAD_INPUT; an infinite mass would forgive any difference below.
+    mass = jnp.where((mass > 0) & jnp.isfinite(mass), mass, jnp.nan)
     # Rounding may leave a little less than nothing where everything moves.
     slack = 1e-6 * mass
     rest = [jnp.where(jnp.abs(more) <= slack, 0, more)

@@ -97,6 +97,8 @@ def sinkhorn_layer(
             logits = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
             return logits - jax.nn.logsumexp(logits, axis=-2, keepdims=True), None
 
+        # One that is traced and not positive would be an answer to other scores.
+        tau = jnp.where(jnp.asarray(tau) > 0, tau, jnp.nan).astype(scores.dtype)
         return jnp.exp(lax.scan(normalise, scores / tau, length=chosen.max_steps)[0])
 
     adjoint = as_adjoint(chosen.adjoint)

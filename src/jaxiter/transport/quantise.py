@@ -62,7 +62,8 @@ def sinkhorn_quantise(
         shard's own.
 
     Returns:
-      A `Quantised`. NaN features or codes make `values` and `loss` NaN. Where all distances are
+      A `Quantised`. NaN features or codes, and a traced sharpness that is not positive, make
+      `values` and `loss` NaN. The unit of features does not matter. Where all distances are
       equal every code is as good: draw them by a key.
 
     Raises:
@@ -76,7 +77,8 @@ def sinkhorn_quantise(
     >>> out.indices.tolist(), float(out.usage)
     ([0, 1], 1.0)
     """
-    if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1] or 0 in z.shape:
+    if z.ndim != 2 or codebook.ndim != 2 or z.shape[1] != codebook.shape[1] or (
+            0 in z.shape or codebook.shape[0] == 0):
         raise ValueError(f"z must be features [B, d] and codebook [K, d], got shapes {z.shape} and "
                          f"{codebook.shape}.")
     z, codebook = jnp.asarray(z), jnp.asarray(codebook)
@@ -89,10 +91,13 @@ def sinkhorn_quantise(
 
     points, codes = stop_gradient((z.astype(jnp.float32), codebook.astype(jnp.float32)))
     distances = PointCloud(points, codes, euclidean).matrix()
-    centred = distances - mean(jnp.mean(distances))
+    middle = mean(jnp.mean(distances))
+    centred = distances - middle
     entries = distances.size * (1 if axis_name is None else lax.psum(1, axis_name))
     variance = mean(jnp.mean(jnp.square(centred))) * (entries / max(entries - 1, 1))
-    standard = centred / (jnp.sqrt(variance) + 1e-6)
+    # No deviation is below the rounding of equal distances, in whatever unit they are.
+    deviation = jnp.sqrt(variance) + 1e-6 * middle
+    standard = centred / jnp.where(deviation > 0, deviation, 1)
     plan = swav_assignments(
         -standard, epsilon=1 / sharpness, max_steps=max_steps, axis_name=axis_name)
     if key is None:
@@ -103,7 +108,7 @@ def sinkhorn_quantise(
         indices = jax.random.categorical(key, safe_log(plan), axis=1)
     indices = indices.astype(jnp.int32)
     # A NaN is near nothing: no code may stand for it.
-    sound = jnp.isfinite(mean(jnp.sum(points)) + jnp.sum(codes))
+    sound = jnp.isfinite(mean(jnp.sum(points)) + jnp.sum(codes)) & (jnp.asarray(sharpness) > 0)
     codes = jnp.where(sound, codebook[indices], jnp.nan)
     loss = jnp.mean(jnp.square(z - stop_gradient(codes))) + beta * jnp.mean(
         jnp.square(stop_gradient(z) - codes))

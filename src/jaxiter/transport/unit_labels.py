@@ -12,7 +12,14 @@ from jaxiter.options import SolveOptions, choose
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
 from jaxiter.stop import tolerance
-from jaxiter.transport.checks import MAX_STEPS, NO_RESUME, check_signs, mass_agrees
+from jaxiter.transport.checks import (
+    MAX_STEPS,
+    NO_RESUME,
+    check_cost,
+    check_partners,
+    check_signs,
+    mass_agrees,
+)
 from jaxiter.transport.sinkhorn import sinkhorn
 
 
@@ -78,6 +85,8 @@ def unit_assignment(
         raise ValueError(f"cost must be [k, N], units [k] and mask [N], got shapes {cost.shape}, "
                          f"{units.shape}, {None if mask is None else mask.shape}.")
     known(_check_supply, units, np.ones(cost.shape[1], bool) if mask is None else mask)
+    known(check_cost, cost)
+    known(check_partners, cost, units, np.ones(cost.shape[1], bool) if mask is None else mask)
     cost, units = stop_gradient((cost.astype(jnp.float32), units.astype(jnp.float32)))
     demand = jnp.ones(cost.shape[1:], jnp.float32) if mask is None else mask.astype(jnp.float32)
     out = sinkhorn(cost, units, demand, epsilon=epsilon, **chosen._asdict())
