@@ -86,6 +86,18 @@ def test_gaussians_meet_in_the_middle():
         np.testing.assert_allclose(b @ (x - 0.475) ** 2, variance, rtol=0.02)
 
 
+def test_one_histogram_debiased_is_itself_where_epsilon_shows_its_detail():
+    """Points of a distance h: at h^2 / 2 all of it is found, at 20 h^2 the objective is flat."""
+    n = 20
+    line = np.linspace(0, 1, n)
+    cost = jnp.asarray((line[:, None] - line) ** 2, jnp.float32)
+    a = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(n), size=1), jnp.float32)
+    run = jax.jit(lambda epsilon: barycentre(cost, a, epsilon=epsilon, debiased=True))
+    fine, blunt = (run(scale / (n - 1) ** 2) for scale in (0.5, 20.0))
+    assert fine.converged and np.abs(fine.weights - a[0]).sum() < 1e-3
+    assert blunt.solve.merit < 1e-3 and np.abs(blunt.weights - a[0]).sum() > 0.1
+
+
 def test_a_kernel_in_float32_holds_where_the_plain_one_underflows():
     """Disjoint supports, epsilon of a five-hundredth of the square: NaN without absorption."""
     side = np.arange(10) / 10

@@ -137,6 +137,8 @@ def test_bad_input():
         rectified_flow_loss(quadratic, None, x, x[:2], jax.random.key(0))
     with pytest.raises(ValueError, match="pass a key"):
         rectified_flow_loss(quadratic, None, x, x)
+    with pytest.raises(ValueError, match="one for each of 3 pairs"):
+        rectified_flow_loss(quadratic, None, x, x, times=jnp.zeros(2))
     with pytest.raises(ValueError, match="conjugate of a cost"):
         rectified_velocity(quadratic, None, cost="cubic")
     with pytest.raises(ValueError, match="steps"):

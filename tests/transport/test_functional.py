@@ -133,6 +133,10 @@ def test_bad_input():
         power_entropy(1.0, 1.0)
     with pytest.raises(ValueError, match="density"):
         power_entropy(2.0, -1.0)
+    x = jnp.ones((2, 1))
+    under = jax.jit(lambda step: jko_losses(
+        js_divergence(), step, same, lambda p, y: y[:, 0]).transport(None, None, x))
+    assert np.isnan(under(-0.1)) and np.isfinite(under(0.1))
 
 
 def perceptron(key, *sizes):

@@ -117,6 +117,9 @@ def test_bad_input():
         plan_sample(bridge, jnp.ones((3, 3)), 0.1, key)
     with pytest.raises(ValueError, match="ascends"):
         bridge_path(bridge, points, jnp.array([0.5, 0.1]), 0.1, key)
+    path = jax.jit(lambda times: bridge_path(bridge, points, times, 0.1, key))
+    assert np.all(np.isnan(path(jnp.array([0.5, 0.1])))) and np.all(
+        np.isfinite(path(jnp.array([0.1, 0.5]))))
     assert np.isnan(jax.jit(partial(light_bridge_loss, bridge, points, points))(-1.0))
 
 

@@ -72,6 +72,9 @@ def test_bad_input():
             ([x, x], [0.0, 1.0], {"substeps": 0}, "substeps")):
         with pytest.raises(ValueError, match=message):
             solve(snapshots, jnp.array(times), **{"sigma": 0.1, **more})
+    whole = x.astype(int)  # legal, as floats
+    out = jax.eval_shape(lambda x: solve([x, x], jnp.arange(2.0), sigma=0.1, substeps=1), whole)
+    assert out.plans.dtype == jnp.float32
 
 
 def predator_prey(theta, x, t):

@@ -68,7 +68,11 @@ def barycentre(
     the plans would have. A cost in memory gets one absorbed kernel a histogram, so that float32
     holds at any epsilon; a `Grid` is taken axis by axis. Entropy blurs the barycentre:
     `debiased=True` takes it out, by the Sinkhorn divergence in place of OT, whose second map
-    `d <- sqrt(d b / (K d))` is in the log domain.
+    `d <- sqrt(d b / (K d))` is in the log domain. The kernel hides what detail of histograms is
+    finer than `sqrt(epsilon)`: there the debiased objective is as good as flat, and a step takes
+    next to nothing off what is missing. MAX_STEPS is then the truth, and CONVERGED speaks of the
+    marginals alone: the weights are smoother than the best ones. More steps do not help, an epsilon
+    of the squared distance of neighbouring points does. Derivatives by such detail are NaN.
 
     Args:
       cost: `[n, m]`, from the points of the histograms to those of the barycentre, or a geometry.

@@ -55,6 +55,8 @@ def rectified_flow_loss(
         if key is None:
             raise ValueError("pass a key, from which times are drawn, or times.")
         times = jax.random.uniform(key, x0.shape[:1], x0.dtype)
+    elif times.shape != x0.shape[:1]:
+        raise ValueError(f"times must be one for each of {len(x0)} pairs, got shape {times.shape}.")
 
     def one(x0: jax.Array, x1: jax.Array, t: jax.Array) -> jax.Array:
         slope = jax.grad(potential, argnums=1)(params, (1 - t) * x0 + t * x1, t)

@@ -189,7 +189,7 @@ def jko_losses(
       potential's loss is F, as far as h knows it.
 
     Raises:
-      ValueError: step <= 0.
+      ValueError: step <= 0; under jit the transport's loss is NaN.
 
     Reference: Fan, Zhang, Taghvaei and Chen, "Variational Wasserstein gradient flow", ICML, 2022.
 
@@ -203,6 +203,7 @@ def jko_losses(
     0.0
     """
     check_positive(step=step)
+    step = jnp.where(step > 0, step, jnp.nan)
 
     def value(potential_params: PyTree, tx: jax.Array) -> jax.Array:
         return jnp.mean(kind.image(log_potential(potential_params, tx), tx))

@@ -162,7 +162,7 @@ def bridge_path(
       epsilon: that of the training. key: a random key.
 
     Returns:
-      `[T, ..., D]`.
+      `[T, ..., D]`; NaN for traced times that descend or leave [0, 1].
 
     Raises:
       ValueError: times that are known and descend or leave [0, 1].
@@ -180,7 +180,7 @@ def bridge_path(
     steps = jnp.diff(times, prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
     steps = steps.reshape(-1, *[1] * x.ndim)
     noise = jax.random.normal(move, (len(steps), *x.shape), x.dtype)
-    walk = jnp.cumsum(jnp.sqrt(jnp.maximum(steps, 0) * epsilon) * noise, 0)
+    walk = jnp.cumsum(jnp.sqrt(steps * epsilon) * noise, 0)
     t = times.reshape(-1, *[1] * x.ndim)
     return (1 - t) * x + t * y + walk[:-1] - t * walk[-1]
 

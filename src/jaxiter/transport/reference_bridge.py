@@ -13,7 +13,15 @@ from jaxiter import trees
 from jaxiter.driver import fixed_point
 from jaxiter.known import check_count, check_finite, check_positive, known
 from jaxiter.linear.factor import solve as solve_linear
-from jaxiter.numerics import HIGHEST, anchor, on_own_mesh, product, stop_gradient, strong
+from jaxiter.numerics import (
+    HIGHEST,
+    anchor,
+    floating,
+    on_own_mesh,
+    product,
+    stop_gradient,
+    strong,
+)
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused
@@ -104,7 +112,8 @@ def refine_reference(
     motion; `max_steps=0` returns those.
 
     Args:
-      snapshots: `[M + 1, n, D]`, or a list of arrays `[n_i, D]`: samples, unpaired.
+      snapshots: `[M + 1, n, D]`, or a list of arrays `[n_i, D]`: samples, unpaired;
+        integers are read as floats.
       times: `[M + 1]`, ascending.
       drift: `b(theta, x, t) -> [D]` for one point `[D]`.
       theta: a pytree of parameters to begin with.
@@ -166,7 +175,7 @@ def _prepared(snapshots: Any, times: Any, substeps: int, key: jax.Array | None) 
     known(_check_times, times)
     check_finite(**{f"snapshot {k}": points for k, points in enumerate(snapshots)})
     count, dimension = max(shape[0] for shape in shapes), shapes[0][1]
-    points = [strong(points) for points in snapshots]
+    points = [floating(points) for points in snapshots]
     dtype = jnp.result_type(*points)
     # Points of weight 0 fill up smaller snapshots.
     full = jnp.stack([jnp.concatenate([
