@@ -8,6 +8,7 @@ import pytest
 import jaxiter as ji
 from jaxiter.testing import check_front
 from jaxiter.transport import Grid, barycentre, free_support_barycentre
+from jaxiter.transport.checks import check_simplex
 from tests.transport.beds import reference as potentials
 
 N, EPSILON = 12, 0.02
@@ -142,6 +143,9 @@ def test_bad_input_is_refused_or_has_a_status():
             ("pass a start", (points, 13)), ("k must be", (points, 0))):
         with pytest.raises(ValueError, match=message):
             free_support_barycentre(*arguments, epsilon=0.1)
+    check_simplex("histograms", np.full((1, 300), 1 / 300, jnp.bfloat16))  # as exact as 16 bits are
+    with pytest.raises(ValueError, match="sums to 1.5"):
+        check_simplex("histograms", np.full((1, 300), 1 / 200, jnp.bfloat16))
     run = jax.jit(lambda cost, a, epsilon: barycentre(cost, a, epsilon=epsilon).status)
     assert run(cost, 2 * a, 0.1) == run(cost, a, -1.0) == ji.Status.BAD_INPUT
     assert run(cost * jnp.nan, a, 0.1) not in (ji.Status.CONVERGED, ji.Status.RUNNING)
