@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.numerics import product, safe_divide, stop_gradient
+from jaxiter.numerics import machine_epsilon, product, safe_divide, stop_gradient
 from jaxiter.operators.programs.program import (
+    ROUNDING,
     PrimalDual,
     Program,
     curvature,
@@ -28,32 +29,42 @@ SMALL = 1e-2
 ROOM = 16
 
 
-def relative_error(program: Program, point: PrimalDual) -> jax.Array:
+def relative_error(program: Program, point: PrimalDual, scaling: Scaling) -> jax.Array:
     """The largest relative error of a point within its bounds: of rows, gradient, objective.
 
-    The gap is the difference of both objectives, beside these; where they nearly vanish, beside a
-    hundredth of the terms that they are sums of.
+    Rows are judged beside their sides; where these are all 0, in the units of the scaling, beside
+    the longest that rows of such an x may be. The gap is the difference of both objectives, beside
+    these; where they nearly vanish, beside a hundredth of the terms that they are sums of.
     """
     x, y, z = needed(program, point)
     bounded = jnp.isfinite(program.h)
-    _, h = right = right_sides(program)
+    h = right_sides(program)[1]
     equal, unequal = products(program, x)
     bent, pull = curvature(program, x), pulled(program, y, z)
     slope = bent + program.q + pull
-    held = explained(program, slope)
-    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, 0))
-    pairs = ((x, bent), (x, program.q), (y, -program.b), (z, -h), (held, bound))
-    terms = [product(a, b) for a, b in pairs]
+    unit = jnp.stack([trees.norm(term) for term in (bent, program.q, pull)]).max()
+    pairs = [(x, bent), (x, program.q), (y, -program.b), (z, -h)]
     sizes = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in pairs), jnp.zeros((), x.dtype))
+    held = explained(program, slope)
+    bound = jnp.where(held > 0, program.lower, jnp.where(held < 0, program.upper, x))
+    # What rounding leaves of a gradient says nothing about a bound far away.
+    held = jnp.where(jnp.abs(x - bound) * unit <= sizes, held, 0)
+    bound = jnp.where(held == 0, 0, bound)
+    pairs.append((held, bound))
+    sizes += product(jnp.abs(held), jnp.abs(bound))
+    terms = [product(a, b) for a, b in pairs]
     primal, dual = terms[0] / 2 + terms[1], sum(terms[2:], -terms[0] / 2)
-    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
     # Rows with room have no say: beside one of 1e3 an equation of 1 would not be seen.
-    bind = jnp.where((z > 0) | (excess > 0), unequal, 0)
+    excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
+    tight = (z > 0) | (excess > 0)
+    side = trees.norm((program.b, jnp.where(tight, h, 0)))
+    longest = jnp.maximum(side, trees.norm((equal, jnp.where(tight, unequal, 0))))
+    missing = equal - program.b, excess
+    scaled = jax.tree.map(jnp.multiply, missing, tuple(scaling.units[1:]))
     ratios = (
-        (trees.norm((equal - program.b, excess)),
-         jnp.maximum(trees.norm(right), trees.norm((equal, bind)))),
-        (trees.norm(slope - held),
-         jnp.stack([trees.norm(term) for term in (bent, program.q, pull, held)]).max()),
+        (jnp.where(side > 0, trees.norm(missing), trees.norm(scaled)),
+         jnp.where(side > 0, longest, scaling.norm * scaled_norm(x, scaling.units.x))),
+        (trees.norm(slope - held), jnp.maximum(unit, trees.norm(held))),
         (jnp.abs(primal - dual), jnp.maximum(jnp.abs(primal) + jnp.abs(dual), SMALL * sizes)))
     return jnp.stack([safe_divide(part, unit) for part, unit in ratios]).max()
 
@@ -118,7 +129,7 @@ def certificate(
     units = scaling.units
     sizes = _expected(program, scaling, point)
     multipliers, proven, loose = farkas(program, moved)
-    none = _proves(trees.norm(loose * units.x) * sizes[0], proven)
+    none = _proves(trees.norm(loose * units.x) * sizes[0], proven - _noise(program, multipliers))
     direction, fall, (equal, above, bent) = falling(program, moved)
     rows = trees.norm((equal * units.equality_dual, above * units.inequality_dual))
     spoilt = rows * sizes[1] + trees.norm(bent * units.x) * sizes[0]
@@ -177,6 +188,15 @@ def _expected(program: Program, scaling: Scaling, point: PrimalDual) -> tuple:
     free = safe_divide(costs, scaling.curvature)  # where the objective alone is least
     return (jnp.maximum(scaled_norm(point.x, x), jnp.maximum(safe_divide(wanted, norm), free)),
             jnp.maximum(scaled_norm(tuple(point[1:]), tuple(rows)), safe_divide(costs, norm)))
+
+
+def _noise(program: Program, multipliers: PrimalDual) -> jax.Array:
+    """What the rounding of sides may make of the value of multipliers: rows that follow from
+    others have sides that do but for rounding.
+    """
+    sides = (jnp.abs(side) for side in right_sides(program))
+    return ROUNDING * machine_epsilon(program.q) * sum(
+        product(jnp.abs(dual), side) for dual, side in zip(multipliers[1:], sides, strict=True))
 
 
 def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:

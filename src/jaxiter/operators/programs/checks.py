@@ -41,6 +41,8 @@ def canonical(
     G, h = _rows("G", G, "h", h, n, kind)
     lower = _bound("lower", -jnp.inf if lower is None else lower, n, kind)
     upper = _bound("upper", jnp.inf if upper is None else upper, n, kind)
+    if isinstance(G, jax.Array):  # a row without entries that holds is no constraint
+        h = jnp.where((h >= 0) & jnp.all(G == 0, axis=1), jnp.inf, h)
     Q = None if Q is None else _matrix("Q", Q, n, n, kind)
     if isinstance(Q, jax.Array):
         Q = (Q + Q.T) / 2

@@ -8,6 +8,7 @@ from jaxiter.numerics import product, stop_gradient
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
+    near_sides,
     objective,
     row_terms,
     within,
@@ -48,7 +49,8 @@ def equilibrated(program: Program) -> tuple[Program, PrimalDual]:
         x, y, z, cost = x * columns, y * rows[0], z * rows[1], cost * ratio
     x, y, z = (_power_of_two(unit) for unit in (x, y, z))
     if Q is None:  # then nothing ties the units of the objective to those of x
-        cost = _positive(_right(y * b, z * h)) / _positive(trees.max_norm(stop_gradient(x * q)))
+        near = trees.max_norm(stop_gradient(near_sides(program, (y, z))))
+        cost = _positive(near) / _positive(trees.max_norm(stop_gradient(x * q)))
     cost = _power_of_two(cost)
     scaled = Program(
         None if Q is None else cost * x * Q * x[:, None], cost * x * q, y[:, None] * A * x, y * b,
@@ -67,7 +69,7 @@ def balanced(
     if scaled.Q is None:
         return scaled, units, point
     fixed, x = stop_gradient((scaled, point.x))
-    right = _right(fixed.b, fixed.h, fixed.lower, fixed.upper)
+    right = trees.max_norm((near_sides(fixed), _right(fixed.lower, fixed.upper)))
     equal, unequal = product(fixed.A, x), product(fixed.G, x)
     left = trees.max_norm((equal - fixed.b, jnp.maximum(unequal - fixed.h, 0)))
     size, terms = trees.max_norm(x), trees.max_norm(row_terms(fixed, x))

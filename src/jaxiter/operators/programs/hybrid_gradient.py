@@ -14,7 +14,7 @@ from jaxiter import trees
 from jaxiter.numerics import if_needed, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import certificate, relative_error
 from jaxiter.operators.programs.checks import valid
-from jaxiter.operators.programs.program import PrimalDual, Program, curvature, right_sides
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, near_sides
 from jaxiter.operators.programs.scaling import Scaling, products, pulled
 from jaxiter.problem import Problem
 from jaxiter.solution import Status, most_severe
@@ -35,8 +35,8 @@ SAFETY = 0.99
 ROUNDINGS = 100
 #: So many roundings of its length are no step, and so many of those in a row the end.
 NOISE, PATIENCE = 8, 200
-#: Unless the best error fell to this fraction meanwhile.
-BETTER = 0.9
+#: Unless the best error fell to this fraction meanwhile, or is above this still.
+BETTER, ROUGH = 0.9, 1e-2
 
 
 class Pace(NamedTuple):
@@ -78,9 +78,11 @@ def hybrid_gradient(every: int = 20) -> Problem:
         new = _paced(*held)
 
         def look(point: PrimalDual, image: PrimalDual, new: Pace) -> tuple:
-            ended = jnp.where(new.still >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+            error = relative_error(held[3], image, units)
+            low = jnp.minimum(error, new.best) <= ROUGH
+            ended = jnp.where((new.still >= PATIENCE) & low, Status.PRECISION_FLOOR, Status.RUNNING)
             proved = proof(point, image, new, *held[3:])[0]
-            return relative_error(held[3], image), most_severe(proved, ended)
+            return error, most_severe(proved, ended)
 
         due = (pace.steps == 0) | (new.steps % every == 0)
         merit, status = if_needed(
@@ -124,9 +126,11 @@ def step_units(weight: jax.Array, units: Scaling) -> PrimalDual:
 
 
 def _first_pace(point: PrimalDual, program: Program, units: Scaling) -> Pace:
-    rows = trees.norm(jax.tree.map(jnp.multiply, right_sides(program), tuple(units.units[1:])))
+    rows = trees.norm(near_sides(program, tuple(units.units[1:])))
     costs = trees.norm(program.q * units.units.x)
-    weight = jnp.where((rows > 0) & (costs > 0), safe_divide(costs, rows), 1)
+    # The gradient is as long as its q, or as Q times an x that reaches the rows.
+    weight = jnp.maximum(safe_divide(costs, rows), safe_divide(units.curvature, units.norm))
+    weight = jnp.where(weight > 0, weight, 1)
     endless, zero = jnp.full_like(weight, jnp.inf), jnp.int32(0)
     return Pace(weight, weight, point, (endless, endless), zero, zero, zero, zero,
                 endless, endless, zero)

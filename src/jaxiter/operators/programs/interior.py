@@ -20,9 +20,9 @@ from jaxiter.operators.programs.program import (
     complement,
     curvature,
     gradient,
+    near_sides,
     needed,
     optimality,
-    right_sides,
     sizes,
     within,
 )
@@ -33,6 +33,8 @@ from jaxiter.solution import Status, most_severe
 NEAR = 0.99
 #: Rounds of refinement of the predictor and of the corrector.
 ROUNDS = 1, 2
+#: After a failure the diagonal gets so many times as much, so often.
+WIDER, TRIES = 8.0, 3
 #: The merit that rounding leaves, in machine epsilons.
 FLOOR = 32.0
 
@@ -41,7 +43,7 @@ class Room(NamedTuple):
     """All inequalities, `[m + 2n]`: those of G, of the lower and of the upper bounds.
 
     slack: the room that is left. dual: its multipliers. Both positive, 1 and 0 where a bound is
-    infinite. blocked: whether rounding left no way to go on.
+    infinite. blocked: how often rounding left no way to go on.
     """
 
     slack: jax.Array
@@ -103,7 +105,7 @@ def settled(program: Program, point: PrimalDual) -> PrimalDual:
 
 def _length(program: Program) -> jax.Array:
     """A natural length of x: the smaller of its right-hand sides and `|q| / |Q|` that is there."""
-    right = trees.max_norm(right_sides(program))
+    right = trees.max_norm(near_sides(program))
     bend = jnp.zeros((), right.dtype) if program.Q is None else safe_divide(
         trees.max_norm(program.q), jnp.max(jnp.abs(program.Q), initial=0))
     lengths = [jnp.where(length > 0, length, jnp.inf) for length in (right, bend)]
@@ -122,7 +124,7 @@ def start(program: Program) -> PrimalDual:
     ones = jnp.concatenate([jnp.isfinite(program.h).astype(program.q.dtype),
                             jnp.full(2 * n, own, program.q.dtype)])
     system = _system(program, jnp.ones_like(ones), ones)
-    b, h = right_sides(program)
+    b, h = near_sides(program)
     x, y, _ = _once(system, -program.q, b, jnp.pad(h, (0, 2 * n)))
     found = trees.finite((x, y))
     x, y = (jnp.where(found, part, 0) for part in (x, y))
@@ -156,16 +158,18 @@ def _begin(point: PrimalDual, program: Program) -> Room:
     slack = jnp.where(there, jnp.maximum(room, unit), 1)
     given = jnp.pad(point.inequality_dual, (0, 2 * point.x.size))
     dual = jnp.where(there, jnp.maximum(given, unit * (unit / slack)), 0)
-    return Room(slack, dual, jnp.bool_(False))
+    return Room(slack, dual, jnp.int32(0))
 
 
-def _system(program: Program, ratio: jax.Array, there: jax.Array) -> _System:
+def _system(
+    program: Program, ratio: jax.Array, there: jax.Array, wider: jax.Array | float = 1.0
+) -> _System:
     m, n = program.G.shape
     delta = machine_epsilon(program.q) ** 0.5
     weights = there / jnp.maximum(ratio, delta)
     matrix = product(program.G.T, weights[:m, None] * program.G)
     matrix = matrix + product(program.A.T, program.A) / delta
-    matrix = matrix + jnp.diag(weights[m:m + n] + weights[m + n:] + delta)
+    matrix = matrix + jnp.diag(weights[m:m + n] + weights[m + n:] + delta * wider)
     if program.Q is not None:
         matrix = matrix + program.Q
     return _System(program, ratio, weights, delta, inverse_factor(matrix))
@@ -205,7 +209,8 @@ def _step(point: PrimalDual, room: Room, program: Program) -> tuple[PrimalDual, 
     c, there = _limits(program)
     some = there.astype(x.dtype)
     ratio = jnp.where(there, slack / jnp.where(there, dual, 1), 1)
-    system = _system(program, ratio, some)
+    # Where rounding left no factor, with more on its diagonal, which refinement takes out again.
+    system = _system(program, ratio, some, WIDER ** room.blocked.astype(x.dtype))
     slope = curvature(program, x) + program.q + product(program.A.T, y) + _columns(program, dual)
     equal = product(program.A, x) - program.b
     excess = some * (_rows(program, x) + slack - c)
@@ -229,7 +234,8 @@ def _step(point: PrimalDual, room: Room, program: Program) -> tuple[PrimalDual, 
     good = trees.finite(moved) & (size > 0)
     x, y, slack, dual = trees.where(good, moved, (x, y, slack, dual))
     m = program.G.shape[0]
-    return PrimalDual(x, y, dual[:m]), Room(slack, dual, ~good)
+    return PrimalDual(x, y, dual[:m]), Room(
+        slack, dual, room.blocked + (~good).astype(jnp.int32))
 
 
 def _certify(
@@ -238,5 +244,5 @@ def _certify(
     """What the step proves; STAGNATED, or PRECISION_FLOOR near it, where it was none."""
     low = _merit(point, program) <= FLOOR * machine_epsilon(point)
     code = jnp.where(low, Status.PRECISION_FLOOR, Status.STAGNATED)
-    ended = jnp.where(room.blocked, code, Status.RUNNING)
+    ended = jnp.where(room.blocked > TRIES, code, Status.RUNNING)
     return most_severe(displaced(program, point, image)[0], ended).astype(jnp.int32)

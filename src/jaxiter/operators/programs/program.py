@@ -18,6 +18,8 @@ ROUNDING = 4.0
 #: By itself a row, or an entry of the gradient, counts so much beside its own terms: where one row
 #: is huge the others would not be seen at all.
 ALONE = 0.1
+#: The sides of rows with room at 0 count at most so many times the nearest one.
+NARROW = 100.0
 
 
 class Program(NamedTuple):
@@ -86,8 +88,8 @@ class ProgramResult(NamedTuple):
 
 class Optimality(NamedTuple):
     """What a point lacks: l2 norms of the violated constraints and of the gradient that no
-    multiplier explains, and the gap; with the sizes of rows and right-hand sides, and of the terms
-    that gradient and gap are sums of.
+    multiplier explains, and the gap; with the sizes of rows and right-hand sides, of the parts of
+    the gradient and of the terms that the gap is a sum of.
 
     The ratios do not change when the program is rescaled as a whole. Of violations the rounding of
     rows is left out, all that is left where rows of a long x are as short as their sides.
@@ -114,6 +116,19 @@ class Optimality(NamedTuple):
 def right_sides(program: Program) -> tuple[jax.Array, jax.Array]:
     """b, and h with 0 where it is infinite and so no constraint."""
     return program.b, jnp.where(jnp.isfinite(program.h), program.h, 0)
+
+
+def near_sides(program: Program, rows: tuple | None = None) -> tuple[jax.Array, jax.Array]:
+    """`right_sides`, in units of rows if there are any, with those of rows far away cut: they do
+    not tell how long x is.
+    """
+    sides = b, h = right_sides(program)
+    if rows is not None:
+        b, h = (side * unit for side, unit in zip(sides, rows, strict=True))
+    nearest = jnp.min(jnp.where(h > 0, h, jnp.inf), initial=jnp.inf)
+    own = trees.max_norm(b)
+    nearest = jnp.minimum(nearest, jnp.where(own > 0, own, jnp.inf))
+    return b, jnp.minimum(h, NARROW * nearest)
 
 
 def curvature(program: Program, x: jax.Array) -> jax.Array:
@@ -200,6 +215,8 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     gap = product(z, slack) + product(y, program.b - equal) + product(
         cost, jnp.where(low | high, x, 0) - bound)
     size = jnp.maximum(jnp.abs(h), jnp.abs(unequal))
+    # Rows with room have no say: beside one of 1e6 an equation of 1 would not be seen.
+    tight = (z > 0) | (slack < 0)
     parts = ((x, terms[0]), (x, program.q), (y, program.b), (z, size), (cost, bound))
     gap_unit = sum((product(jnp.abs(a), jnp.abs(b)) for a, b in parts), jnp.zeros((), x.dtype))
     # Beside the rows, not beside terms that cancel, of which only the rounding is forgiven.
@@ -207,13 +224,14 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
     rounding = trees.scale(ROUNDING * machine_epsilon(x), row_units)
     primal = jax.tree.map(lambda off, noise: jnp.maximum(jnp.abs(off) - noise, 0),
                           (equal - program.b, jnp.minimum(slack, 0)), rounding)
+    pulls = terms[0], program.q, terms[2] + terms[3], cost
     units = *jax.tree.map(lambda unit, side: jnp.maximum(unit, jnp.abs(side)), row_units, right), \
-        jnp.max(jnp.abs(jnp.stack(terms)), axis=0)
+        gradient_terms(program, point)
     return Optimality(
         trees.norm(primal),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
-        jnp.maximum(trees.norm(right), trees.norm((equal, unequal))),
-        jnp.stack([trees.norm(term) for term in (*terms, cost)]).max(), gap_unit,
+        rows_unit(right, (equal, unequal), row_units, tight),
+        jnp.stack([trees.norm(part) for part in pulls]).max(), gap_unit,
         ALONE * trees.max_norm(jax.tree.map(safe_divide, (*primal, slope - cost), units)))
 
 
@@ -237,7 +255,7 @@ def complement(program: Program, point: PrimalDual) -> jax.Array:
 
 def sizes(program: Program, point: PrimalDual) -> tuple[jax.Array, jax.Array]:
     """The largest entries of what the slacks of G, and what the gradient is a sum of."""
-    inequalities = right_sides(program)[1], row_terms(program, point.x)[1]
+    inequalities = near_sides(program)[1], row_terms(program, point.x)[1]
     return (trees.max_norm(inequalities), trees.max_norm(_gradient_terms(program, point)))
 
 
@@ -245,12 +263,33 @@ def row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sizes of what the entries of A x and G x are sums of; where the matrices are not in
     memory, of the entries.
     """
-    def terms(rows: LinearMap) -> jax.Array:
-        if isinstance(rows, jax.Array):
-            return product(jnp.abs(rows), jnp.abs(x))
-        return linear_map(rows, x)[0](x)
+    return _terms(program.A, x), _terms(program.G, x)
 
-    return terms(program.A), terms(program.G)
+
+def gradient_terms(program: Program, point: PrimalDual) -> jax.Array:
+    """The sizes of what the entries of the gradient are sums of, in the same way."""
+    x, y, z = point
+    parts = _terms(program.A, y, 1), _terms(program.G, z, 1), jnp.abs(program.q)
+    bent = jnp.zeros_like(x) if program.Q is None else _terms(program.Q, x)
+    return sum(parts, bent)
+
+
+def _terms(rows: LinearMap, v: jax.Array, way: int = 0) -> jax.Array:
+    if isinstance(rows, jax.Array):
+        return linear_map(jnp.abs(rows))[way](jnp.abs(v))
+    return jnp.abs(linear_map(rows, v)[way](v))
+
+
+def rows_unit(right: tuple, values: tuple, terms: tuple, tight: jax.Array) -> jax.Array:
+    """What violated rows are judged beside: the length of sides or of rows, without those of G
+    that have room. Where all of these sides are 0, only what the rows are sums of says how long
+    they are.
+    """
+    def length(parts: tuple) -> jax.Array:
+        return trees.norm((parts[0], jnp.where(tight, parts[1], 0)))
+
+    side = length(right)
+    return jnp.where(side > 0, jnp.maximum(side, length(values)), length(terms))
 
 
 def result(
