@@ -194,9 +194,10 @@ def _noise(program: Program, multipliers: PrimalDual) -> jax.Array:
     """What the rounding of sides may make of the value of multipliers: rows that follow from
     others have sides that do but for rounding.
     """
-    sides = (jnp.abs(side) for side in right_sides(program))
-    return ROUNDING * machine_epsilon(program.q) * sum(
-        product(jnp.abs(dual), side) for dual, side in zip(multipliers[1:], sides, strict=True))
+    b, h = map(jnp.abs, right_sides(program))
+    terms = product(jnp.abs(multipliers.equality_dual), b)
+    terms = terms + product(jnp.abs(multipliers.inequality_dual), h)
+    return ROUNDING * machine_epsilon(program.q) * terms
 
 
 def _proves(violation: jax.Array, value: jax.Array) -> jax.Array:
