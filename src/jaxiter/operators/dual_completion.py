@@ -84,7 +84,7 @@ def complete_dual(
     -1.75
     -1.5
     """
-    program = canonical(None, c, A, b, G, h, lower, upper)
+    program = canonical(None, c, A, b, G, h, lower, upper, conic=True)
     y = _guess("equality_dual", equality_dual, "A", program.b)
     z = _guess("inequality_dual", inequality_dual, "G", program.h)
     z = jnp.maximum(z, 0) if cone is None else cone(z)

@@ -20,9 +20,11 @@ INDEFINITE = 8
 
 def canonical(
     Q: Any, q: Any, A: Any = None, b: Any = None, G: Any = None, h: Any = None,
-    lower: Any = None, upper: Any = None,
+    lower: Any = None, upper: Any = None, *, conic: bool = False,
 ) -> Program:
     """A program as arrays, checked; bounds may be scalars, Q counts by its symmetric part.
+
+    Rows of G without entries that hold are no constraints, unless rows are parts of a cone.
 
     Raises:
       TypeError: what is no array of real numbers; two precisions, or half precision.
@@ -41,7 +43,7 @@ def canonical(
     G, h = _rows("G", G, "h", h, n, kind)
     lower = _bound("lower", -jnp.inf if lower is None else lower, n, kind)
     upper = _bound("upper", jnp.inf if upper is None else upper, n, kind)
-    if isinstance(G, jax.Array):  # a row without entries that holds is no constraint
+    if isinstance(G, jax.Array) and not conic:
         h = jnp.where((h >= 0) & jnp.all(G == 0, axis=1), jnp.inf, h)
     Q = None if Q is None else _matrix("Q", Q, n, n, kind)
     if isinstance(Q, jax.Array):
