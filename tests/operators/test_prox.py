@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxiter.operators import prox_box, prox_l1, prox_quadratic
+from jaxiter.operators import (
+    prox_box,
+    prox_huber,
+    prox_l1,
+    prox_non_negative_l1,
+    prox_quadratic,
+)
 
 rng = np.random.default_rng(0)
 FACTOR = rng.normal(size=(4, 4))
@@ -122,6 +128,9 @@ def test_bad_input(call, match):
         call()
 
 
-def test_a_complex_box_is_refused():
+def test_whole_numbers_and_a_complex_box_are_refused():
+    for prox in (prox_huber, prox_non_negative_l1):  # among integers a step of a half is 0
+        with pytest.raises(TypeError, match="must be floating point, got int32"):
+            prox(jnp.arange(3), 0.5)
     with pytest.raises(TypeError, match="no order"):
         prox_box(jnp.ones(2, jnp.complex64), 1.0, 0.0)

@@ -18,6 +18,7 @@ PyTree = Any
 def positive(name: str, number: Any, dtype: Any) -> jax.Array:
     """The number in that dtype, NaN where it is not positive."""
     check_positive(**{name: number})
+    _check_floating(name, dtype)
     number = jnp.asarray(number, dtype)
     return jnp.where(number > 0, number, jnp.nan)
 
@@ -25,8 +26,14 @@ def positive(name: str, number: Any, dtype: Any) -> jax.Array:
 def not_negative(name: str, number: Any, dtype: Any) -> jax.Array:
     """The number in that dtype, NaN where it is negative."""
     check_not_negative(**{name: number})
+    _check_floating(name, dtype)
     number = jnp.asarray(number, dtype)
     return jnp.where(number >= 0, number, jnp.nan)
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"arrays beside {name} must be floating point, got {jnp.dtype(dtype)}.")
 
 
 def real(name: str, v: PyTree) -> PyTree:

@@ -93,7 +93,7 @@ def matrix_game(
 
     Raises:
       ValueError: a game without rows or columns, with NaN or infinity, a negative temperature, a
-        start of another shape. Traced ones are BAD_INPUT.
+        start of another shape. Traced ones are BAD_INPUT. TypeError: complex payoffs.
 
     Reference: Chambolle and Pock, "A first-order primal-dual algorithm for convex problems with
     applications to imaging", J. Math. Imaging Vis. 40, 2011; Lu and Yang, "Restarted Halpern PDHG
@@ -120,6 +120,8 @@ def _checked(A: Any, start: Any) -> tuple[jax.Array, Pair]:
     if np.ndim(A) != 2 or 0 in np.shape(A):
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape "
                          f"{np.shape(A)}.")
+    if jnp.iscomplexobj(A):
+        raise TypeError("A must be real: complex payoffs have no order.")
     check_finite(A=A)
     A = floating(np.asarray(A) if isinstance(A, list | tuple) else A)
     m, n = A.shape
