@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.numerics import is_concrete
@@ -125,6 +126,15 @@ def check_count(**numbers: Any) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {number!r}.")
+
+
+def check_floating(kind: Any = jnp.floating, /, **trees: Any) -> None:
+    """Raise TypeError for leaves that are no real floating-point numbers, or none of the kind."""
+    for name, tree in trees.items():
+        for leaf in jax.tree.leaves(tree):
+            dtype = jnp.result_type(leaf)
+            if not jnp.issubdtype(dtype, kind):
+                raise TypeError(f"{name} must be floating point, got {dtype}.")
 
 
 def check_positive(**numbers: Any) -> None:

@@ -171,7 +171,7 @@ def test_bad_input():
         matrix_game(jnp.ones((2, 2)), temperature=-1.0)
     with pytest.raises(ValueError, match="start must be strategies"):
         matrix_game(jnp.ones((2, 2)), start=(jnp.ones(3) / 3, jnp.ones(2) / 2))
-    with pytest.raises(TypeError, match="must be real"):
+    with pytest.raises(TypeError, match="matrix_game needs real arrays"):
         matrix_game(jnp.full((2, 2), 1j))
     status = jax.jit(lambda a, t: matrix_game(a, temperature=t).status)
     assert status(jnp.ones((2, 2)), 0.0) == Status.BAD_INPUT

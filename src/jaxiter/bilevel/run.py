@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.known import check_count
+from jaxiter.known import check_count, check_floating
 from jaxiter.monitor import Monitor, blank, record, seeing
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
@@ -86,10 +86,7 @@ def run(
     """
     chosen = choose("run", options, {
         "solver": "accelerating would mix states of different keys; give the method optimizers"})
-    for name, start in (("x0", x0), ("y0", y0)):
-        for leaf in jax.tree.leaves(start):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                raise TypeError(f"{name} must be floating point, got {jnp.result_type(leaf)}.")
+    check_floating(jnp.inexact, x0=x0, y0=y0)
     if batch_size is not None:
         check_count(batch_size=batch_size)
     for name, data in (("inner_data", inner_data), ("outer_data", outer_data)):

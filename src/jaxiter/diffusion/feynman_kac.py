@@ -20,6 +20,7 @@ from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import pairs
 from jaxiter.diffusion.schedules import NoiseSchedule
+from jaxiter.known import check_floating
 from jaxiter.numerics import accumulation_dtype, anchor
 from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
@@ -77,8 +78,7 @@ def feynman_kac_sample(
     if a.shape != (len(denoisers),) or not a.sum() > 0:
         raise ValueError("exponents must have one entry per model and a positive sum, got "
                          f"{a.tolist()} for {len(denoisers)} models.")
-    if not jnp.issubdtype(jnp.result_type(x_init), jnp.floating):
-        raise TypeError(f"x_init must be floating point, got {jnp.result_type(x_init)}.")
+    check_floating(x_init=x_init)
     if len(x_init) < 2:
         raise ValueError(f"at least two particles are needed, got {len(x_init)}.")
     ramp = np.linspace(0, 1, schedule.steps + 1) if strength is None else np.asarray(strength)

@@ -11,6 +11,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
+from jaxiter.known import check_floating
 from jaxiter.numerics import HIGHEST, anchor, typed_by
 from jaxiter.recurrence.rounds import back
 
@@ -71,8 +72,7 @@ def begin(
         raise TypeError("denoiser must say what the model predicts: wrap it as Denoiser(fn, "
                         f"'eps'), got {type(denoiser).__name__}.")
     x = jnp.asarray(x_init)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x_init must be floating point, got {x.dtype}.")
+    check_floating(x_init=x)
     table = tabulate(sampler, x, key, noise)
     model = partial(evaluate, sampler, denoiser)
     return typed_by(model, (x, trees.first(table)), x), table

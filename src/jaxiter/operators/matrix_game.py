@@ -19,6 +19,7 @@ from jaxiter.numerics import (
     strong,
 )
 from jaxiter.operators import simplices
+from jaxiter.operators.domain import real
 from jaxiter.operators.game_maps import (
     Pair,
     exploitability,
@@ -120,9 +121,7 @@ def _checked(A: Any, start: Any) -> tuple[jax.Array, Pair]:
     if np.ndim(A) != 2 or 0 in np.shape(A):
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape "
                          f"{np.shape(A)}.")
-    if jnp.iscomplexobj(A):
-        raise TypeError("A must be real: complex payoffs have no order.")
-    check_finite(A=A)
+    check_finite(A=real("matrix_game", A))
     A = floating(np.asarray(A) if isinstance(A, list | tuple) else A)
     m, n = A.shape
     if start is None:

@@ -201,9 +201,10 @@ def kronecker_cosine(samples: Any) -> KroneckerCosine:
     if np.iscomplexobj(samples):
         raise TypeError("samples must be real; give real and imaginary parts as two.")
     g = np.asarray(samples, float)
-    if g.ndim != 3 or not np.any(g):
-        raise ValueError("samples must be [N, m, n] and not all of them 0, got "
-                         f"{'zeros of ' * (g.ndim == 3)}shape {g.shape}.")
+    if g.ndim != 3:
+        raise ValueError(f"samples must be [N, m, n], got shape {g.shape}.")
+    if not np.any(g):
+        raise ValueError(f"samples are zeros of shape {g.shape}: there is no moment to compare.")
     count, m, n = g.shape
     flat = g.reshape(count, m * n)
     moment = flat.T @ flat / count

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.known import check_count, check_positive, known
+from jaxiter.known import check_count, check_floating, check_positive, known
 from jaxiter.linear.factor import one_by_one, solve
 from jaxiter.numerics import HIGHEST, accumulation_dtype, product, stop_gradient
 from jaxiter.reuse import reused
@@ -168,8 +168,7 @@ def qr_doubly_stochastic(a: jax.Array) -> jax.Array:
     """
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"a must be square [..., n, n], got shape {a.shape}.")
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        raise TypeError(f"a must be floating point, got {a.dtype}.")
+    check_floating(a=a)
     if not a.size:
         return a
 

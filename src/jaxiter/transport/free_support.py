@@ -10,7 +10,7 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import check_count, check_positive, known
+from jaxiter.known import check_count, check_floating, check_positive, known
 from jaxiter.numerics import on_own_mesh, product, safe_divide, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
@@ -122,8 +122,7 @@ def _measures(points: Any, masses: Any, weights: Any, epsilon: Any) -> Measures:
     if points.ndim != 3 or not points.size:
         raise ValueError(f"points must be [K, n, d], n points a measure, got shape "
                          f"{points.shape}.")
-    if not jnp.issubdtype(points.dtype, jnp.floating):
-        raise TypeError(f"points must be floating point, got {points.dtype}.")
+    check_floating(points=points)
     (count, n, _), dtype = points.shape, points.dtype
     masses = jnp.full((count, n), 1 / n, dtype) if masses is None else strong(masses)
     shares = jnp.full(count, 1 / count, dtype) if weights is None else strong(weights)

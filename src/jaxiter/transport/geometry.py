@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter.known import check_floating
 from jaxiter.numerics import HIGHEST, stop_gradient
 from jaxiter.transport.entries import finite, gibbs, softmin
 from jaxiter.transport.exact import Exact
@@ -310,6 +311,5 @@ def as_geometry(cost: Any) -> Geometry:
                 f"cost must be a non-empty matrix [n, m], got shape {geometry.cost.shape}.")
     if 0 in geometry.shape:
         raise ValueError(f"cost must be a non-empty matrix [n, m], got shape {geometry.shape}.")
-    if not jnp.issubdtype(geometry.dtype, jnp.floating):
-        raise TypeError(f"cost must be floating point, got {geometry.dtype}.")
+    check_floating(cost=geometry)
     return geometry

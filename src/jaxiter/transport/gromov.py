@@ -9,7 +9,7 @@ import numpy as np
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import as_adjoint
-from jaxiter.known import check_positive, check_share, known
+from jaxiter.known import check_floating, check_positive, check_share, known
 from jaxiter.lanes import solve_many
 from jaxiter.numerics import machine_epsilon, on_own_mesh, product, stop_gradient, strong
 from jaxiter.options import SolveOptions, choose
@@ -231,8 +231,7 @@ def _spaces(cx: Any, cy: Any, a: Any, b: Any, epsilon: Any, fused: Any, cost: An
                              f"{np.shape(distances)}.")
         known(lambda host, name=name: _check_distances(name, host), distances)
     cx, cy = strong(cx), strong(cy)
-    if not jnp.issubdtype(cx.dtype, jnp.floating):
-        raise TypeError(f"cx must be floating point, got {cx.dtype}.")
+    check_floating(cx=cx)
     dtype, n, m = cx.dtype, cx.shape[0], cy.shape[0]
     for name, weights, size in (("a", a, n), ("b", b, m)):
         if weights is not None and np.shape(weights) != (size,):

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.driver import fixed_point
-from jaxiter.known import check_positive, known
+from jaxiter.known import check_floating, check_positive, known
 from jaxiter.numerics import machine_epsilon, on_own_mesh, strong
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
@@ -165,8 +165,7 @@ def _as_cost(cost: Any) -> CostTensor | CostTree:
             raise ValueError(f"cost must have an axis for each of at least two marginals, got "
                              f"shape {structure.shape}.")
         _check_size(structure.shape, structure.dtype, "write the cost as a CostTree of matrices")
-    if not jnp.issubdtype(structure.dtype, jnp.floating):
-        raise TypeError(f"cost must be floating point, got {structure.dtype}.")
+    check_floating(cost=structure)
     return structure
 
 

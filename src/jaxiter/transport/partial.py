@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxiter.known import check_positive, known
+from jaxiter.known import check_floating, check_positive, known
 from jaxiter.numerics import on_own_mesh, strong
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
@@ -76,8 +76,7 @@ def partial_transport(
     """
     known(check_cost, cost)
     cost = strong(cost)
-    if not jnp.issubdtype(cost.dtype, jnp.floating):
-        raise TypeError(f"cost must be floating point, got {cost.dtype}.")
+    check_floating(cost=cost)
     if cost.ndim != 2 or cost.shape != (*np.shape(a), *np.shape(b)):
         raise ValueError(f"cost must be a matrix [n, m] for weights [n] and [m], got {cost.shape}, "
                          f"{np.shape(a)} and {np.shape(b)}.")

@@ -84,9 +84,10 @@ def unit_assignment(
             mask is not None and mask.shape != cost.shape[1:]):
         raise ValueError(f"cost must be [k, N], units [k] and mask [N], got shapes {cost.shape}, "
                          f"{units.shape}, {None if mask is None else mask.shape}.")
-    known(_check_supply, units, np.ones(cost.shape[1], bool) if mask is None else mask)
+    wanted = np.ones(cost.shape[1], bool) if mask is None else mask
+    known(_check_supply, units, wanted)
     known(check_cost, cost)
-    known(check_partners, cost, units, np.ones(cost.shape[1], bool) if mask is None else mask)
+    known(check_partners, cost, units, wanted)
     cost, units = stop_gradient((cost.astype(jnp.float32), units.astype(jnp.float32)))
     demand = jnp.ones(cost.shape[1:], jnp.float32) if mask is None else mask.astype(jnp.float32)
     out = sinkhorn(cost, units, demand, epsilon=epsilon, **chosen._asdict())

@@ -16,6 +16,7 @@ from jaxiter.operators.programs.program import (
     explained,
     needed,
     right_sides,
+    tight_norm,
 )
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
 from jaxiter.solution import Solution, Status
@@ -57,8 +58,8 @@ def relative_error(program: Program, point: PrimalDual, scaling: Scaling) -> jax
     # Rows with room have no say: beside one of 1e3 an equation of 1 would not be seen.
     excess = jnp.where(bounded, jnp.maximum(unequal - h, 0), 0)
     tight = (z > 0) | (excess > 0)
-    side = trees.norm((program.b, jnp.where(tight, h, 0)))
-    longest = jnp.maximum(side, trees.norm((equal, jnp.where(tight, unequal, 0))))
+    side = tight_norm((program.b, h), tight)
+    longest = jnp.maximum(side, tight_norm((equal, unequal), tight))
     missing = equal - program.b, excess
     scaled = jax.tree.map(jnp.multiply, missing, tuple(scaling.units[1:]))
     ratios = (
@@ -171,7 +172,7 @@ def in_other_units(program: Program, ray: PrimalDual, units: PrimalDual) -> Prim
     program, units = stop_gradient((program, units))
     # The product may leave the float range, and not come back; its root does not.
     roots = jax.tree.map(lambda ray, unit: jnp.sqrt(jnp.abs(ray)) * jnp.sqrt(unit), ray, units)
-    roots = _whole(trees.max_norm(roots), roots, jnp.sqrt)
+    roots = _whole(trees.max_norm(roots), roots, 0.5)
     ray = jax.tree.map(lambda ray, root: jnp.sign(ray) * root * root, ray, roots)
     _, proven, _ = farkas(program, ray)
     _, fall, _ = falling(program, ray)
@@ -208,9 +209,9 @@ def _normalised(holds: jax.Array, value: jax.Array, ray: PrimalDual) -> PrimalDu
     return trees.where(holds, _whole(value, ray), trees.zeros_like(ray))
 
 
-def _whole(value: jax.Array, ray: PrimalDual, of: Callable = lambda least: least) -> PrimalDual:
-    """The ray over its value, or one so long that floats hold all of it, of it a function `of`."""
+def _whole(value: jax.Array, ray: PrimalDual, power: float = 1.0) -> PrimalDual:
+    """The ray over its value, or so long that floats hold its entries to the power 1 / power."""
     entries = jnp.abs(jnp.concatenate(ray))
     least = jnp.min(jnp.where(entries > 0, entries, jnp.inf), initial=jnp.inf)
-    shortest = of(ROOM * jnp.finfo(entries.dtype).tiny) / least
+    shortest = (ROOM * float(jnp.finfo(entries.dtype).tiny)) ** power / least
     return trees.scale(jnp.maximum(safe_divide(1, value), shortest), ray)

@@ -226,11 +226,11 @@ def optimality(program: Program, point: PrimalDual) -> Optimality:
                           (equal - program.b, jnp.minimum(slack, 0)), rounding)
     pulls = terms[0], program.q, terms[2] + terms[3], cost
     units = *jax.tree.map(lambda unit, side: jnp.maximum(unit, jnp.abs(side)), row_units, right), \
-        gradient_terms(program, point)
+        _gradient_sizes(program, point)
     return Optimality(
         trees.norm(primal),
         trees.norm((slope - cost, jnp.minimum(z, 0), jnp.where(bounded, 0, z))), gap,
-        rows_unit(right, (equal, unequal), row_units, tight),
+        _rows_unit(right, (equal, unequal), row_units, tight),
         jnp.stack([trees.norm(part) for part in pulls]).max(), gap_unit,
         ALONE * trees.max_norm(jax.tree.map(safe_divide, (*primal, slope - cost), units)))
 
@@ -266,7 +266,7 @@ def row_terms(program: Program, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _terms(program.A, x), _terms(program.G, x)
 
 
-def gradient_terms(program: Program, point: PrimalDual) -> jax.Array:
+def _gradient_sizes(program: Program, point: PrimalDual) -> jax.Array:
     """The sizes of what the entries of the gradient are sums of, in the same way."""
     x, y, z = point
     parts = _terms(program.A, y, 1), _terms(program.G, z, 1), jnp.abs(program.q)
@@ -280,16 +280,18 @@ def _terms(rows: LinearMap, v: jax.Array, way: int = 0) -> jax.Array:
     return jnp.abs(linear_map(rows, v)[way](v))
 
 
-def rows_unit(right: tuple, values: tuple, terms: tuple, tight: jax.Array) -> jax.Array:
-    """What violated rows are judged beside: the length of sides or of rows, without those of G
-    that have room. Where all of these sides are 0, only what the rows are sums of says how long
-    they are.
+def _rows_unit(right: tuple, values: tuple, terms: tuple, tight: jax.Array) -> jax.Array:
+    """What violated rows are judged beside: the length of sides or of rows. Where all sides are 0,
+    only what the rows are sums of says how long they are.
     """
-    def length(parts: tuple) -> jax.Array:
-        return trees.norm((parts[0], jnp.where(tight, parts[1], 0)))
+    side = tight_norm(right, tight)
+    return jnp.where(side > 0, jnp.maximum(side, tight_norm(values, tight)),
+                     tight_norm(terms, tight))
 
-    side = length(right)
-    return jnp.where(side > 0, jnp.maximum(side, length(values)), length(terms))
+
+def tight_norm(parts: tuple, tight: jax.Array) -> jax.Array:
+    """The length of `(of A, of G)` without the rows of G that are not tight."""
+    return trees.norm((parts[0], jnp.where(tight, parts[1], 0)))
 
 
 def result(
