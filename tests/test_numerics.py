@@ -1,10 +1,13 @@
 """The ground rules: what is packed, hoisted or asked for only where needed changes no value."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxiter as ji
 from jaxiter import known, numerics, packed
 
 
@@ -51,6 +54,43 @@ def test_packed_scalars_come_back_bit_by_bit():
     for before, after in zip(start[:-1], end[:-1], strict=True):
         assert before.dtype == after.dtype
         assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def test_a_small_state_leaves_a_program_as_one_vector_and_reads_as_before():
+    def solve(x, resume=None, max_steps=4):
+        return ji.fixed_point(jnp.cos, x, solver=ji.anderson(), keep_best=True,
+                              max_steps=max_steps, resume=resume)
+
+    part = jax.jit(solve)(jnp.zeros(3))
+    words, = jax.tree.leaves(part.state)
+    assert words.dtype == np.int32 and int(part.state.step) == 4
+    assert part.state.x.shape == (3,) and "LoopState" in repr(part.state)
+    whole = solve(jnp.zeros(3), max_steps=8)
+    saved = pickle.loads(pickle.dumps(part.state))
+    read = jax.tree.map(np.asarray, part.state)
+    for state in (part.state, part.state.tree, saved, read, part.state._replace()):
+        np.testing.assert_array_equal(solve(jnp.zeros(3), state, 8).value, whole.value)
+    # A batch of states is one of words; a state of it is one of its rows.
+    starts = jnp.arange(6.0).reshape(2, 3)
+    many = jax.vmap(solve)(starts)
+    assert many.state.x.shape == (2, 3) and many.state.solver.inner.residuals.shape[0] == 2
+    second = jax.tree.map(lambda leaf: leaf[1], many.state)
+    np.testing.assert_array_equal(second.kept.x, many.state.kept.x[1])
+    np.testing.assert_array_equal(
+        jax.jit(solve, static_argnums=2)(starts[1], second, 8).value,
+        jax.vmap(lambda x, s: solve(x, s, 8))(starts, many.state).value[1])
+
+
+def test_large_and_wide_leaves_travel_by_themselves():
+    tree = {"large": jnp.ones(packed.SMALL + 1), "half": jnp.ones(2, jnp.bfloat16),
+            "none": jnp.zeros((0, 3)), "key": jax.random.key(0), "n": jnp.int32(7)}
+    out = jax.jit(lambda tree: packed.Packed(tree))(tree)
+    assert len(jax.tree.leaves(out)) == 5
+    for name, leaf in out.tree.items():
+        assert leaf.dtype == tree[name].dtype and leaf.shape == tree[name].shape
+        assert bool((leaf == tree[name]).all())
+    alone = packed.Packed({"large": tree["large"]})
+    assert [leaf.shape for leaf in jax.tree.leaves(alone)] == [tree["large"].shape]
 
 
 def test_hoist_finds_every_constant():

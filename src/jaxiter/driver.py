@@ -14,6 +14,7 @@ from jaxiter.method import Method, make_method
 from jaxiter.monitor import Monitor
 from jaxiter.numerics import anchor, hoist_typed, on_own_mesh, stop_gradient, typed_by
 from jaxiter.options import Options
+from jaxiter.packed import Packed, unpacked
 from jaxiter.problem import (
     Problem,
     as_point,
@@ -118,7 +119,7 @@ def fixed_point(
     x0 = as_point(x0)
     arrays, restore = split(args)
 
-    end = forward(method, adjoint, x0, arrays, restore, max_steps, resume)
+    end = forward(method, adjoint, x0, arrays, restore, max_steps, unpacked(resume))
     return conclude(method, adjoint, end, arrays, restore, max_steps)
 
 
@@ -168,6 +169,8 @@ def conclude(
 ) -> Solution:
     """The solution of a final state, with the adjoint's derivatives on value and aux."""
     solution = finish(method, end, max_steps)
+    if not adjoint.differentiates_loop:  # else it has derivatives, which words have not
+        solution = solution._replace(state=Packed(end))
     value = attached(method, adjoint, solution, end.answer.memory, arrays, restore)
     if not method.has_aux:
         return solution._replace(value=value)

@@ -11,6 +11,7 @@ import optax
 from jaxiter.adjoint import Adjoint
 from jaxiter.known import check_count, known
 from jaxiter.monitor import Monitor
+from jaxiter.packed import Packed
 from jaxiter.solution import LoopState
 from jaxiter.stop import Stop, tolerance
 
@@ -103,7 +104,8 @@ def checked(options: Options) -> Options:
         "monitor": (isinstance(options.monitor, Monitor | None),
                     "record(), printer(), progress() or callback(f)"),
         "keep_best": (isinstance(options.keep_best, bool), "True or False"),
-        "resume": (isinstance(options.resume, LoopState | None), "the state of a solution"),
+        "resume": (isinstance(options.resume, LoopState | Packed | None),
+                   "the state of a solution"),
     }
     for name, (good, wanted) in kinds.items():
         value = getattr(options, name)

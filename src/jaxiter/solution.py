@@ -188,7 +188,8 @@ class Solution(NamedTuple):
         with rules that do not estimate it.
       displacement: `T(value) - value`; with NO_FIXED_POINT it is the evidence.
       aux: the map's auxiliary output at `value` (has_aux=True), else None.
-      state: pass it as `resume=` to continue bitwise; one that ended is measured again.
+      state: pass it as `resume=` to continue bitwise; one that ended is measured again. It reads
+        like a `LoopState`, whose small numbers are one leaf: what a program returns costs by leaf.
       trace: what `monitor` recorded, or None.
       calls: calls of the user's oracles by name, int32, where the problem says what a step costs
         (`Problem.calls`), else None.
