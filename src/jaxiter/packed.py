@@ -106,7 +106,7 @@ def unpacked(tree: PyTree) -> PyTree:
     return tree.tree if isinstance(tree, Packed) else tree
 
 
-def _unpacked(layout: tuple, words: jax.Array | None, rest: list) -> PyTree:
+def _unpacked(layout: tuple, words: Any, rest: list) -> PyTree:
     structure, places = layout
     leaves, others, start = [], iter(rest), 0
     for place in places:
