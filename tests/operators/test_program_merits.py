@@ -13,7 +13,8 @@ from jaxiter.operators.programs.certificates import (
     in_other_units,
     relative_error,
 )
-from jaxiter.operators.programs.program import PrimalDual, Program, optimality
+from jaxiter.operators.programs.optimality import optimality
+from jaxiter.operators.programs.program import PrimalDual, Program
 from jaxiter.operators.programs.scaling import Scaling
 
 INFINITE = np.full(2, np.inf, np.float32)

@@ -9,15 +9,9 @@ from jaxiter import trees
 from jaxiter.linear.factor import inverse_factor
 from jaxiter.numerics import if_needed, machine_epsilon, product, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import displaced
-from jaxiter.operators.programs.program import (
-    PrimalDual,
-    Program,
-    curvature,
-    gradient,
-    held,
-    optimality,
-    within,
-)
+from jaxiter.operators.programs.optimality import optimality
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature, gradient, within
+from jaxiter.operators.programs.sizes import held
 from jaxiter.problem import Problem
 from jaxiter.solution import Status
 

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import machine_epsilon, product, safe_divide, stop_gradient
+from jaxiter.operators.programs.optimality import ROUNDING
 from jaxiter.operators.programs.program import (
-    ROUNDING,
     PrimalDual,
     Program,
     curvature,
     explained,
     needed,
     right_sides,
-    tight_norm,
 )
 from jaxiter.operators.programs.scaling import Scaling, products, pulled, scaled_norm
+from jaxiter.operators.programs.sizes import tight_norm
 from jaxiter.solution import Solution, Status
 
 PyTree = Any

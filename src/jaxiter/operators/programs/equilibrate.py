@@ -5,14 +5,8 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, stop_gradient
-from jaxiter.operators.programs.program import (
-    PrimalDual,
-    Program,
-    near_sides,
-    objective,
-    row_terms,
-    within,
-)
+from jaxiter.operators.programs.program import PrimalDual, Program, objective, within
+from jaxiter.operators.programs.sizes import near_sides, row_terms
 
 #: Rounds of scaling; after so many, entries are within a factor of two or so.
 ROUNDS = 4

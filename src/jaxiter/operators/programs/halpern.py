@@ -14,14 +14,8 @@ from jaxiter.linear import dense, gmres
 from jaxiter.numerics import anchor, numbers_in, stop_gradient, strong
 from jaxiter.operators.programs.certificates import ray_of
 from jaxiter.operators.programs.hybrid_gradient import advanced, hybrid_gradient, proof, step_units
-from jaxiter.operators.programs.program import (
-    PrimalDual,
-    Program,
-    ProgramResult,
-    needed,
-    result,
-    within,
-)
+from jaxiter.operators.programs.program import PrimalDual, Program, needed, within
+from jaxiter.operators.programs.result import ProgramResult, result
 from jaxiter.operators.programs.scaling import Scaling, scaling
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import as_point

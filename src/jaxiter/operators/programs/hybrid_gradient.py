@@ -14,8 +14,9 @@ from jaxiter import trees
 from jaxiter.numerics import if_needed, machine_epsilon, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import certificate, relative_error
 from jaxiter.operators.programs.checks import valid
-from jaxiter.operators.programs.program import PrimalDual, Program, curvature, near_sides
+from jaxiter.operators.programs.program import PrimalDual, Program, curvature
 from jaxiter.operators.programs.scaling import Scaling, products, pulled
+from jaxiter.operators.programs.sizes import near_sides
 from jaxiter.problem import Problem
 from jaxiter.solution import Status, most_severe
 

@@ -14,18 +14,16 @@ from jaxiter.linear.factor import inverse_factor
 from jaxiter.numerics import machine_epsilon, product, safe_divide, stop_gradient
 from jaxiter.operators.programs.certificates import displaced
 from jaxiter.operators.programs.kkt import program_equations
+from jaxiter.operators.programs.optimality import complement, optimality
 from jaxiter.operators.programs.program import (
     PrimalDual,
     Program,
-    complement,
     curvature,
     gradient,
-    near_sides,
     needed,
-    optimality,
-    sizes,
     within,
 )
+from jaxiter.operators.programs.sizes import near_sides, sizes
 from jaxiter.problem import Problem
 from jaxiter.solution import Status, most_severe
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import product, stop_gradient
-from jaxiter.operators.programs.program import PrimalDual, Program, gradient, held, sizes
+from jaxiter.operators.programs.program import PrimalDual, Program, gradient
+from jaxiter.operators.programs.sizes import held, sizes
 
 PyTree = Any
 

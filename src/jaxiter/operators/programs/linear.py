@@ -7,8 +7,8 @@ import jax
 from jaxiter.numerics import on_own_mesh
 from jaxiter.operators.programs.checks import canonical
 from jaxiter.operators.programs.halpern import solve_by_halpern
-from jaxiter.operators.programs.program import ProgramResult
 from jaxiter.operators.programs.quadratic import solve_factorised
+from jaxiter.operators.programs.result import ProgramResult
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
 

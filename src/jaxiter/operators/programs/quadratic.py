@@ -14,7 +14,8 @@ from jaxiter.operators.programs.certificates import in_other_units, ray_of
 from jaxiter.operators.programs.checks import canonical, check_convex, in_memory
 from jaxiter.operators.programs.equilibrate import equilibrated
 from jaxiter.operators.programs.halpern import solve_by_halpern
-from jaxiter.operators.programs.program import PrimalDual, Program, ProgramResult, result
+from jaxiter.operators.programs.program import PrimalDual, Program
+from jaxiter.operators.programs.result import ProgramResult, result
 from jaxiter.operators.programs.ways import Way, as_way, marked
 from jaxiter.options import SolveOptions
 from jaxiter.reuse import reused
