@@ -11,7 +11,7 @@ results/linear_programs.json; SMALL=1 makes it short.
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ from jaxiter.operators import linear_program
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.linear_programs import in_bad_units, infeasible, solvable, unbounded  # noqa: E402
+from tests.linear_programs import (  # noqa: E402
+    contradicting,
+    in_bad_units,
+    infeasible,
+    solvable,
+    unbounded,
+)
 
 SMALL = bool(os.environ.get("SMALL"))
 SIZES = ((50, 100), (100, 200)) if SMALL else ((50, 100), (100, 200), (200, 400))
@@ -137,38 +143,46 @@ def single() -> dict:
     return {"rows": rows}
 
 
+def statuses_of(results: Iterable) -> dict:
+    """How often each status was said, and the fewest and most steps."""
+    counts, steps = Counter(), []
+    for result in results:
+        counts[ji.Status.name(result.status)] += 1
+        steps.append(int(result.solve.steps))
+    return {"statuses": dict(counts), "steps": [min(steps), max(steps)]}
+
+
 def proved() -> dict:
     """Certificates of float32, judged in float64; what solvable programs are called."""
-    run = jax.jit(lambda a, b, c, most: linear_program(c, A=a, b=b, lower=0.0, max_steps=most))
+    def asking(method: str) -> Callable:
+        run = jax.jit(lambda a, b, c, most: linear_program(
+            c, A=a, b=b, lower=0.0, max_steps=most, method=method))
+        return lambda a, b, c, most: run(
+            *(jnp.asarray(v, jnp.float32) for v in (a, b, c)), jnp.int32(most))
 
-    def ask(a: Any, b: Any, c: Any, most: int) -> Any:
-        return run(*(jnp.asarray(v, jnp.float32) for v in (a, b, c)), jnp.int32(most))
-
-    out: dict = {}
+    ask, out = asking("halpern"), {}
     for name, make, most in (("infeasible", infeasible, 5000), ("unbounded", unbounded, 20_000)):
-        steps, worst, statuses = [], 0.0, Counter()
+        results, worst = [], 0.0
         for seed in range(100, 120):
             a, b, c = make(20, 40, seed)
             result = ask(a, b, c, most)
-            statuses[ji.Status.name(result.status)] += 1
-            steps.append(int(result.solve.steps))
+            results.append(result)
             y, d = (np.asarray(v, np.float64) for v in (
                 result.certificate.equality_dual, result.certificate.x))
             short, value = np.linalg.norm(np.minimum(a.T @ y, 0)), -(b @ y)
             if name == "unbounded":
                 short, value = np.linalg.norm(a @ d) + np.linalg.norm(np.minimum(d, 0)), -(c @ d)
             worst = max(worst, float(short / value) if value > 0 else np.inf)
-        out[name] = {"statuses": dict(statuses), "steps": [min(steps), max(steps)],
-                     "residual": worst}
-    for name in ("solvable", "in bad units"):
-        statuses, steps = Counter(), []
-        for seed in range(100, 120 if SMALL else 200):
-            a, b, c, _ = solvable(20, 40, seed)
-            data = in_bad_units(a, b, c, seed) if name != "solvable" else (a, b, c)
-            result = ask(*data, 20_000)
-            statuses[ji.Status.name(result.status)] += 1
-            steps.append(int(result.solve.steps))
-        out[name] = {"statuses": dict(statuses), "steps": [min(steps), max(steps)]}
+        out[name] = {**statuses_of(results), "residual": worst}
+    seeds = range(100, 120 if SMALL else 200)
+    plain = [solvable(20, 40, seed)[:3] for seed in seeds]
+    out["solvable"] = statuses_of(ask(*data, 20_000) for data in plain)
+    out["in bad units"] = statuses_of(
+        ask(*in_bad_units(*data, seed), 20_000) for data, seed in zip(plain, seeds, strict=True))
+    inner = asking("interior")
+    for name, make in (("unbounded", unbounded), ("one row against two others", contradicting)):
+        out[f"{name}, by \"interior\""] = statuses_of(
+            inner(*make(20, 40, seed), 100) for seed in range(100, 164))
     show([{"kind": kind, "statuses": row["statuses"], "steps": row["steps"],
            "residual": row.get("residual", "")} for kind, row in out.items()])
     return out

@@ -30,6 +30,13 @@ def unbounded(m, n, seed):
     return a, a @ np.maximum(rng.normal(size=n), 0), c - d * (c @ d + 1) / (d @ d)
 
 
+def contradicting(m, n, seed):
+    """A, b, c of a feasible program, of which one row is made the sum of two others but for 1."""
+    a, b, c, _ = solvable(m, n, seed)
+    a[2], b[2] = a[0] + a[1], b[0] + b[1] + 1
+    return a, b, c
+
+
 def in_bad_units(a, b, c, seed, decades=3):
     """The same program with rows and columns in units of random powers of ten."""
     rng = np.random.default_rng(seed)
