@@ -85,12 +85,14 @@ def test_large_and_wide_leaves_travel_by_themselves():
     tree = {"large": jnp.ones(packed.SMALL + 1), "half": jnp.ones(2, jnp.bfloat16),
             "none": jnp.zeros((0, 3)), "key": jax.random.key(0), "n": jnp.int32(7)}
     out = jax.jit(lambda tree: packed.Packed(tree))(tree)
-    assert len(jax.tree.leaves(out)) == 5
+    assert len(jax.tree.leaves(out)) == 4
     for name, leaf in out.tree.items():
         assert leaf.dtype == tree[name].dtype and leaf.shape == tree[name].shape
         assert bool((leaf == tree[name]).all())
-    alone = packed.Packed({"large": tree["large"]})
-    assert [leaf.shape for leaf in jax.tree.leaves(alone)] == [tree["large"].shape]
+    alone = packed.Packed({"large": tree["large"], "none": tree["none"]})
+    alone = jax.tree.map(lambda leaf: leaf, alone)
+    assert {name: leaf.shape for name, leaf in alone.tree.items()} == {
+        "large": tree["large"].shape, "none": (0, 3)}
 
 
 def test_hoist_finds_every_constant():

@@ -23,7 +23,7 @@ def while_loop(going: Callable, body: Callable, state: PyTree) -> PyTree:
     compiles a third faster and runs the same.
     """
     leaves, structure = jax.tree.flatten(state)
-    small = [index for index, leaf in enumerate(leaves) if _is_word(leaf)]
+    small = [index for index, leaf in enumerate(leaves) if leaf.ndim == 0 and _is_word(leaf)]
     if len(small) < 2:
         return lax.while_loop(going, body, state)
 
@@ -53,12 +53,12 @@ class Packed:
 
     def __init__(self, tree: PyTree) -> None:
         leaves, structure = jax.tree.flatten(tree)
-        small = [_is_word(leaf, SMALL) and _whole(leaf) for leaf in leaves]
+        small = [leaf.size <= SMALL and _is_word(leaf) and _whole(leaf) for leaf in leaves]
         self._layout = structure, tuple(
             (leaf.dtype, leaf.shape) if own else None
             for leaf, own in zip(leaves, small, strict=True))
-        words = [_to_word(leaf) for leaf, own in zip(leaves, small, strict=True) if own]
-        self._words = _joined(words) if words else None
+        self._words = _joined([
+            _to_word(leaf) for leaf, own in zip(leaves, small, strict=True) if own])
         self._rest = [leaf for leaf, own in zip(leaves, small, strict=True) if not own]
         self._tree = tree
 
@@ -67,7 +67,7 @@ class Packed:
         """What was packed."""
         if self._tree is not None:
             return self._tree
-        if self._words is None or not is_concrete(self._words):
+        if not is_concrete(self._words, self._rest):
             return _unpacked(self._layout, self._words, self._rest)
         self._tree = _at_once(self._layout, self._words, self._rest)
         return self._tree
@@ -124,11 +124,9 @@ def _unpacked(layout: tuple, words: Any, rest: list) -> PyTree:
 _at_once = partial(jax.jit, static_argnums=0)(_unpacked)
 
 
-def _is_word(leaf: jax.Array, largest: int = 0) -> bool:
-    """Whether this is a 32-bit scalar, or an array of up to so many numbers."""
-    kinds = (np.float32, np.int32, np.uint32, np.bool_)
-    few = leaf.ndim == 0 or 0 < leaf.size <= largest
-    return few and any(leaf.dtype == kind for kind in kinds)
+def _is_word(leaf: jax.Array) -> bool:
+    """Whether its numbers have 32 bits, or one."""
+    return any(leaf.dtype == kind for kind in (np.float32, np.int32, np.uint32, np.bool_))
 
 
 def _whole(leaf: jax.Array) -> bool:
@@ -146,8 +144,8 @@ def _to_word(leaf: jax.Array) -> jax.Array:
 
 def _joined(parts: list[jax.Array]) -> jax.Array:
     """The parts one after the other, by pads: unlike what is concatenated, all in one kernel."""
-    if len(parts) == 1:
-        return parts[0]
+    if len(parts) < 2:
+        return parts[0] if parts else lax.full((0,), 0, np.int32)
     left, right = _joined(parts[:len(parts) // 2]), _joined(parts[len(parts) // 2:])
     return lax.bitwise_or(lax.pad(left, np.int32(0), [(0, right.shape[0], 0)]),
                           lax.pad(right, np.int32(0), [(left.shape[0], 0, 0)]))
