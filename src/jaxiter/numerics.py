@@ -201,8 +201,7 @@ def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
     constants go in as they are: the trace already fixed their device types.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
-    # Not the closed one: it would keep the constants alive, which may be tracers.
-    structure, jaxpr = jax.tree.structure(shapes), closed.jaxpr
+    structure, jaxpr = jax.tree.structure(shapes), without_constants(closed)
 
     def pure(constants: list, *operands: PyTree) -> PyTree:
         run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, constants))
@@ -212,6 +211,14 @@ def hoist(function: Callable, *example: PyTree) -> tuple[Callable, list, Any]:
         return jax.tree.unflatten(structure, out)
 
     return pure, list(closed.consts), shapes
+
+
+def without_constants(closed: jex.core.ClosedJaxpr) -> jex.core.Jaxpr:
+    """The jaxpr alone: it does not keep the constants alive, which may be tracers.
+
+    In newer versions of JAX `closed.jaxpr` still has them.
+    """
+    return jex.core.ClosedJaxpr(closed.jaxpr, [None] * len(closed.consts)).jaxpr
 
 
 def typed_by(function: Callable, example: tuple, tree: PyTree) -> PyTree:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxiter.known import Check, again, recording
-from jaxiter.numerics import is_array
+from jaxiter.numerics import is_array, without_constants
 from jaxiter.reading import FEWEST, FLOATS, NUMBERS, Reader, Unkeyed, rebuilt
 
 PyTree = Any
@@ -198,7 +198,7 @@ def _trace(front: Callable, given: Given, reader: Reader, kinds: tuple) -> Any:
         return [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
 
     closed = jax.make_jaxpr(record)(reader.operands)
-    jaxpr, constants = closed.jaxpr, list(closed.consts)
+    jaxpr, constants = without_constants(closed), list(closed.consts)
     found = {id(tracer): i for i, tracer in enumerate(reader.tracers)}
     places = {i: found[id(c)] for i, c in enumerate(constants) if id(c) in found}
     if any(isinstance(c, jax.core.Tracer) for i, c in enumerate(constants) if i not in places):
