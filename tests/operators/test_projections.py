@@ -88,6 +88,17 @@ def test_sections_at_their_ends():
     assert not np.any(slope)
 
 
+def test_large_entries_do_not_blur_the_sum():
+    """A relaxed top-3 and a sparse simplex of entries near 1e4, in float32, add up."""
+    v = (1e4 + 3 * rng.normal(size=(20, 10))).astype(np.float32)
+    capped = np.asarray(op.projection_capped_simplex(v, 1.0, 3.0), float)
+    np.testing.assert_allclose(capped.sum(-1), 3, rtol=1e-6)
+    sparse = np.asarray(op.projection_sparse_simplex(v, 4, jnp.full(20, 1e-3)), float)
+    np.testing.assert_allclose(sparse.sum(-1), 1e-3, rtol=1e-6)
+    broken = jax.jit(op.projection_sparse_simplex, static_argnums=1)(v, 4, -1.0)
+    assert np.isnan(broken).any(-1).all()
+
+
 def test_affine_sets_with_redundant_rows():
     A = rng.normal(size=(2, 4)).astype(KIND)
     twice = jnp.asarray(np.concatenate([A, A[:1]]))

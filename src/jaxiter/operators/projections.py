@@ -111,10 +111,11 @@ def projection_sparse_simplex(x: jax.Array, k: int, scale: Any = 1.0) -> jax.Arr
     are broken by position. For k = n use `projection_simplex`.
 
     Args:
-      x: `[..., n]`. k: static, 1 <= k <= n. scale: positive; may be traced.
+      x: `[..., n]`, real. k: static, 1 <= k <= n.
+      scale: positive; a scalar or `[...]`, one for every row.
 
     Raises:
-      ValueError: k outside 1..n.
+      ValueError: k outside 1..n; a scale that is not positive, where it is known; else NaN.
 
     Reference: Kyrillidis, Becker, Cevher and Koch, "Sparse projections onto the simplex", 2013.
 
@@ -125,12 +126,8 @@ def projection_sparse_simplex(x: jax.Array, k: int, scale: Any = 1.0) -> jax.Arr
     n = x.shape[-1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and the length {n} of the last axis, got {k}.")
-    top, index = lax.top_k(x, k)
-    counts = jnp.arange(1, k + 1, dtype=x.dtype)
-    thresholds = (jnp.cumsum(top, axis=-1) - scale) / counts
-    support = jnp.sum(top > thresholds, axis=-1, keepdims=True)
-    theta = jnp.take_along_axis(thresholds, jnp.maximum(support - 1, 0), axis=-1)
-    values = jnp.maximum(top - theta, 0)
+    top, index = lax.top_k(real("projection_sparse_simplex", x), k)
+    values = projection_simplex(top, scale)
     return jnp.put_along_axis(jnp.zeros_like(x), index, values, axis=-1, inplace=False)
 
 

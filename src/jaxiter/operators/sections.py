@@ -58,10 +58,11 @@ def _section(v: jax.Array, lower: Any, upper: Any, weights: Any, total: Any) -> 
     moved = v - tau * w
     free = (moved > low) & (moved < high)
     fixed = jnp.where(moved <= low, low, high)
-    known_part = jnp.sum(jnp.where(free, w * v, w * jnp.where(free, 0, fixed)), -1, keepdims=True)
+    # From `moved`, not v: sums of large entries would be off by more than the box is wide.
+    held = w * jnp.where(free, moved, fixed)
     squares = jnp.sum(jnp.where(free, w**2, 0), -1, keepdims=True)
-    exact = safe_divide(known_part - goal, squares)
-    out = jnp.where(free, jnp.clip(v - exact * w, low, high), fixed)
+    more = safe_divide(jnp.sum(held, -1, keepdims=True) - goal, squares)
+    out = jnp.where(free, jnp.clip(moved - more * w, low, high), fixed)
     return jnp.where(broken | jnp.isnan(jnp.sum(v, -1, keepdims=True)), jnp.nan, out)
 
 
