@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import lambertw
 
 from jaxiter.operators import (
     prox_box,
+    prox_entropy,
     prox_huber,
     prox_l1,
+    prox_log_barrier,
+    prox_log_det,
     prox_non_negative_l1,
     prox_quadratic,
 )
@@ -101,6 +105,20 @@ def test_at_a_kink_the_derivative_is_the_mean_of_both_sides():
     assert float(jax.grad(lambda v: prox_l1(v, 1.0))(1.0)) == 0.5
     assert float(jax.grad(lambda v: prox_box(v, 1.0, lower=0.0))(0.0)) == 0.5
     assert float(jax.grad(lambda w: prox_l1(jnp.float32(3), 1.0, w))(2.0)) == -1
+
+
+def test_numbers_far_from_one():
+    """In float32, against closed forms: squares and products of these leave its range."""
+    v = jnp.array([-1e30, 1e30, 3e20], jnp.float32)
+    np.testing.assert_allclose(prox_log_barrier(v, 1e12), [1e-18, 1e30, 3e20], rtol=1e-6)
+    np.testing.assert_allclose(prox_log_det(jnp.diag(v), 1e12).diagonal()[1:], v[1:], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda v: jnp.sum(prox_log_barrier(v, 1.0)))(v)).all()
+    np.testing.assert_allclose(prox_entropy(v[1:], 1e6), v[1:], rtol=1e-6)
+    # u = step w, w e^w = e^-1 / step
+    np.testing.assert_allclose(prox_entropy(jnp.zeros(1, jnp.float32), 1e-25),
+                               [1e-25 * lambertw(np.exp(-1) / 1e-25).real], rtol=1e-5)
+    long = jax.value_and_grad(lambda v: prox_huber(v, 1e8))(jnp.float32(3))
+    np.testing.assert_allclose(long, [3e-8, 1e-8], rtol=1e-5)
 
 
 def test_nan_passes_and_traced_nonsense_is_nan():

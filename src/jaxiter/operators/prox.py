@@ -128,7 +128,8 @@ def prox_elastic_net(v: PyTree, step: Any, l1: Any = 1.0, l2: Any = 1.0) -> PyTr
 def prox_huber(v: PyTree, step: Any, delta: Any = 1.0, weight: Any = 1.0) -> PyTree:
     """The proximal map of `weight * sum huber(u)`: u^2 / 2 up to |u| = delta, then straight on.
 
-        u = v - step weight clip(v / (1 + step weight), -delta, delta)
+        |v| <= (1 + step weight) delta:  u = v / (1 + step weight)
+        else:                            u = v - sign(v) step weight delta
 
     Args:
       v: a tree of real arrays. step: positive scalar.
@@ -147,7 +148,8 @@ def prox_huber(v: PyTree, step: Any, delta: Any = 1.0, weight: Any = 1.0) -> PyT
     def leaf(v: jax.Array) -> jax.Array:
         factor = positive("step", step, v.dtype) * not_negative("weight", weight, v.dtype)
         bound = positive("delta", delta, v.dtype)
-        return v - factor * jnp.clip(v / (1 + factor), -bound, bound)
+        inside = v / (1 + factor)
+        return jnp.where(jnp.abs(inside) <= bound, inside, v - jnp.sign(v) * factor * bound)
 
     return jax.tree.map(leaf, real("prox_huber", v))
 

@@ -44,9 +44,13 @@ def prox_log_barrier(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
 
 def _positive_root(v: jax.Array, size: jax.Array) -> jax.Array:
     """The positive u with `u - size / u = v`."""
-    width = jnp.sqrt(v**2 + 4 * size)
-    other = width + jnp.abs(v)
-    return jnp.where(v >= 0, other / 2, 2 * size / other)
+    root = (jnp.abs(v) + _width(v, size)) / 2
+    return jnp.where(v >= 0, root, size / root)
+
+
+def _width(v: jax.Array, size: jax.Array) -> jax.Array:
+    """`sqrt(v^2 + 4 size)`, whose square may leave the float range."""
+    return jnp.hypot(v, 2 * jnp.sqrt(size))
 
 
 @reused
@@ -79,7 +83,7 @@ def prox_entropy(v: PyTree, step: Any, weight: Any = 1.0) -> PyTree:
         log_u = monotone_root(
             lambda r: jnp.exp(r) + size * (r + 1) - v, *stop_gradient(_bounds(v, size)))
         u = jnp.exp(log_u)
-        return u * (v - size * log_u) / (u + size)
+        return (v - size * log_u) * (u / (u + size))  # their product may leave the float range
 
     return jax.tree.map(leaf, real("prox_entropy", v))
 
@@ -123,4 +127,4 @@ def prox_log_det(v: jax.Array, step: Any, weight: Any = 1.0) -> jax.Array:
 
 def _root_quotients(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
     """`(1 + (a + b) / (r_a + r_b)) / 2` with `r = sqrt(l^2 + 4 size)`."""
-    return (1 + (a + b) / (jnp.sqrt(a**2 + 4 * size) + jnp.sqrt(b**2 + 4 * size))) / 2
+    return (1 + (a + b) / (_width(a, size) + _width(b, size))) / 2
