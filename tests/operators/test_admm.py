@@ -67,6 +67,16 @@ def test_a_far_penalty_is_balanced_and_the_map_then_stays():
     assert not far.converged or far.solve.steps > 1000
 
 
+def test_short_moves_under_a_far_penalty_prove_nothing():
+    """It begins too large by 1e6: from 1 this was CONVERGED at once, and from 0 DIVERGED."""
+    a, b, lam = data(1)
+    scaled = floats(2e-4 * a, 2e-4 * b, 4e-8 * lam)
+    solve = jax.jit(lambda x0, *data: ji.solve_splitting(admm(quadratic, threshold), x0, *data))
+    for start in (jnp.zeros(8, jnp.float32), jnp.ones(8, jnp.float32)):
+        out = solve(start, *scaled).check()
+        np.testing.assert_allclose(out.value, sklearn(a, b, lam), atol=1e-3)
+
+
 def test_it_is_douglas_rachford_step_by_step(x64):
     """Of both functions with z = w + u, and, in numpy, of the dual with the multiplier."""
     a, b, lam = data(2)

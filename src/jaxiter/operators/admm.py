@@ -1,5 +1,6 @@
 """The alternating direction method of multipliers, with a penalty that balances itself."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from jaxiter.splitting import Splitting
 
 PyTree = Any
 
-#: The penalty may move every so many steps, and no more after so many: else nothing converges.
+#: The penalty may move every so many steps, at once where it is far off, and no more after so many,
+#: nor more often than that: else nothing converges.
 EVERY, FREEZE = 10, 100
 #: It moves when one residual is so many times the other, each beside its own scale, at most by
 #: so much at a time.
@@ -86,9 +88,10 @@ def admm(
       A, B: matrices (dense, BCOO or BCSR), pairs `(matvec(x, *args), rmatvec(y, *args))`, or for A
         `matvec(x, *args)` alone. Default: A = I, B = -I, which is `x = w`.
       c: like A x; default 0. May be a function of args.
-      penalty: positive scalar. Default: 1 at first, and every 10 steps, until step 100, so much
-        that the primal and the dual residual are alike beside their scales; proximal maps that
-        keep a factorisation want one that stays.
+      penalty: positive scalar. Default: 1 at first, and every 10 steps, or at once where it is far
+        off, until step 100, so much that the primal and the dual residual are alike beside their
+        scales; until they are the merit is infinite. Proximal maps that keep a factorisation want
+        one that stays.
 
     Returns:
       A `Splitting`. T is nonexpansive, averaged with 1, in the length of (B w, u).
@@ -141,7 +144,9 @@ def admm(
         return given.times_b(s[0], args), trees.scale(m.first / m.now, s[1])
 
     def merit(s: tuple, image: tuple, m: Penalty, *args: PyTree) -> jax.Array:
-        return trees.norm(balanced(trees.subtract(image, s), m, args))
+        length = trees.norm(balanced(trees.subtract(image, s), m, args))
+        # Under a penalty that is about to move all moves may be short, and prove nothing.
+        return jnp.where(_moves(m), jnp.inf, length)
 
     def scale(s: tuple, image: tuple, m: Penalty, *args: PyTree) -> jax.Array:
         return jnp.maximum(*(trees.norm(balanced(point, m, args)) for point in (s, image)))
@@ -164,9 +169,15 @@ def admm(
 
 def _moved(m: Penalty) -> Penalty:
     """The memory with the penalty that this step takes."""
-    due = (m.steps % EVERY == 0) & (m.steps > 0) & (m.steps <= FREEZE) & (m.factor != 1)
+    hurry = jnp.abs(jnp.log(m.factor)) >= 0.99 * math.log(FARTHEST)
+    due = _moves(m) & (hurry | (m.steps % EVERY == 0))
     return m._replace(now=jnp.where(due, m.now * m.factor, m.now),
                       epoch=m.epoch + due.astype(jnp.int32))
+
+
+def _moves(m: Penalty) -> jax.Array:
+    """Whether the penalty is off, and free to move."""
+    return (m.factor != 1) & (m.steps <= FREEZE) & (m.epoch < FREEZE // EVERY)
 
 
 def _factor(primal: PyTree, dual: PyTree, sides: tuple, u: PyTree) -> jax.Array:
