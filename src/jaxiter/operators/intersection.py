@@ -53,7 +53,8 @@ def project_intersection(
       A `SplitResult` of value, dual (the tuple of q_i) and solve. PRIMAL_INFEASIBLE where normals
       of the sets were found that add up to nothing and prove that no point nearer than
       1 / sqrt(eps) times the size of x is in all of them; `solve.displacement` is the evidence.
-      Sets that do not meet by less than the fourth root of eps, of that size, end with MAX_STEPS.
+      Sets that do not meet by less than the fourth root of eps, of that size, end with MAX_STEPS;
+      accelerated also with PRECISION_FLOOR, where q has grown so long that rounding hides the gap.
 
     Derivatives, by args, x and what the projections close over, are those of the answer, by one
     linear solve for q. Where q is not unique, that of the value is as a rule found all the same;

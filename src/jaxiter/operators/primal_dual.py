@@ -53,8 +53,9 @@ def primal_dual(
     Without a gradient Chambolle and Pock's method, with one Condat and Vu's. The map is averaged in
     the metric M = [[1 / tau, -K^H], [-K, 1 / sigma]], not in the Euclidean one; the governing point
     is (x, sqrt(tau / sigma) y), whose Euclidean norm is that of M's diagonal up to a factor:
-    solvers and tolerances see both sides in one unit. The ratio of the steps can matter tenfold;
-    where the dual is large beside x take tau shorter, sigma follows.
+    solvers and tolerances see both sides in one unit. The ratio of the steps can matter a
+    thousandfold, and default ones do not know the units of the objective: where the dual is large
+    beside x take tau shorter, sigma follows; where L is far from |K| try sigma = L / |K|^2.
 
     Args:
       prox_g, prox_h: `prox(v, step, *args)`; that of h* follows by Moreau's identity.
