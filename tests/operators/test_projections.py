@@ -178,10 +178,18 @@ THREE = jnp.array([1.0, 2.0, 3.0])
     (lambda: op.prox_entropy(THREE, 1.0, 0.0), "weight must be positive"),
     (lambda: op.prox_least_squares(THREE, 1.0, jnp.eye(2), THREE), r"\(2, 2\), \(3,\)"),
     (lambda: op.scale(op.prox_l1, 0.0), "factor must not be 0"),
+    (lambda: op.scale(op.prox_l1, jnp.ones(2)), "and a scalar, got"),
 ])
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_whole_numbers_are_refused_by_name():
+    for call in (lambda v: op.projection_capped_simplex(v, 1, 2),
+                 lambda v: op.projection_affine(v, jnp.ones((1, 3)), jnp.ones(1))):
+        with pytest.raises(TypeError, match="v must be floating point, got int"):
+            call(jnp.arange(3))
 
 
 def test_traced_nonsense_and_nan_are_nan():

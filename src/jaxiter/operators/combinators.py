@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxiter import trees
 from jaxiter.known import known
@@ -75,7 +76,7 @@ def scale(prox: Callable, factor: Any) -> Callable:
       prox: of g. factor: a scalar other than 0.
 
     Raises:
-      ValueError: a factor of 0, where it is known; else NaN.
+      ValueError: a factor of 0, where it is known, else NaN; an array of several.
 
     Reference: Parikh and Boyd, "Proximal algorithms", 2014.
 
@@ -96,8 +97,8 @@ def scale(prox: Callable, factor: Any) -> Callable:
 
 
 def _not_zero(factor: Any) -> None:
-    if not factor:
-        raise ValueError(f"factor must not be 0, got {factor}.")
+    if np.ndim(factor) or not factor:
+        raise ValueError(f"factor must not be 0, and a scalar, got {factor}.")
 
 
 def add_quadratic(prox: Callable, weight: Any, center: PyTree = None) -> Callable:

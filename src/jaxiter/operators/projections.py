@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxiter.known import check_floating
 from jaxiter.line_search import monotone_root
 from jaxiter.numerics import on_own_mesh, product, real_dtype
 from jaxiter.operators.domain import lengths, positive, real
@@ -157,6 +158,7 @@ def projection_affine(v: jax.Array, matrix: jax.Array, target: jax.Array) -> jax
             jnp.shape(target)[-1:] != matrix.shape[:1]):
         raise ValueError(f"A [m, n] goes with v [..., n] and b [..., m]; got {jnp.shape(matrix)}, "
                          f"{jnp.shape(v)} and {jnp.shape(target)}.")
+    check_floating(jnp.inexact, v=v, matrix=matrix)
     with jax.default_matmul_precision("highest"):
         inverse = jnp.linalg.pinv(matrix)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxiter.known import known
+from jaxiter.known import check_floating, known
 from jaxiter.line_search import monotone_root
 from jaxiter.numerics import on_own_mesh, pin, safe_divide
 from jaxiter.operators.domain import positive, real
@@ -49,6 +49,7 @@ def projection_box_section(
 
 def _section(v: jax.Array, lower: Any, upper: Any, weights: Any, total: Any) -> jax.Array:
     v = jnp.asarray(real("the projection onto a section", v))
+    check_floating(v=v)
     known(partial(_check_section, v.shape), lower, upper, weights, total)
     # Pinned: sums of constants as large as v would be folded, for seconds, while compiling.
     low, high, w = pin(tuple(jnp.broadcast_to(jnp.asarray(x, v.dtype), v.shape)
