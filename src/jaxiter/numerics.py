@@ -258,8 +258,22 @@ def stop_gradient(tree: PyTree) -> PyTree:
 def safe_divide(numerator: ArrayLike, denominator: ArrayLike) -> jax.Array:
     """`numerator / denominator`, and 0 where the denominator is 0; gradients stay finite."""
     numerator, denominator = jnp.asarray(numerator), jnp.asarray(denominator)
+    dtype = jnp.result_type(numerator, denominator, float)
+    numerator, denominator = numerator.astype(dtype), denominator.astype(dtype)
     zero = denominator == 0
-    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
+    return jnp.where(zero, 0, _quotient(numerator, jnp.where(zero, 1, denominator)))
+
+
+@jax.custom_jvp
+def _quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return numerator / denominator
+
+
+@_quotient.defjvp
+def _quotient_rule(primals: tuple, tangents: tuple) -> tuple:
+    """JAX's own rule squares the denominator, which leaves the float range long before it does."""
+    quotient, denominator = _quotient(*primals), primals[1]
+    return quotient, _quotient(tangents[0] - quotient * tangents[1], denominator)
 
 
 @jax.jit

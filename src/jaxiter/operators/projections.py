@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxiter.known import check_floating
+from jaxiter.known import check_count, check_floating
 from jaxiter.line_search import monotone_root
 from jaxiter.numerics import on_own_mesh, product, real_dtype
 from jaxiter.operators.domain import lengths, positive, real
@@ -125,7 +125,8 @@ def projection_sparse_simplex(x: jax.Array, k: int, scale: Any = 1.0) -> jax.Arr
     [0.0, 0.75, 0.25]
     """
     n = x.shape[-1]
-    if not 1 <= k <= n:
+    check_count(k=k)
+    if k > n:
         raise ValueError(f"k must be between 1 and the length {n} of the last axis, got {k}.")
     top, index = lax.top_k(real("projection_sparse_simplex", x), k)
     values = projection_simplex(top, scale)
