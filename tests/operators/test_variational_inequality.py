@@ -103,6 +103,13 @@ def test_steps_become_shorter_where_the_map_is_steeper(method):
     assert float(out.step) < 1 / (3 * root**2)
 
 
+@pytest.mark.parametrize("method", METHODS[1:-1])
+def test_a_step_is_shortened_before_it_is_taken_not_after(method):
+    """From 1 the first step leads to some 1e2, where a step as long as that leads to 1e7."""
+    out = variational_inequality(lambda z: z**3 - 1000, jnp.ones(2), method=method, max_steps=50)
+    assert jnp.abs(out.value).max() < 300 and float(out.step) < 1e-3
+
+
 def test_the_optimistic_step_is_that_of_optax():
     matrix = jnp.array([[0.3, 1.0], [-1.0, 0.2]])
 

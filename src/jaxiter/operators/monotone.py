@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.numerics import machine_epsilon, safe_divide, stop_gradient, strong
 from jaxiter.operators import simplices
-from jaxiter.operators.extragradient import ACCEPTED, GROWS, GROWTH, SHRINK, Method, Move, Seen
+from jaxiter.operators.extragradient import (
+    ACCEPTED,
+    GROWS,
+    GROWTH,
+    SHRINK,
+    Method,
+    Seen,
+)
 from jaxiter.operators.steps import largest_gain, moving, step_for
 from jaxiter.problem import Problem
 
@@ -80,17 +87,20 @@ def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -
                     way.start(z), z if average else (), zero, last)
 
     def step(x: PyTree, held: Held, *args: PyTree) -> tuple[PyTree, Held]:
-        size = held.size
         forward = operator(x, *args)
+        if choice.adapts and not way.retries:
+            held = _shortened(way, x, forward, held)
+        size = held.size
         back = resolve(trees.axpy(-size, forward, x), size, *args)
         residual = trees.norm(stop_gradient(trees.subtract(x, back)))
         moved = way.move(Seen(
             x, forward, back, residual, size, held.own, lambda z: operator(z, *args),
             lambda v: resolve(v, size, *args), partial(_slope, x, choice.mirror), choice.restart))
         taken = jnp.bool_(True)
-        if choice.adapts:
-            taken, following, last = _adapted(way, x, forward, moved, held)
-            held = held._replace(size=following, last=last)
+        if choice.adapts and way.retries:
+            assert moved.slope is not None
+            taken, following = _tried(size, *moved.slope)
+            held = held._replace(size=following)
         own = trees.where(taken, moved.own, held.own) if way.retries else moved.own
         held = held._replace(residual=residual, rate=residual / size, own=own)
         if average:
@@ -139,23 +149,23 @@ def _slope(x: PyTree, mirror: bool, forward: PyTree, moved: PyTree) -> tuple:
     return safe_divide(height, length), length > machine_epsilon(x) ** 0.5 * whole
 
 
-def _adapted(way: Method, x: PyTree, forward: PyTree, moved: Move, held: Held) -> tuple:
-    """Whether the move counts, the next step, and what is remembered for that."""
-    if not way.retries:
-        before, value, seen = held.last
-        slope, telling = _slope(x, False, trees.subtract(forward, value),
-                                trees.subtract(x, before))
-        shorter = jnp.minimum(held.size, safe_divide(way.usual, slope))
-        size = jnp.where(seen & telling & (slope > 0), shorter, held.size)
-        return jnp.bool_(True), size, (x, forward, jnp.bool_(True))
-    assert moved.slope is not None
-    slope, telling = moved.slope
-    gain = held.size * slope
+def _shortened(way: Method, x: PyTree, forward: PyTree, held: Held) -> Held:
+    """With a step as short as F at x wants it beside F at the point before."""
+    before, value, seen = held.last
+    slope, telling = _slope(x, False, trees.subtract(forward, value), trees.subtract(x, before))
+    shorter = jnp.minimum(held.size, safe_divide(way.usual, slope))
+    size = jnp.where(seen & telling & (slope > 0), moving(shorter), held.size)
+    return held._replace(size=size, last=(x, forward, jnp.bool_(True)))
+
+
+def _tried(size: jax.Array, slope: jax.Array, telling: jax.Array) -> tuple:
+    """Whether a move of this step, over which F had this slope, counts; the next step."""
+    gain = size * slope
     # Also where F is not finite so far away.
     bad = (telling & (gain > ACCEPTED)) | ~jnp.isfinite(gain)
-    shorter = held.size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
-    longer = jnp.where(telling & (gain <= GROWS), GROWTH * held.size, held.size)
-    return ~bad, jnp.where(bad, moving(shorter), longer), ()
+    shorter = size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
+    longer = jnp.where(telling & (gain <= GROWS), GROWTH * size, size)
+    return ~bad, jnp.where(bad, moving(shorter), longer)
 
 
 def _averaged(held: Held, sample: PyTree, size: jax.Array) -> Held:
