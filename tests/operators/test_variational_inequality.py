@@ -110,6 +110,17 @@ def test_a_step_is_shortened_before_it_is_taken_not_after(method):
     assert jnp.abs(out.value).max() < 300 and float(out.step) < 1e-3
 
 
+@pytest.mark.parametrize(("field", "start", "root"), [
+    (lambda z: jnp.sinh(z) - 1e4, 1.0, np.arcsinh(1e4)),
+    (lambda z: jnp.exp(z) - 2, -20.0, np.log(2)),
+])
+def test_a_step_to_where_the_field_overflows_is_taken_back(field, start, root):
+    """Not by what F does there, which makes a step of 0 of it."""
+    out = variational_inequality(field, jnp.full(2, start))
+    assert out.converged and int(out.solve.steps) < 200
+    np.testing.assert_allclose(out.value, root, rtol=1e-4)
+
+
 def test_the_optimistic_step_is_that_of_optax():
     matrix = jnp.array([[0.3, 1.0], [-1.0, 0.2]])
 

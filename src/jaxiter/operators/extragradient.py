@@ -13,7 +13,8 @@ PyTree = Any
 
 #: The bound that backtracking holds `step |F(z) - F(h)| / |z - h|` below, and where it grows.
 ACCEPTED, GROWS = 0.9, 0.7
-SHRINK, GROWTH = 0.7, 1.2
+#: What a step that is taken back is multiplied by at most and at least, one that does well by.
+SHRINK, LEAST, GROWTH = 0.7, 0.1, 1.2
 
 
 class Seen(NamedTuple):

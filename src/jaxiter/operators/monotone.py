@@ -14,6 +14,7 @@ from jaxiter.operators.extragradient import (
     ACCEPTED,
     GROWS,
     GROWTH,
+    LEAST,
     SHRINK,
     Method,
     Seen,
@@ -161,9 +162,9 @@ def _shortened(way: Method, x: PyTree, forward: PyTree, held: Held) -> Held:
 def _tried(size: jax.Array, slope: jax.Array, telling: jax.Array) -> tuple:
     """Whether a move of this step, over which F had this slope, counts; the next step."""
     gain = size * slope
-    # Also where F is not finite so far away.
+    # Also where F is not finite so far away. What F does there says nothing of it near here.
     bad = (telling & (gain > ACCEPTED)) | ~jnp.isfinite(gain)
-    shorter = size * jnp.fmin(SHRINK, safe_divide(ACCEPTED, gain))
+    shorter = size * jnp.fmin(SHRINK, jnp.fmax(LEAST, safe_divide(ACCEPTED, gain)))
     longer = jnp.where(telling & (gain <= GROWS), GROWTH * size, size)
     return ~bad, jnp.where(bad, moving(shorter), longer)
 
