@@ -41,11 +41,11 @@ def test_kuhns_poker():
 
 @pytest.mark.slow
 def test_eleven_random_games_of_a_hundred_strategies():
-    """The median of steps, and what is left to win, against linear programs."""
+    """Steps, and what is left to win, against linear programs."""
     games = np.stack([random_game(seed, 100, 100) for seed in range(11)])
     outs = jax.jit(partial(jax.lax.map, matrix_game))(floats(games))
     assert outs.converged.all()
-    assert np.median(outs.solve.steps) <= 600
+    assert outs.solve.steps.max() <= 200
     assert (outs.exploitability <= 1e-5).all()
     for payoff, value in zip(games, outs.value, strict=True):
         np.testing.assert_allclose(value, by_linear_program(payoff)[1], atol=1e-5)
@@ -72,6 +72,18 @@ def test_a_batch_is_a_loop():
         out = ONE(payoff)
         assert many.solve.steps[i] == out.solve.steps
         np.testing.assert_allclose(many.x[i], out.x, atol=1e-6)
+
+
+def test_units_of_rows_are_no_matter():
+    """Rows from 1e-4 to 1e2, where guesses by plain steps alone took 1,969 to over 10,000."""
+    games = []
+    for seed in (2, 3, 4, 7):
+        rng = np.random.default_rng(seed)
+        games.append(rng.normal(size=(6, 5)) * 10.0 ** rng.uniform(-4, 2, (6, 1)))
+    outs = MANY(floats(np.stack(games)))
+    assert outs.converged.all() and outs.solve.steps.max() <= 100
+    for payoff, x, y in zip(games, np.float64(outs.x), np.float64(outs.y), strict=True):
+        assert gap(payoff, x, y) <= 1.1e-5 * np.abs(payoff).max()
 
 
 def test_lanes_are_vmap():

@@ -10,6 +10,7 @@ from jaxiter import trees
 from jaxiter.linear import dense
 from jaxiter.numerics import anchor, product, stop_gradient
 from jaxiter.operators import simplices
+from jaxiter.operators.game_interior import Inner, centre, inner_step, settled
 from jaxiter.problem import Problem
 from jaxiter.spectral import operator_norm
 
@@ -20,7 +21,7 @@ STEP, MARGIN = 0.99, 1.02
 #: No step is longer than this many over the largest payoff: beyond it strategies drown in rounding.
 LONGEST = 50
 #: Steps between two guesses.
-EVERY = 25
+EVERY = 5
 
 
 def exploitability(A: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -37,22 +38,28 @@ def _valid(z: Pair, A: jax.Array, *rest: jax.Array) -> jax.Array:
 
 
 class Held(NamedTuple):
-    """The step; the exploitability of T(z); how often a guess of Newton's took its place."""
+    """The step; the exploitability of T(z); how often a guess took its place; where those are."""
 
     size: jax.Array
     gap: jax.Array
     jumps: jax.Array
+    inner: Inner | tuple
 
 
 class Guess(NamedTuple):
-    """Where Newton's method for `T(z) = z` leads from the point at hand, and its exploitability."""
+    """A guess, its exploitability, and the interior point that it came by."""
 
     z: Pair
     gap: jax.Array
+    inner: Inner
 
 
 def sharp_problem(guesses: bool) -> Problem:
-    """The primal-dual map of strategies, with `guesses` of Newton's method every so many steps."""
+    """The primal-dual map of strategies, with `guesses` every so many steps.
+
+    A guess is where one step of Newton's method for `T(z) = z` leads from the better one of the
+    point at hand and an interior point, which moves one step between guesses; or the latter itself.
+    """
 
     def memory(z: Pair, A: jax.Array) -> Held:
         A = stop_gradient(A)
@@ -62,15 +69,26 @@ def sharp_problem(guesses: bool) -> Problem:
         norm = jnp.maximum(MARGIN * operator_norm(coupling).value.astype(A.dtype),
                            _largest(A) / LONGEST)
         size = STEP / jnp.where(norm == 0, 1, norm)
-        return Held(size, jnp.full_like(size, jnp.inf), jnp.int32(0))
+        return Held(size, jnp.full_like(size, jnp.inf), jnp.int32(0), centre(A) if guesses else ())
+
+    def judged(z: Pair, A: jax.Array) -> tuple[Pair, jax.Array]:
+        z = simplices.project(z)
+        return z, exploitability(A, *z)
+
+    def better(one: tuple, other: tuple) -> tuple:
+        return trees.where(one[1] <= other[1], one, other)
 
     def cache(z: Pair, held: Held, A: jax.Array) -> Guess:
+        z, held, A = stop_gradient((anchor(z, (z, held, A)), held, A))  # over a mesh as A varies
+        inner = inner_step(held.inner, A)
+        middle, gap = judged((inner.x, inner.y), A)
+        z, _ = better(judged(z, A), (middle, gap))
         # T is affine while no strategy enters or leaves: from there one step is exact.
-        z = anchor(z, (z, held, A))  # over a mesh it varies as A does
         image, slope = jax.linearize(lambda z: primal_dual(z, held.size, A), z)
         move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
-        z = simplices.project(trees.add(z, move))
-        return Guess(z, exploitability(A, *z))
+        # Near a vertex it still has no strategy of 0: no derivative would be right there.
+        gap = jnp.where(settled(inner, held.inner), gap, jnp.inf)
+        return Guess(*better(judged(trees.add(z, move), A), (middle, gap)), inner)
 
     def step(z: Pair, *rest: Any) -> tuple[Pair, Held]:
         held, A = rest[-2:]
@@ -78,9 +96,10 @@ def sharp_problem(guesses: bool) -> Problem:
         held = held._replace(gap=exploitability(*stop_gradient((A, *image))))
         if not guesses:
             return image, held
-        jump = rest[0].gap < 0.5 * held.gap
+        guess = rest[0]
+        jump = guess.gap < 0.5 * held.gap
         jumps = held.jumps + jump.astype(jnp.int32)
-        return trees.where(jump, rest[0].z, image), held._replace(jumps=jumps)
+        return trees.where(jump, guess.z, image), held._replace(jumps=jumps, inner=guess.inner)
 
     return Problem(
         step=step, memory=memory, valid=_valid,

@@ -36,9 +36,8 @@ from jaxiter.solvers.anderson import anderson
 from jaxiter.solvers.halpern import halpern
 from jaxiter.stop import tolerance
 
-#: PDLP's restarts: of these, a new anchor where the gap fell to 0.2, Anderson's method and plain
-#: steps the fewest steps in the mean of ten games but for plain steps, which on the ten others need
-#: three times as many (`benchmarks/games.py`).
+#: PDLP's restarts. Beside guesses it is no matter: on twenty games a new anchor where the gap fell
+#: to 0.2, Anderson's method and plain steps need as many steps (`benchmarks/games.py`).
 RESTART = "adaptive"
 #: Games of at most so many strategies in all get guesses.
 DENSE = 512
@@ -73,7 +72,9 @@ def matrix_game(
 
         x <- P(x + t A y),    y <- P(y - t A' (2 x_new - x)),    t |C A C| < 1
 
-    on simplices, C the removal of a mean; the solver is Halpern's, reflected and restarted. With a
+    on simplices, C the removal of a mean; the solver is Halpern's, reflected and restarted. A game
+    of up to 512 strategies in all is also guessed at, every fifth step, by one interior-point step
+    and one of Newton's: then neither units nor ties of payoffs make the steps many. With a
     temperature the players maximise and minimise `x' A y + temperature (H(x) - H(y))`, H the
     entropy: the quantal response equilibrium `x = softmax(A y / temperature)`,
     `y = softmax(-A' x / temperature)`, which is unique, by the same steps in entropy and Anderson
@@ -99,7 +100,8 @@ def matrix_game(
     Reference: Chambolle and Pock, "A first-order primal-dual algorithm for convex problems with
     applications to imaging", J. Math. Imaging Vis. 40, 2011; Lu and Yang, "Restarted Halpern PDHG
     for linear programming", 2024; McKelvey and Palfrey, "Quantal response equilibria for normal
-    form games", Games Econ. Behav. 10, 1995.
+    form games", Games Econ. Behav. 10, 1995; Wright, "Primal-dual interior-point methods", SIAM,
+    1997.
 
     >>> import jax.numpy as jnp
     >>> out = matrix_game(jnp.array([[2.0, -1.0], [-1.0, 1.0]]))
