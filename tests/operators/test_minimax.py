@@ -12,6 +12,8 @@ from jaxiter import Status
 from jaxiter.operators import classify_minimax, minimax
 from jaxiter.stop import never
 
+CLASSIFY = jax.jit(classify_minimax, static_argnums=0)
+
 
 def quadratic(x, y, a, c, b):
     return a / 2 * x**2 + c * x * y + b / 2 * y**2
@@ -99,6 +101,27 @@ def test_flat_directions_of_y_answer_some_of_x():
     kinds = [classify_minimax(f, jnp.zeros(2), jnp.zeros(2), bend) for bend in (1.0, -1.0)]
     assert [kind.name for kind in kinds] == ["local_minimax", "strict_non_minimax"]
     np.testing.assert_allclose([kind.schur for kind in kinds], [1.09, -0.91], rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_what_is_left_for_x_in_any_units(unit):
+    """f is flat along y_1, which answers x_1; the rest by numpy."""
+    rng = np.random.default_rng(247)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    bend = turn @ np.diag([0.0, -1.0, -2.0]) @ turn.T
+    def f(x, y, own, cross, bend):
+        return x @ own @ x / 2 + x @ cross @ y + y @ bend @ y / 2
+
+    for _ in range(3):
+        own, cross = rng.normal(size=(2, 3, 3))
+        own = own + own.T
+        free = np.linalg.svd(cross @ turn[:, :1])[0][:, 1:]
+        left = free.T @ (own - cross @ np.linalg.pinv(bend, rcond=1e-9) @ cross.T) @ free
+        point = CLASSIFY(f, *(jnp.asarray(v, jnp.float32) for v in (
+            np.zeros(3), np.zeros(3), unit * own, unit * cross, unit * bend)))
+        least = np.linalg.eigvalsh(left)[0]
+        np.testing.assert_allclose(point.schur / unit, least, rtol=1e-3)
+        assert int(point.kind) == np.sign(least)
 
 
 def test_bad_input():

@@ -174,13 +174,15 @@ def classify_minimax(
     answered = turned * jnp.where(flat, 0, 1 / jnp.where(flat, 1, values))
     schur = a - product(answered, turned.T)
     reached = jnp.where(flat, turned, 0)
-    sizes, axes = jnp.linalg.eigh(product(reached, reached.T))
-    free = jnp.where(sizes <= zero**2, axes, 0)
+    # Not of its square, in which what is zero is hidden by rounding.
+    axes, sizes, _ = jnp.linalg.svd(reached)
+    free = jnp.where(jnp.pad(sizes, (0, m - sizes.size)) <= zero, axes, 0)
     taken = jnp.eye(m, dtype=z.dtype) - product(free, free.T)
     # Directions that y answers by a flat direction of its own count for nothing: they get a
     # curvature above all others.
     inner = product(free, product(product(free.T, product(schur, free)), free.T))
-    top = 1 + jnp.linalg.norm(schur)
+    top = jnp.linalg.norm(schur)
+    top = jnp.where(top > 0, top, 1)
     least = jnp.linalg.eigvalsh(inner + 2 * top * taken)[0]
     least = jnp.where(least > 1.5 * top, jnp.inf, least)
     ascent = values[-1]
