@@ -168,6 +168,15 @@ def test_cold_players_play_the_game_itself():
     np.testing.assert_allclose(out.value, value, atol=1e-2)
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3, 1.0])
+def test_who_has_no_choice_leaves_a_softmax_however_cold(temperature):
+    """Weights that are not played fall by a share of the temperature a step, or at once."""
+    payoff = random_game(3, 1, 4)
+    out = matrix_game(floats(payoff), temperature=jnp.float32(temperature))
+    assert out.converged and int(out.solve.steps) < 10
+    np.testing.assert_allclose(out.y, softmax(-payoff[0] / temperature), atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_the_front(temperature):

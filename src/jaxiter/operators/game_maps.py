@@ -124,10 +124,36 @@ def _responses(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
     return log_softmax(product(A, y) / temperature), log_softmax(-product(x, A) / temperature)
 
 
-def quantal_problem() -> Problem:
-    """The primal-dual map of logits, in entropy."""
+class Quantal(NamedTuple):
+    """What logits are off by, in payoffs; how often a guess took their place."""
 
-    def step(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
+    gap: jax.Array
+    jumps: jax.Array
+
+
+def quantal_problem(guesses: bool) -> Problem:
+    """The primal-dual map of logits, in entropy, with `guesses` of Newton's every so many steps.
+
+    Where it is cold, a strategy that is not played loses its weight by steps of `temperature /
+    max |A|` of it only; what is played already says how much it is.
+    """
+
+    def off(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
+        return jax.tree.map(jnp.subtract, _responses(z, A, temperature), z)
+
+    def worst(z: Pair, A: jax.Array, temperature: jax.Array) -> jax.Array:
+        parts = jax.tree.leaves(off(simplices.normalised(z), A, temperature))
+        return temperature * jnp.maximum(*(jnp.max(jnp.abs(part)) for part in parts))
+
+    def cache(z: Pair, held: Quantal, A: jax.Array, temperature: jax.Array) -> tuple:
+        z, A, temperature = stop_gradient((anchor(z, (z, A)), A, temperature))
+        missing, slope = jax.linearize(lambda z: off(z, A, temperature), z)
+        move = dense()(lambda v: trees.negative(slope(v)), missing).value
+        z = simplices.normalised(trees.add(z, move))
+        return z, worst(z, A, temperature)
+
+    def step(z: Pair, *rest: Any) -> tuple[Pair, Quantal]:
+        held, A, temperature = rest[-3:]
         p, q = z
         largest = _largest(stop_gradient(A))
         size = STEP / jnp.where(largest == 0, 1, largest)
@@ -135,16 +161,22 @@ def quantal_problem() -> Problem:
         shorter = 1 / (1 + size * temperature)
         new_p = log_softmax(shorter * (p + size * product(A, y)))
         ahead = 2 * jnp.exp(new_p) - x
-        return new_p, log_softmax(shorter * (q - size * product(ahead, A)))
-
-    def equations(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
-        return jax.tree.map(jnp.subtract, _responses(z, A, temperature), z)
-
-    def merit(z: Pair, image: Pair, A: jax.Array, temperature: jax.Array) -> jax.Array:
-        off = jax.tree.leaves(equations(simplices.normalised(z), A, temperature))
-        return temperature * jnp.maximum(*(jnp.max(jnp.abs(part)) for part in off))
+        image = new_p, log_softmax(shorter * (q - size * product(ahead, A)))
+        held = held._replace(gap=worst(*stop_gradient((z, A, temperature))))
+        if not guesses:
+            return image, held
+        guess, gap = rest[0]
+        # Logits that are off by more than 1 were no place to take a slope at.
+        jump = (gap < 0.5 * held.gap) & (gap < temperature)
+        jumps = held.jumps + jump.astype(jnp.int32)
+        return trees.where(jump, guess, image), held._replace(jumps=jumps)
 
     return Problem(
-        step=step, equations=equations, merit=merit, valid=_valid, retract=simplices.normalised,
-        scale=lambda z, image, A, temperature: jnp.maximum(_largest(A), temperature),
+        step=step, equations=lambda z, *rest: off(z, *rest[-2:]), valid=_valid,
+        memory=lambda z, A, temperature: Quantal(
+            jnp.full((), jnp.inf, A.dtype), jnp.int32(0)),
+        cache=cache if guesses else None, refresh=EVERY,
+        epoch=(lambda held: held.jumps) if guesses else None,
+        merit=lambda z, image, *rest: rest[-3].gap, hindsight=True, retract=simplices.normalised,
+        scale=lambda z, image, *rest: jnp.maximum(_largest(rest[-2]), rest[-1]),
         calls={"products": 2})

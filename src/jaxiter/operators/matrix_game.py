@@ -77,8 +77,8 @@ def matrix_game(
     and one of Newton's: then neither units nor ties of payoffs make the steps many. With a
     temperature the players maximise and minimise `x' A y + temperature (H(x) - H(y))`, H the
     entropy: the quantal response equilibrium `x = softmax(A y / temperature)`,
-    `y = softmax(-A' x / temperature)`, which is unique, by the same steps in entropy and Anderson
-    acceleration.
+    `y = softmax(-A' x / temperature)`, which is unique, by the same steps in entropy, Anderson
+    acceleration and guesses of Newton's. Below some hundredth of max |A| steps may be thousands.
 
     CONVERGED means an exploitability of at most `1e-5 max |A|` in float32, 1e-8 in float64, by
     the default rule; with a temperature, that no payoff differs by more from what the logits say.
@@ -174,7 +174,8 @@ def _quantal(
     A, z = _checked(A, start)
     tiny = jnp.finfo(A.dtype).tiny
     logits = simplices.normalised(simplices.log(jax.tree.map(lambda p: jnp.maximum(p, tiny), z)))
-    solve = _solved(quantal_problem(), logits, A, strong(temperature).astype(A.dtype),
-                    options=options, solver=anderson)
+    problem = quantal_problem(sum(A.shape) <= DENSE)
+    solve = _solved(problem, logits, A, strong(temperature).astype(A.dtype), options=options,
+                    solver=anderson)
     x, y = simplices.softmax(solve.value)
     return _result(A, x, y, solve, False)
