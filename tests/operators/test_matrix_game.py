@@ -173,7 +173,7 @@ def test_who_has_no_choice_leaves_a_softmax_however_cold(temperature):
     """Weights that are not played fall by a share of the temperature a step, or at once."""
     payoff = random_game(3, 1, 4)
     out = matrix_game(floats(payoff), temperature=jnp.float32(temperature))
-    assert out.converged and int(out.solve.steps) < 10
+    assert out.converged and int(out.solve.steps) < 30  # the first guess comes at the 25th
     np.testing.assert_allclose(out.y, softmax(-payoff[0] / temperature), atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from jax.nn import log_softmax
 
 from jaxiter import trees
 from jaxiter.linear import dense
-from jaxiter.numerics import anchor, product, stop_gradient
+from jaxiter.numerics import anchor, if_needed, product, stop_gradient
 from jaxiter.operators import simplices
 from jaxiter.operators.game_interior import Inner, centre, inner_step, settled
 from jaxiter.problem import Problem
@@ -20,8 +20,8 @@ Pair = tuple[jax.Array, jax.Array]
 STEP, MARGIN = 0.99, 1.02
 #: No step is longer than this many over the largest payoff: beyond it strategies drown in rounding.
 LONGEST = 50
-#: Steps between two guesses.
-EVERY = 5
+#: Steps between two guesses; of quantal responses, where most are in vain, fewer are made.
+EVERY, SELDOM = 5, 25
 
 
 def exploitability(A: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -38,12 +38,12 @@ def _valid(z: Pair, A: jax.Array, *rest: jax.Array) -> jax.Array:
 
 
 class Held(NamedTuple):
-    """The step; the exploitability of T(z); how often a guess took its place; where those are."""
+    """The step; the exploitability of T(z); how often a guess took its place; an `Inner`, or ()."""
 
     size: jax.Array
     gap: jax.Array
     jumps: jax.Array
-    inner: Inner | tuple
+    inner: Any
 
 
 class Guess(NamedTuple):
@@ -88,7 +88,8 @@ def sharp_problem(guesses: bool) -> Problem:
         move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
         # Near a vertex it still has no strategy of 0: no derivative would be right there.
         gap = jnp.where(settled(inner, held.inner), gap, jnp.inf)
-        return Guess(*better(judged(trees.add(z, move), A), (middle, gap)), inner)
+        z, gap = better(judged(trees.add(z, move), A), (middle, gap))
+        return Guess(z, gap, inner)
 
     def step(z: Pair, *rest: Any) -> tuple[Pair, Held]:
         held, A = rest[-2:]
@@ -145,12 +146,17 @@ def quantal_problem(guesses: bool) -> Problem:
         parts = jax.tree.leaves(off(simplices.normalised(z), A, temperature))
         return temperature * jnp.maximum(*(jnp.max(jnp.abs(part)) for part in parts))
 
-    def cache(z: Pair, held: Quantal, A: jax.Array, temperature: jax.Array) -> tuple:
-        z, A, temperature = stop_gradient((anchor(z, (z, A)), A, temperature))
+    def guess(z: Pair, A: jax.Array, temperature: jax.Array) -> tuple[Pair, jax.Array]:
         missing, slope = jax.linearize(lambda z: off(z, A, temperature), z)
         move = dense()(lambda v: trees.negative(slope(v)), missing).value
         z = simplices.normalised(trees.add(z, move))
         return z, worst(z, A, temperature)
+
+    def cache(z: Pair, held: Quantal, A: jax.Array, temperature: jax.Array) -> tuple:
+        z, A, temperature = stop_gradient((anchor(z, (z, A)), A, temperature))
+        # None at the start: where it is warm the solve ends before one is of use.
+        return if_needed(jnp.isfinite(held.gap), guess, (z, A, temperature), (z, A, held),
+                         (z, jnp.full_like(held.gap, jnp.inf)))
 
     def step(z: Pair, *rest: Any) -> tuple[Pair, Quantal]:
         held, A, temperature = rest[-3:]
@@ -165,17 +171,17 @@ def quantal_problem(guesses: bool) -> Problem:
         held = held._replace(gap=worst(*stop_gradient((z, A, temperature))))
         if not guesses:
             return image, held
-        guess, gap = rest[0]
+        there, gap = rest[0]
         # Logits that are off by more than 1 were no place to take a slope at.
         jump = (gap < 0.5 * held.gap) & (gap < temperature)
         jumps = held.jumps + jump.astype(jnp.int32)
-        return trees.where(jump, guess, image), held._replace(jumps=jumps)
+        return trees.where(jump, there, image), held._replace(jumps=jumps)
 
     return Problem(
         step=step, equations=lambda z, *rest: off(z, *rest[-2:]), valid=_valid,
         memory=lambda z, A, temperature: Quantal(
             jnp.full((), jnp.inf, A.dtype), jnp.int32(0)),
-        cache=cache if guesses else None, refresh=EVERY,
+        cache=cache if guesses else None, refresh=SELDOM,
         epoch=(lambda held: held.jumps) if guesses else None,
         merit=lambda z, image, *rest: rest[-3].gap, hindsight=True, retract=simplices.normalised,
         scale=lambda z, image, *rest: jnp.maximum(_largest(rest[-2]), rest[-1]),

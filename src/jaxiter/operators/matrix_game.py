@@ -39,8 +39,9 @@ from jaxiter.stop import tolerance
 #: PDLP's restarts. Beside guesses it is no matter: on twenty games a new anchor where the gap fell
 #: to 0.2, Anderson's method and plain steps need as many steps (`benchmarks/games.py`).
 RESTART = "adaptive"
-#: Games of at most so many strategies in all get guesses.
-DENSE = 512
+#: Games of at most so many strategies in all get guesses; with a temperature, where steps are of
+#: more use, at most so many.
+DENSE, DENSE_QUANTAL = 512, 256
 
 
 @reports
@@ -78,7 +79,8 @@ def matrix_game(
     temperature the players maximise and minimise `x' A y + temperature (H(x) - H(y))`, H the
     entropy: the quantal response equilibrium `x = softmax(A y / temperature)`,
     `y = softmax(-A' x / temperature)`, which is unique, by the same steps in entropy, Anderson
-    acceleration and guesses of Newton's. Below some hundredth of max |A| steps may be thousands.
+    acceleration and, up to 256 strategies, guesses of Newton's. Below some hundredth of max |A|
+    steps may be thousands.
 
     CONVERGED means an exploitability of at most `1e-5 max |A|` in float32, 1e-8 in float64, by
     the default rule; with a temperature, that no payoff differs by more from what the logits say.
@@ -174,7 +176,7 @@ def _quantal(
     A, z = _checked(A, start)
     tiny = jnp.finfo(A.dtype).tiny
     logits = simplices.normalised(simplices.log(jax.tree.map(lambda p: jnp.maximum(p, tiny), z)))
-    problem = quantal_problem(sum(A.shape) <= DENSE)
+    problem = quantal_problem(sum(A.shape) <= DENSE_QUANTAL)
     solve = _solved(problem, logits, A, strong(temperature).astype(A.dtype), options=options,
                     solver=anderson)
     x, y = simplices.softmax(solve.value)
