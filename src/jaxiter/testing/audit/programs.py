@@ -67,7 +67,7 @@ def kkt_errors(
     """The largest relative error `[count]` of rows, gradient and gap, beside their terms.
 
     digit: relative rounding of products. A gradient towards a bound counts as explained by it or
-    not, whichever says less.
+    not, whichever says less; one that is rounding, as none.
     """
     sides = np.isfinite(p.h)
     h = np.where(sides, p.h, 0)
@@ -82,6 +82,9 @@ def kkt_errors(
     room = np.where(np.isfinite(bound), np.abs(x - bound), np.inf)
     held = room * dual_unit[:, None] <= gap_unit[:, None]
     held |= room == 0
+    # What rounding of the terms of products may make of the gradient, and of the rows.
+    pulls = _spread((p.Q, x), (np.swapaxes(p.A, 1, 2), y), (np.swapaxes(p.G, 1, 2), z))
+    held &= np.abs(slope) > digit * sum(pulls)
     cost = np.where(held, slope, 0)
     bound = np.where(held, bound, 0)
     gap_unit += np.abs(cost * bound).sum(1)
@@ -92,12 +95,15 @@ def kkt_errors(
     primal_unit = np.stack([lengths(np.concatenate(pair, 1)) for pair in (
         (p.b, h), (equal, unequal))]).max(0)
     dual = np.concatenate([slope - cost, np.minimum(z, 0), np.where(sides, 0, z)], 1)
-    # What rounding of the terms of products may make of the errors.
-    noise = [sum(lengths(apply(np.abs(matrix), np.abs(v))) for matrix, v in pairs) for pairs in (
-        ((p.A, x), (p.G, x)), ((p.Q, x), (np.swapaxes(p.A, 1, 2), y), (np.swapaxes(p.G, 1, 2), z)))]
-    parts = ((lengths(primal) - digit * noise[0], primal_unit),
-             (lengths(dual) - digit * noise[1], dual_unit), (np.abs(gap), gap_unit))
+    noise = [digit * sum(map(lengths, terms)) for terms in (_spread((p.A, x), (p.G, x)), pulls)]
+    parts = ((lengths(primal) - noise[0], primal_unit), (lengths(dual) - noise[1], dual_unit),
+             (np.abs(gap), gap_unit))
     return np.stack([np.where(part <= 0, 0, part / unit) for part, unit in parts]).max(0)
+
+
+def _spread(*pairs: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """The sums of the sizes of all terms of products."""
+    return [apply(np.abs(matrix), np.abs(v)) for matrix, v in pairs]
 
 
 def proves(p: Program, ray: tuple, infeasible: np.ndarray, size: np.ndarray) -> np.ndarray:
