@@ -1,7 +1,7 @@
 """Games and sums of operators: steps, seconds, and what is left to win.
 
 Claims: Kuhn's poker to an exploitability of 1e-5 max |A| in at most 400 steps, random games of
-100 x 100 in a median of at most 600; the default of `matrix_game` chosen on ten games and reported
+100 x 100 each in at most 600; the default of `matrix_game` chosen on ten games and reported
 on ten others, beside HiGHS; on 20 turns of all speeds the last point's residual falls like
 1 / sqrt(k), with an anchor like 1 / k; variance-reduced Halpern has at most 1/20 of extragradient's
 residual after 1,000 epochs, and pays on least squares only beyond some n.
