@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy.fft import dct
 from scipy.optimize import minimize
 
@@ -101,6 +102,10 @@ def test_mirror_steps_minimise_over_the_distance_of_their_entropy():
 def test_mirror_steps_far_out():
     far = jnp.array([0.5, 0.5, 1.0])
     assert op.mirror_box(far, jnp.array([1e4, -1e4, 1e4]), 1.0).tolist() == [0, 1, 1]
+    outside = op.mirror_box(jnp.array([1.5, 0.5, -0.1]), jnp.ones(3), 1.0)
+    assert np.isnan(outside).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="lower must be below upper"):
+        op.mirror_box(far, far, 1.0, 1.0, 0.0)
     logits = op.mirror_simplex(jnp.zeros(2), jnp.array([0.0, 1e4]), 1.0)
     assert logits.tolist() == [0, -1e4]
     slope = jax.grad(lambda g: jnp.sum(op.mirror_box(far, g, 1.0)))(jnp.array([1e4, 0.0, -1e4]))

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxiter.known import known
 from jaxiter.operators.domain import positive, real
 
 PyTree = Any
@@ -54,7 +56,8 @@ def mirror_box(
       lower, upper: finite scalars, or arrays that broadcast with every leaf.
 
     Raises:
-      ValueError: a step that is not positive, where it is known; else NaN.
+      ValueError: a step that is not positive or a lower bound that is not below the upper one,
+        where they are known; else NaN, as entries outside the box are.
 
     Reference: Nemirovsky and Yudin, "Problem complexity and method efficiency in optimization",
     1983.
@@ -65,16 +68,24 @@ def mirror_box(
     """
     def leaf(x: jax.Array, g: jax.Array) -> jax.Array:
         low, high = jnp.asarray(lower, x.dtype), jnp.asarray(upper, x.dtype)
-        width = high - low
+        width = jnp.where((low < high) & (low <= x) & (x <= high), high - low, jnp.nan)
         p, q = (x - low) / width, (high - x) / width
         move = positive("step", step, x.dtype) * g
         factor = jnp.exp(-jnp.abs(move))
         up, down = (jnp.where(move > 0, *pair) for pair in ((p * factor, p), (q, q * factor)))
         # At a bound both may vanish.
         gone = up + down == 0
-        return low + width * jnp.where(gone, p, up / jnp.where(gone, 1, up + down))
+        out = low + width * jnp.where(gone, p, up / jnp.where(gone, 1, up + down))
+        # Rounding may lead out of the box.
+        return jnp.where(out > high, high, jnp.where(out < low, low, out))
 
+    known(_check_box, lower, upper)
     return jax.tree.map(leaf, real("mirror_box", x), gradient)
+
+
+def _check_box(lower: Any, upper: Any) -> None:
+    if not np.all(np.less(lower, upper)):
+        raise ValueError(f"lower must be below upper, got {lower} and {upper}.")
 
 
 def mirror_orthant(x: PyTree, gradient: PyTree, step: Any) -> PyTree:
