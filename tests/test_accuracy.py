@@ -152,7 +152,8 @@ def test_every_scale_has_an_estimate(name):
     error = np.linalg.norm(np.asarray(out.value, float) / sizes[:, None] - exact / sizes[:, None],
                            axis=1)
     assert np.all(out.converged)
-    assert np.all(error <= 3 * np.asarray(out.error, float) / sizes + 1e-6)
+    # A rounding of x = 10 is 1e-6, of which the map makes ten times as much.
+    assert np.all(error <= 3 * np.asarray(out.error, float) / sizes + 1e-5)
     if name == "picard":  # the Gram matrices of anderson leave the float range
         assert np.all(np.asarray(out.steps) == np.asarray(out.steps)[2])
 

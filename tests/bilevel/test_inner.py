@@ -35,7 +35,7 @@ def test_a_batch_of_problems_by_vmap_and_lanes_is_the_loop():
     def descent(y, x):
         return y - shrink * jax.grad(Selection.inner, 1)(x, y, B3.train)
 
-    stop = ji.tolerance(rtol=0, atol=1e-5)
+    stop = ji.tolerance(rtol=0, atol=3e-6)  # two solves differ by what they may be off
     options = {"stop": stop, "solver": ji.anderson(5), "adjoint": ji.implicit(cg())}
 
     def lanes(xs):
