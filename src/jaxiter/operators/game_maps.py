@@ -126,10 +126,11 @@ def _responses(z: Pair, A: jax.Array, temperature: jax.Array) -> Pair:
 
 
 class Quantal(NamedTuple):
-    """What logits are off by, in payoffs; how often a guess took their place."""
+    """What logits are off by, in payoffs; how often a guess took their place; steps so far."""
 
     gap: jax.Array
     jumps: jax.Array
+    steps: jax.Array
 
 
 def quantal_problem(guesses: bool) -> Problem:
@@ -154,8 +155,8 @@ def quantal_problem(guesses: bool) -> Problem:
 
     def cache(z: Pair, held: Quantal, A: jax.Array, temperature: jax.Array) -> tuple:
         z, A, temperature = stop_gradient((anchor(z, (z, A)), A, temperature))
-        # None at the start: where it is warm the solve ends before one is of use.
-        return if_needed(jnp.isfinite(held.gap), guess, (z, A, temperature), (z, A, held),
+        # None at first: where it is warm the solve ends before one is of use.
+        return if_needed(held.steps >= SELDOM, guess, (z, A, temperature), (z, A, held),
                          (z, jnp.full_like(held.gap, jnp.inf)))
 
     def step(z: Pair, *rest: Any) -> tuple[Pair, Quantal]:
@@ -168,7 +169,8 @@ def quantal_problem(guesses: bool) -> Problem:
         new_p = log_softmax(shorter * (p + size * product(A, y)))
         ahead = 2 * jnp.exp(new_p) - x
         image = new_p, log_softmax(shorter * (q - size * product(ahead, A)))
-        held = held._replace(gap=worst(*stop_gradient((z, A, temperature))))
+        held = held._replace(
+            gap=worst(*stop_gradient((z, A, temperature))), steps=held.steps + 1)
         if not guesses:
             return image, held
         there, gap = rest[0]
@@ -180,7 +182,7 @@ def quantal_problem(guesses: bool) -> Problem:
     return Problem(
         step=step, equations=lambda z, *rest: off(z, *rest[-2:]), valid=_valid,
         memory=lambda z, A, temperature: Quantal(
-            jnp.full((), jnp.inf, A.dtype), jnp.int32(0)),
+            jnp.full((), jnp.inf, A.dtype), jnp.int32(0), jnp.int32(0)),
         cache=cache if guesses else None, refresh=SELDOM,
         epoch=(lambda held: held.jumps) if guesses else None,
         merit=lambda z, image, *rest: rest[-3].gap, hindsight=True, retract=simplices.normalised,
