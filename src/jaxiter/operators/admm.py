@@ -1,6 +1,5 @@
 """The alternating direction method of multipliers, with a penalty that balances itself."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ from jaxiter.splitting import Splitting
 
 PyTree = Any
 
-#: The penalty may move every so many steps, at once where it is far off, and no more after so many,
-#: nor more often than that: else nothing converges.
+#: The penalty may move every so many steps, at once where it is far too large, and no more after so
+#: many, nor more often than that: else nothing converges.
 EVERY, FREEZE = 10, 100
 #: It moves when one residual is so many times the other, each beside its own scale, at most by
 #: so much at a time.
@@ -89,9 +88,9 @@ def admm(
         `matvec(x, *args)` alone. Default: A = I, B = -I, which is `x = w`.
       c: like A x; default 0. May be a function of args.
       penalty: positive scalar. Default: 1 at first, and every 10 steps, or at once where it is far
-        off, until step 100, so much that the primal and the dual residual are alike beside their
-        scales; until they are the merit is infinite. Proximal maps that keep a factorisation want
-        one that stays.
+        too large (then the merit is infinite), until step 100, so much that the primal and the dual
+        residual are alike beside their scales; proximal maps that keep a factorisation want one
+        that stays.
 
     Returns:
       A `Splitting`. T is nonexpansive, averaged with 1, in the length of (B w, u).
@@ -145,8 +144,8 @@ def admm(
 
     def merit(s: tuple, image: tuple, m: Penalty, *args: PyTree) -> jax.Array:
         length = trees.norm(balanced(trees.subtract(image, s), m, args))
-        # Under a penalty that is about to move all moves may be short, and prove nothing.
-        return jnp.where(_moves(m), jnp.inf, length)
+        # Under a penalty that is far too large all moves are short, and prove nothing.
+        return jnp.where(_hurries(m), jnp.inf, length)
 
     def scale(s: tuple, image: tuple, m: Penalty, *args: PyTree) -> jax.Array:
         return jnp.maximum(*(trees.norm(balanced(point, m, args)) for point in (s, image)))
@@ -169,15 +168,19 @@ def admm(
 
 def _moved(m: Penalty) -> Penalty:
     """The memory with the penalty that this step takes."""
-    hurry = jnp.abs(jnp.log(m.factor)) >= 0.99 * math.log(FARTHEST)
-    due = _moves(m) & (hurry | (m.steps % EVERY == 0))
+    due = _hurries(m) | (_moves(m) & (m.steps % EVERY == 0))
     return m._replace(now=jnp.where(due, m.now * m.factor, m.now),
                       epoch=m.epoch + due.astype(jnp.int32))
 
 
 def _moves(m: Penalty) -> jax.Array:
     """Whether the penalty is off, and free to move."""
-    return (m.factor != 1) & (m.steps <= FREEZE) & (m.epoch < FREEZE // EVERY)
+    return (m.factor != 1) & (m.steps > 0) & (m.steps <= FREEZE) & (m.epoch < FREEZE // EVERY)
+
+
+def _hurries(m: Penalty) -> jax.Array:
+    """Whether it is far too large. One that seems far too small may be right: w is 0, and stays."""
+    return _moves(m) & (m.factor <= 1.01 / FARTHEST)
 
 
 def _factor(primal: PyTree, dual: PyTree, sides: tuple, u: PyTree) -> jax.Array:
