@@ -1,7 +1,6 @@
 """Small numbers that travel together: through a while loop, and out of a compiled program."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -121,7 +120,7 @@ def _unpacked(layout: tuple, words: Any, rest: list) -> PyTree:
     return jax.tree.unflatten(structure, leaves)
 
 
-_at_once = partial(jax.jit, static_argnums=0)(_unpacked)
+_at_once = jax.jit(_unpacked, static_argnums=0)
 
 
 def _is_word(leaf: jax.Array) -> bool:

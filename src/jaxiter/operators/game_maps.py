@@ -1,5 +1,6 @@
 """The maps whose fixed points are equilibria of matrix games, sharp and of bounded rationality."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,12 @@ class Guess(NamedTuple):
     inner: Inner
 
 
+def _newton(off: Callable, z: Pair) -> Pair:
+    """Where one step of Newton's method for `off(z) = 0` leads."""
+    missing, slope = jax.linearize(off, z)
+    return trees.add(z, dense()(lambda v: trees.negative(slope(v)), missing).value)
+
+
 def sharp_problem(guesses: bool) -> Problem:
     """The primal-dual map of strategies, with `guesses` every so many steps.
 
@@ -84,11 +91,10 @@ def sharp_problem(guesses: bool) -> Problem:
         middle, gap = judged((inner.x, inner.y), A)
         z, _ = better(judged(z, A), (middle, gap))
         # T is affine while no strategy enters or leaves: from there one step is exact.
-        image, slope = jax.linearize(lambda z: primal_dual(z, held.size, A), z)
-        move = dense()(lambda v: trees.subtract(v, slope(v)), trees.subtract(image, z)).value
+        there = _newton(lambda z: trees.subtract(primal_dual(z, held.size, A), z), z)
         # Near a vertex it still has no strategy of 0: no derivative would be right there.
         gap = jnp.where(settled(inner, held.inner), gap, jnp.inf)
-        z, gap = better(judged(trees.add(z, move), A), (middle, gap))
+        z, gap = better(judged(there, A), (middle, gap))
         return Guess(z, gap, inner)
 
     def step(z: Pair, *rest: Any) -> tuple[Pair, Held]:
@@ -148,9 +154,7 @@ def quantal_problem(guesses: bool) -> Problem:
         return temperature * jnp.maximum(*(jnp.max(jnp.abs(part)) for part in parts))
 
     def guess(z: Pair, A: jax.Array, temperature: jax.Array) -> tuple[Pair, jax.Array]:
-        missing, slope = jax.linearize(lambda z: off(z, A, temperature), z)
-        move = dense()(lambda v: trees.negative(slope(v)), missing).value
-        z = simplices.normalised(trees.add(z, move))
+        z = simplices.normalised(_newton(lambda z: off(z, A, temperature), z))
         return z, worst(z, A, temperature)
 
     def cache(z: Pair, held: Quantal, A: jax.Array, temperature: jax.Array) -> tuple:
