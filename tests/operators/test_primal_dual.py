@@ -71,10 +71,46 @@ def test_a_linear_program_and_its_multipliers():
         lambda v, t, a, b, c: b,
         (lambda x, a, b, c: jnp.matmul(a, x), lambda y, a, b, c: jnp.matmul(y, a)))
     out = jax.jit(lambda *data: ji.solve_splitting(
-        split, jnp.zeros(12, jnp.float32), *data, solver=ji.anderson(), max_steps=5000))(
-            *floats(a, a @ x, c)).check()
+        split, jnp.zeros(12, jnp.float32), *data, solver=ji.anderson(), max_steps=5000,
+        stop=ji.tolerance(rtol=1e-6)))(*floats(a, a @ x, c)).check()
     np.testing.assert_allclose(c @ np.asarray(out.value), expected.fun, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(out.dual, -expected.eqlin.marginals, atol=2e-3)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_units_of_an_objective_do_not_matter(smooth):
+    """c (|x - b|^2 / 2 + |D x|_1 / 2), c from 1e-6 to 1e6; the dual is c times that of c = 1."""
+    x, y = total_variation(SIGNAL, 0.5)
+    split = primal_dual(
+        (lambda v, t, b, c: v) if smooth else (lambda v, t, b, c: (v + t * c * b) / (1 + t * c)),
+        lambda v, t, b, c: prox_l1(v, t, 0.5 * c), WAYS["function"],
+        gradient=(lambda x, b, c: c * (x - b)) if smooth else None)
+    units = np.array([1e-6, 1e-3, 1.0, 1e3, 1e6])
+
+    @jax.jit
+    @jax.vmap
+    def run(unit):
+        out = ji.solve_splitting(split, jnp.zeros(15, jnp.float32), *floats(SIGNAL), unit)
+        return out.value, out.dual, out.status, out.solve.steps
+
+    value, dual, status, steps = run(*floats(units))
+    assert np.all(status == Status.CONVERGED) and np.all(steps <= 250), steps
+    np.testing.assert_allclose(value, np.tile(x, (5, 1)), atol=1e-3)
+    np.testing.assert_allclose(dual / units[:, None], np.tile(y, (5, 1)), atol=2e-3)
+
+
+def test_an_answer_of_zero_and_a_dual_that_rests():
+    """A lasso whose weight is too large; bounds on differences that hold by themselves."""
+    a, b, lam = lasso(2, 20, 15)
+    zero = primal_dual(lambda v, t, *_: prox_l1(v, t, 20 * lam), near, jnp.asarray(
+        a, jnp.float32))
+    idle = primal_dual(near, lambda v, t, *_: prox_box(v, t, -1e3, 1e3), WAYS["function"])
+    out = ji.solve_splitting(zero, jnp.zeros(15, jnp.float32), *floats(b)).check()
+    assert np.all(np.asarray(out.value) == 0)
+    np.testing.assert_allclose(out.dual, -b, rtol=1e-4, atol=1e-5)
+    out = ji.solve_splitting(idle, jnp.zeros(15, jnp.float32), *floats(SIGNAL)).check()
+    np.testing.assert_allclose(out.value, SIGNAL, rtol=1e-4)
+    assert np.all(np.asarray(out.dual) == 0)
 
 
 def lasso(seed=0, m=100, n=200):

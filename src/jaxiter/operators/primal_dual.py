@@ -1,7 +1,7 @@
 """Primal-dual hybrid gradient: proximal maps on both sides of a linear map, with a gradient."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxiter import trees
 from jaxiter.known import check_positive, known
 from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.operators.linear_map import LinearMap, is_pair, is_sparse, linear_map
+from jaxiter.operators.primal_dual_steps import Steps, balanced, longest, merit, scale
 from jaxiter.operators.steps import MARGIN, step_by_curvature
 from jaxiter.problem import Problem
 from jaxiter.spectral import operator_norm
@@ -18,18 +19,8 @@ from jaxiter.splitting import Splitting
 
 PyTree = Any
 
-#: The default steps stay so far within their bound.
-SHARE = 0.99
 #: Products with K that a check of given steps may take.
 LOOK = 20
-
-
-class Steps(NamedTuple):
-    """The steps of both sides."""
-
-    tau: jax.Array
-    sigma: jax.Array
-
 
 def products(operator: LinearMap, like: PyTree, args: tuple) -> tuple[Callable, Callable]:
     """The products with K and its adjoint; functions take args, matrices do not."""
@@ -52,23 +43,24 @@ def primal_dual(
 
     Without a gradient Chambolle and Pock's method, with one Condat and Vu's. The map is averaged in
     the metric M = [[1 / tau, -K^H], [-K, 1 / sigma]], not in the Euclidean one; the governing point
-    is (x, sqrt(tau / sigma) y), whose Euclidean norm is that of M's diagonal up to a factor:
-    solvers and tolerances see both sides in one unit. The ratio of the steps can matter a
-    thousandfold, and default ones do not know the units of the objective: where the dual is large
-    beside x take tau shorter, sigma follows; where L is far from |K| try sigma = L / |K|^2.
+    is (x, sqrt(tau / sigma) y) with the first steps, whose Euclidean norm is that of M's diagonal
+    up to a factor: solvers and tolerances see both sides in one unit.
 
     Args:
       prox_g, prox_h: `prox(v, step, *args)`; that of h* follows by Moreau's identity.
       operator: K, a matrix (dense, BCOO or BCSR), a pair `(matvec(x, *args), rmatvec(y, *args))`,
         or `matvec(x, *args)` alone.
       gradient: `gradient(x, *args)` of f, L-Lipschitz; None: no f.
-      tau, sigma: positive scalars. Default: |K| by power iteration with a margin, and L by one on
-        the Hessian at x0; sigma = 0.99 / |K|, or whatever a given tau leaves, and the longest tau
-        with 1 / tau - sigma |K|^2 >= L.
+      tau, sigma: positive scalars; one of them gives the other, the longest with
+        1 / tau - sigma |K|^2 >= L, by power iterations on K, with a margin, and on the Hessian at
+        x0. Default: sigma = 1 / |K| at first, or L / |K|^2 where that is longer; after 5, 10, 20,
+        ... steps so much that both sides go equally far. The ratio of the steps can matter a
+        thousandfold, and the right one is that of the units of y and x.
 
     Returns:
       A `Splitting` of x and the dual y; averaged in M with 1 / 2 without a gradient, 2 / 3 for
-      default steps with one. Its problem keeps both steps as memory.
+      default steps with one. Its problem keeps both steps as memory; default ones measure in the
+        metric of now.
 
     Raises:
       ValueError: steps that are not positive, or tau sigma |K|^2 >= 1 for a matrix, where they are
@@ -103,24 +95,24 @@ def primal_dual(
         first, second = (
             None if step is None else jnp.asarray(step, kind) for step in (tau, sigma))
         if first is not None and second is not None:
-            return Steps(first, second)
+            return Steps(first, second, jnp.sqrt(second / first))
         curvature = jnp.zeros((), kind) if gradient is None else 1 / step_by_curvature(
             gradient, x, args)
         gain = MARGIN * map_norm(x, args).astype(kind)
-        return _missing(first, second, jnp.where(gain == 0, 1, gain), curvature)
+        return longest(first, second, jnp.where(gain == 0, 1, gain), curvature, s)
 
     def step(s: tuple, m: Steps, *args: PyTree) -> tuple[tuple, Steps]:
         x, scaled = s
         forward, adjoint = products(operator, x, args)
-        unit = jnp.sqrt(m.sigma / m.tau)
-        y = trees.scale(unit, scaled)
+        y = trees.scale(m.unit, scaled)
         slope = adjoint(y)
         if gradient is not None:
             slope = trees.add(slope, gradient(x, *args))
         new = prox_g(trees.axpy(-m.tau, slope, x), m.tau, *args)
         ahead = trees.axpy(m.sigma, forward(jax.tree.map(lambda a, b: 2 * a - b, new, x)), y)
         inner = prox_h(trees.scale(1 / m.sigma, ahead), 1 / m.sigma, *args)
-        return (new, trees.scale(1 / unit, trees.axpy(-m.sigma, inner, ahead))), m
+        dual = trees.axpy(-m.sigma, inner, ahead)
+        return (new, trees.scale(1 / m.unit, dual)), balanced(m, *stop_gradient((new, dual)))
 
     def valid(s: tuple, *args: PyTree) -> jax.Array:
         fine = jnp.bool_(True)
@@ -135,21 +127,13 @@ def primal_dual(
         return x0, trees.zeros_like(jax.eval_shape(products(operator, x0, args)[0], x0))
 
     def extract(s: tuple, m: Steps, *args: PyTree) -> tuple[PyTree, PyTree]:
-        return s[0], trees.scale(jnp.sqrt(m.sigma / m.tau), s[1])
+        return s[0], trees.scale(m.unit, s[1])
 
     averaged = 0.5 if gradient is None else None if given else 2 / 3
-    return Splitting(Problem(step=step, memory=memory, valid=valid if given else None),
-                     start=start, extract=extract, averaged=averaged)
-
-
-def _missing(tau: Any, sigma: Any, gain: jax.Array, curvature: jax.Array) -> Steps:
-    """The step that was not given by the one that was; both by |K| where none was."""
-    if tau is not None:
-        # A tau above 1 / L leaves nothing: NaN, which the solve reports as NONFINITE.
-        left = SHARE / tau - curvature
-        return Steps(tau, jnp.where(left > 0, left, jnp.nan) / gain**2)
-    sigma = SHARE / gain if sigma is None else sigma
-    return Steps(SHARE / (curvature + sigma * gain**2), sigma)
+    problem = Problem(step=step, memory=memory, valid=valid if given else None)
+    if not given:
+        problem = problem._replace(merit=merit, scale=scale, epoch=lambda m: m.travel.epoch)
+    return Splitting(problem, start=start, extract=extract, averaged=averaged)
 
 
 def _check_product(tau: Any, sigma: Any, operator: Any) -> None:

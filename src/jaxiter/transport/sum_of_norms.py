@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.numerics import product
-from jaxiter.operators.primal_dual import SHARE, primal_dual
+from jaxiter.operators.primal_dual import primal_dual
+from jaxiter.operators.primal_dual_steps import SHARE
 from jaxiter.operators.projections import projection_simplex
 from jaxiter.operators.prox_norms import prox_l2
 from jaxiter.problem import as_problem

@@ -204,9 +204,10 @@ def _solve(front: str, p: Inclusion, key: jax.Array) -> tuple:
         out = solve_splitting(_splitting(front), z0, p, **most)
         memory = out.solve.state.answer.memory
         step = 1 / memory.now if front == "admm" else step
-        if front == "primal_dual":
-            step, dual, sigma = memory.tau, out.dual, memory.sigma
         z0 = out.solve.value
+        if front == "primal_dual":  # its point in the metric of now
+            step, dual, sigma = memory.tau, out.dual, memory.sigma
+            z0 = z0[0], dual * jnp.sqrt(step / sigma)
         if front == "admm":  # its point in units of the penalty of now
             z0 = z0[0], z0[1] * (memory.first / memory.now)
     size = jnp.maximum(trees.norm(out.value), trees.norm(z0))
@@ -276,7 +277,7 @@ def audit_inclusion(seed: int, count: int, front: str, kind: str = "regular") ->
     silent, lost = wrong_gradients(slope, exact, calm, 1e-3)
     none = np.abs(exact).max(1) == 0
     silent = np.where(none, np.abs(slope).max(1) > 1e-3 * step[:, 0], silent) & calm
-    certain = front not in SLOW and (kind == "regular" or kind == "scaled" and front != UNBALANCED)
+    certain = front not in SLOW and kind in ("regular", "scaled")
     unsolved = ~good & certain
     return verdict(f"{front}, {kind}", status, false, silent=silent, lost=lost, unsolved=unsolved)
 
