@@ -19,6 +19,7 @@ from jaxiter.problem import (
     build_cache,
     evaluate,
     image_and_residual,
+    measured,
     root_equations,
 )
 from jaxiter.solution import Solution, Status
@@ -48,14 +49,15 @@ def adjoint_report(
     >>> float(report.residual) < 1e-5
     True
     """
-    equations = root_equations(as_problem(problem), has_aux)
+    problem = as_problem(problem)
+    equations, memory = root_equations(problem, has_aux), solution.state.answer.memory
     x = lax.stop_gradient(solution.value)
     if cotangent is None:
         cotangent = trees.probe_like(x)
-    memory = solution.state.answer.memory
+    x, into, back = measured(problem, x, memory, args)
     return linear_report(
-        lambda x, *args: equations(x, memory, *args), x, args,
-        bicgstab() if solve is None else solve, cotangent)
+        lambda x, *args: into(equations(back(x), memory, *args)), x, args,
+        bicgstab() if solve is None else solve, back(cotangent))
 
 
 class Diagnosis(NamedTuple):

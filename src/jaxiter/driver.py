@@ -21,6 +21,7 @@ from jaxiter.problem import (
     build_cache,
     evaluate,
     image_and_residual,
+    measured,
     root_equations,
 )
 from jaxiter.reuse import reused
@@ -189,8 +190,9 @@ def attached(
         refuse_series(adjoint, "this problem")
     memory = stop_gradient(memory)
     equations = root_equations(method.problem, method.has_aux)
+    x, into, back = measured(method.problem, solution.value, memory, restore(arrays))
 
     def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
-        return equations(x, memory, *restore(arrays))
+        return into(equations(back(x), memory, *restore(arrays)))
 
-    return adjoint.attach(rooted, solution.value, arrays, solution.status)
+    return back(adjoint.attach(rooted, x, arrays, solution.status))

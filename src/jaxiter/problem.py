@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import known
@@ -56,6 +57,9 @@ class Problem(NamedTuple):
         `Solution.calls`.
       hindsight: whether merit, scale, floor and certify get the memory as the evaluation at x
         left it, and not as it found it: for a step that learns there what x is worth.
+      units: `units(x, *args) -> tree of positive scalars`, of the structure of x or of its first
+        levels: in what its parts are measured, where that is not 1. The adjoint solves its linear
+        system in them.
     """
 
     step: Callable | None = None
@@ -74,6 +78,7 @@ class Problem(NamedTuple):
     epoch: Callable | None = None
     calls: Callable | PyTree | None = None
     hindsight: bool = False
+    units: Callable | None = None
 
 
 class Measure(NamedTuple):
@@ -245,6 +250,27 @@ def measure(
     code = Status.RUNNING if problem.certify is None else problem.certify(x, output, *rest)
     return Measure(
         residual_norm, image_norm, merit, scale, floor, jnp.asarray(code, jnp.int32))
+
+
+def measured(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> tuple:
+    """x in the problem's units, and what turns points and residuals in them back and forth.
+
+    By powers of two, so that nothing is rounded: `(x, into, back)`.
+    """
+    if problem.units is None:
+        return x, lambda tree: tree, lambda tree: tree
+    cache = build_cache(problem, x, memory, args)
+    units = lax.stop_gradient(problem.units(x, *extras(problem, cache, memory), *args))
+    units = jax.tree.map(lambda unit: jnp.ldexp(
+        jnp.ones_like(unit), jnp.round(jnp.log2(unit)).astype(jnp.int32)), units)
+
+    def back(tree: PyTree) -> PyTree:
+        return jax.tree.map(trees.scale, units, tree)
+
+    def into(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda unit, part: trees.scale(1 / unit, part), units, tree)
+
+    return into(x), into, back
 
 
 def root_equations(problem: Problem, has_aux: bool = False) -> Callable:

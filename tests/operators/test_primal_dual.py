@@ -87,16 +87,22 @@ def test_the_units_of_an_objective_do_not_matter(smooth):
         gradient=(lambda x, b, c: c * (x - b)) if smooth else None)
     units = np.array([1e-6, 1e-3, 1.0, 1e3, 1e6])
 
-    @jax.jit
-    @jax.vmap
-    def run(unit):
-        out = ji.solve_splitting(split, jnp.zeros(15, jnp.float32), *floats(SIGNAL), unit)
-        return out.value, out.dual, out.status, out.solve.steps
+    weights = np.random.default_rng(3).normal(size=15)
 
-    value, dual, status, steps = run(*floats(units))
+    def weighted(b, unit):
+        out = ji.solve_splitting(split, jnp.zeros(15, jnp.float32), b, unit)
+        return jnp.sum(jnp.asarray(weights, jnp.float32) * out.value), (
+            out.value, out.dual, out.status, out.solve.steps)
+
+    slope, (value, dual, status, steps) = jax.jit(jax.vmap(
+        jax.grad(weighted, has_aux=True), (None, 0)))(*floats(SIGNAL, units))
     assert np.all(status == Status.CONVERGED) and np.all(steps <= 250), steps
     np.testing.assert_allclose(value, np.tile(x, (5, 1)), atol=1e-3)
     np.testing.assert_allclose(dual / units[:, None], np.tile(y, (5, 1)), atol=2e-3)
+    # Where x is constant, each entry of b moves the mean.
+    group = np.cumsum(np.append(0, np.abs(np.diff(x)) > 1e-6))
+    means = np.bincount(group, weights) / np.bincount(group)
+    np.testing.assert_allclose(slope, np.tile(means[group], (5, 1)), atol=1e-4)
 
 
 def test_an_answer_of_zero_and_a_dual_that_rests():

@@ -157,11 +157,14 @@ def admm(
     def valid(s: tuple, *args: PyTree) -> jax.Array:
         return jnp.asarray(penalty) > 0
 
+    def units(s: tuple, m: Penalty, *args: PyTree) -> tuple:
+        return jnp.ones_like(m.now), m.now / m.first
+
     def extract(s: tuple, m: Penalty, *args: PyTree) -> tuple[PyTree, PyTree]:
         return begin(s, m, args)[0], trees.scale(m.first, s[1])
 
     return Splitting(
-        Problem(step=step, memory=memory, merit=merit, scale=scale, hindsight=True,
+        Problem(step=step, memory=memory, merit=merit, scale=scale, units=units, hindsight=True,
                 epoch=lambda m: m.epoch, valid=None if penalty is None else valid),
         start=lambda x0, *args: given.start(x0, args), extract=extract, averaged=1.0)
 

@@ -11,7 +11,7 @@ from jaxiter import trees
 from jaxiter.known import check_positive, known
 from jaxiter.numerics import stop_gradient, typed_by
 from jaxiter.operators.linear_map import LinearMap, is_pair, is_sparse, linear_map
-from jaxiter.operators.primal_dual_steps import Steps, balanced, longest, merit, scale
+from jaxiter.operators.primal_dual_steps import Steps, balanced, longest, merit, scale, units
 from jaxiter.operators.steps import MARGIN, step_by_curvature
 from jaxiter.problem import Problem
 from jaxiter.spectral import operator_norm
@@ -132,7 +132,8 @@ def primal_dual(
     averaged = 0.5 if gradient is None else None if given else 2 / 3
     problem = Problem(step=step, memory=memory, valid=valid if given else None)
     if not given:
-        problem = problem._replace(merit=merit, scale=scale, epoch=lambda m: m.travel.epoch)
+        problem = problem._replace(
+            merit=merit, scale=scale, units=units, epoch=lambda m: m.travel.epoch)
     return Splitting(problem, start=start, extract=extract, averaged=averaged)
 
 

@@ -129,3 +129,8 @@ def scale(s: tuple, image: tuple, m: Steps, *args: PyTree) -> jax.Array:
     sides = [jnp.maximum(*both) for both in zip(_lengths(s, m), _lengths(image, m), strict=True)]
     shorter, longer = jnp.minimum(*sides), jnp.maximum(*sides)
     return jnp.clip(BESIDE * shorter, longer / BESIDE, longer)
+
+
+def units(s: tuple, m: Steps, *args: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Those in which both sides are of one size under the steps of now."""
+    return jnp.ones_like(m.unit), jnp.sqrt(m.sigma / m.tau) / m.unit

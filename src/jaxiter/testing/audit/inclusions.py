@@ -39,11 +39,9 @@ from jaxiter.testing.audit.verdict import (
 
 #: Methods of `variational_inequality` that take a resolvent.
 METHODS = ("extragradient", "past", "reflected", "optimistic", "forward_reflected", "anchored")
-#: Fronts that want a symmetric M; those that need not arrive in so few steps, and one whose
-#: steps are balanced where M and K are of one size.
+#: Fronts that want a symmetric M, and those that need not arrive in so few steps.
 SYMMETRIC = ("proximal_gradient", "davis_yin", "primal_dual", "admm", "projective_splitting")
 SLOW = ("projective_splitting", "finite_sum_inclusion single", "finite_sum_inclusion nested")
-UNBALANCED = "primal_dual"
 FRONTS = (*(f"variational_inequality {method}" for method in METHODS), "minimax", "tseng",
           *SYMMETRIC, *SLOW[1:])
 KINDS = ("regular", "scaled", "turning", "odd")
