@@ -41,12 +41,14 @@ class Process(NamedTuple):
         measured exactly. Without one a run never says CONVERGED.
       calls: what one step costs in calls of the user's oracles, as in `Problem`: a tree of
         integers, or `calls(state, key, *args)`, of what the step gets.
+      scale: `scale(state, *args) -> scalar`, what rtol multiplies; default: the state's norm.
     """
 
     init: Callable
     step: Callable
     merit: Callable | None = None
     calls: Callable | PyTree | None = None
+    scale: Callable | None = None
 
 
 class Batches(eqx.Module):
@@ -135,16 +137,12 @@ def _start(
 
 def _spent(process: Process, state: PyTree, key: jax.Array, args: tuple) -> PyTree:
     """Oracle calls of one step, int32."""
-    spent = process.calls
-    spent = spent(state, key, *args) if callable(spent) else spent
+    spent = process.calls(state, key, *args) if callable(process.calls) else process.calls
     return jax.tree.map(lambda count: jnp.asarray(count, jnp.int32), spent)
 
 
 def as_problem(process: Process, restore: Callable, stride: int = 1) -> Problem:
-    """The process as a problem of its floating-point leaves; its first argument is a `Moving`.
-
-    One evaluation of the problem is `stride` steps.
-    """
+    """`stride` steps as one evaluation of its floating-point leaves and of a `Moving`, an arg."""
 
     def state_of(point: PyTree, moving: Moving) -> PyTree:
         return eqx.combine(point, moving.after)
@@ -169,14 +167,15 @@ def as_problem(process: Process, restore: Callable, stride: int = 1) -> Problem:
         point, rest = _split(new)
         return point, Moving(moving.key, moving.count + stride, moving.after, rest, spent)
 
-    def merit(point: PyTree, image: PyTree, moving: Moving, start: Moving, *args: PyTree) -> Any:
-        del image, start
-        # Infinite without one: then no tolerance is ever met, and no norm is taken.
-        return jnp.inf if process.merit is None else process.merit(state_of(point, moving), *args)
+    def of_state(measure: Callable | None) -> Callable | None:
+        return measure and (lambda point, image, moving, start, *args: measure(
+            state_of(point, moving), *args))
 
+    # Without a merit none is ever met, and no norm is taken.
     return Problem(
-        step=step, merit=merit, memory=lambda point, start, *args: start,
-        scale=0.0 if process.merit is None else None,  # no norm is taken where none is needed
+        step=step, memory=lambda point, start, *args: start,
+        merit=of_state(process.merit) or (lambda *points: jnp.inf),
+        scale=0.0 if process.merit is None else of_state(process.scale),
         floor=0.0)  # how well a merit can be resolved only its process knows
 
 

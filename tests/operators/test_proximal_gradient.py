@@ -108,6 +108,18 @@ def test_a_step_that_is_short_where_it_starts_grows(f, start, end):
     assert out.solve.steps < 300
 
 
+@pytest.mark.parametrize("push", [1.0, 1e4])
+def test_a_gradient_that_a_bound_holds_says_nothing_of_the_others(push):
+    """The first entry is held at 0 by a gradient of `push`; the others have little curvature."""
+    bend, aim = jnp.asarray([1, 0.02, 0.02], jnp.float32), jnp.asarray([-push, 1, 1], jnp.float32)
+    for options in ({}, {"solver": ji.picard()}):
+        out = jax.jit(lambda x0, options=options: proximal_gradient(
+            lambda x: 0.5 * jnp.sum(bend * (x - aim) ** 2),
+            lambda v, step: prox_box(v, step, lower=0.0), x0, **options))(
+                jnp.zeros(3, jnp.float32)).check()
+        np.testing.assert_allclose(out.value, [0, 1, 1], atol=2e-2)
+
+
 def test_where_the_gradient_is_never_finite_it_says_so():
     """A root outside its domain."""
     out = jax.jit(lambda x0: proximal_gradient(

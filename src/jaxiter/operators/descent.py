@@ -11,6 +11,7 @@ from jaxiter import trees
 from jaxiter.known import check_positive
 from jaxiter.line_search import barzilai_borwein
 from jaxiter.numerics import machine_epsilon, stop_gradient, typed_by
+from jaxiter.operators.steps import beside, on_moving
 from jaxiter.problem import Problem
 from jaxiter.splitting import Splitting
 
@@ -34,8 +35,8 @@ class Course(NamedTuple):
 
     `shrunk`: how often it was too long; `age`, `peak`: moves since the step was last looked at, and
     the most curvature in them, in units of what the step allows.
-    `merit`: the length of the last move, infinite where f was not sound; `scale`: that of the
-    point, or of the gradient's step where that is longer, as it is where the answer is 0.
+    `merit`: the length of the last move, infinite where f was not sound; `scale`: what that is
+    beside, the point or the gradient's step.
     """
 
     size: jax.Array
@@ -120,9 +121,10 @@ def _measured(m: Course, image: PyTree, sound: jax.Array) -> Course:
     square = trees.squared_norm(residual)
     length = jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny))
     still = reduce(jnp.logical_and, [jnp.all(leaf == 0) for leaf in jax.tree.leaves(residual)])
-    points, steep = (trees.squared_norm(tree) for tree in ((m.point, image), m.slope))
+    points, steep = (trees.squared_norm(tree) for tree in (
+        (m.point, image), on_moving(m.slope, residual)))
     return m._replace(merit=jnp.where(sound, jnp.where(still, 0, length), jnp.inf),
-                      scale=jnp.maximum(jnp.sqrt(points / 2), m.size * jnp.sqrt(steep)))
+                      scale=beside(jnp.sqrt(points / 2), m.size * jnp.sqrt(steep), image))
 
 
 def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import if_needed
+from jaxiter.operators.steps import beside_sides
 
 PyTree = Any
 
@@ -17,8 +18,6 @@ SHARE = 0.99
 FIRST, UNEVEN, FARTHEST = 5, 3.0, 100.0
 #: They stay where both sides moved by less than this beside where they are.
 FAR = 1e-3
-#: The tolerance is relative to so many times the shorter side, or to the longer one over that.
-BESIDE = 10.0
 
 
 class Travel(NamedTuple):
@@ -122,13 +121,9 @@ def merit(s: tuple, image: tuple, m: Steps, *args: PyTree) -> jax.Array:
 
 
 def scale(s: tuple, image: tuple, m: Steps, *args: PyTree) -> jax.Array:
-    """What that is beside: the longer side, but under steps that are far off some of it only.
-
-    There a short side would not be seen.
-    """
-    sides = [jnp.maximum(*both) for both in zip(_lengths(s, m), _lengths(image, m), strict=True)]
-    shorter, longer = jnp.minimum(*sides), jnp.maximum(*sides)
-    return jnp.clip(BESIDE * shorter, longer / BESIDE, longer)
+    """What that is beside."""
+    return beside_sides(*(
+        jnp.maximum(*both) for both in zip(_lengths(s, m), _lengths(image, m), strict=True)))
 
 
 def units(s: tuple, m: Steps, *args: PyTree) -> tuple[jax.Array, jax.Array]:

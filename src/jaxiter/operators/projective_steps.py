@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.numerics import anchor, safe_divide
+from jaxiter.operators.steps import beside_sides
 from jaxiter.process import Process
 from jaxiter.spectral import largest_eigenvalue
 
@@ -129,8 +130,12 @@ def graph_process(system: Callable, matvec: Callable, count: int) -> Process:
         return Graphs(trees.axpy(-theta, s, x), trees.axpy(-theta, t, v), a, a_dual, b, b_dual,
                       jnp.sqrt(square), state.count + 1)
 
-    return Process(init, step, merit=lambda state, *args: jnp.where(
-        state.count == 0, jnp.inf, state.merit))
+    return Process(
+        init, step,
+        merit=lambda state, *args: jnp.where(state.count == 0, jnp.inf, state.merit),
+        scale=lambda state, *args: beside_sides(
+            trees.norm((state.x, state.a, state.b)),
+            trees.norm((state.v, state.a_dual, state.b_dual))))
 
 
 def _one_hot(key: jax.Array, chances: jax.Array, kind: Any) -> jax.Array:

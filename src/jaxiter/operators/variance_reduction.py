@@ -9,18 +9,22 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import anchor
+from jaxiter.operators.steps import beside, on_moving
 from jaxiter.process import Process
 
 PyTree = Any
 
 
 class Halpern(NamedTuple):
-    """The point, the first one, `step F` at the point, the natural residual, inner steps so far."""
+    """The point, the first one, `step F` at the point, the natural residual and what that is
+    beside, inner steps so far.
+    """
 
     point: PyTree
     anchor: PyTree
     forward: PyTree
     residual: jax.Array
+    scale: jax.Array
     count: jax.Array
 
 
@@ -44,7 +48,9 @@ def halpern_process(mean: Callable, near: Callable, moves: Callable, spent: int)
         size = numbers[0]
         forward = trees.scale(size, mean(point, data, args))
         back = near(trees.subtract(point, forward), size, *args)
-        return Halpern(point, first, forward, trees.norm(trees.subtract(point, back)), age)
+        move = trees.subtract(point, back)
+        scale = beside(trees.norm(point), trees.norm(on_moving(forward, move)), point)
+        return Halpern(point, first, forward, trees.norm(move), scale, age)
 
     def init(z: PyTree, data: PyTree, numbers: tuple, *args: PyTree) -> Halpern:
         return measured(z, z, jnp.int32(0), data, numbers, args)
@@ -56,7 +62,7 @@ def halpern_process(mean: Callable, near: Callable, moves: Callable, spent: int)
         return measured(point, state.anchor, age, data, numbers, args)
 
     return Process(init, step, merit=lambda state, *args: state.residual,
-                   calls={"components": spent})
+                   calls={"components": spent}, scale=lambda state, *args: state.scale)
 
 
 def single(
