@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import RESULTS, load, table
 from pages_families import bilevel, bilevel_peers, diffusion, few_steps, optim
 from pages_gpu import gpu
-from pages_operators import games, programs, projections, sparse_models
+from pages_operators import games, programs, projections, sparse_models, splittings
 from pages_problems import fits, roots, unseen_transport
 from pages_transport import applied_transport, balanced_layers
 
@@ -246,7 +246,7 @@ def main() -> None:
     problems = [block() for names, block in (
         (["roots"], roots), (["fits"], fits), (["transport_auto"], unseen_transport),
         (["programs", "linear_programs"], programs), (["sparse_models"], sparse_models),
-        (["games"], games), (["projections"], projections),
+        (["games"], games), (["projections"], projections), (["splittings"], splittings),
         (["transport_applied"], applied_transport), (["balanced_layers"], balanced_layers))
         if all((RESULTS / f"{name}.json").exists() for name in names)]
     blocks = [fixed_points(), choosing(), *problems, gradients(), training(), lanes(), transport(),

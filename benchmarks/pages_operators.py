@@ -104,6 +104,18 @@ def games() -> str:
         + table(["rows", *names], cross))
 
 
+def splittings() -> str:
+    data = load("splittings")["units"]
+    units = [key for key in data[0] if key[0].isdigit()]
+    rows = [[row["problem"], row["solver"], row["steps by"].replace("|K|", "norm(K)"),
+             *(f"{row[c][0]:,.0f}, {number(row[c][1], '.0e')}" for c in units),
+             str(row["unsolved"]), str(row["false"])] for row in data]
+    return ("**`primal_dual` where the objective is multiplied by c** (`benchmarks/splittings.py`; "
+            "float32, eight seeds each; median steps and worst relative error)\n\n"
+            + table(["", "solver", "steps", *(f"c = {c}" for c in units),
+                     "unsolved of 40", "CONVERGED, 1 % off"], rows))
+
+
 def projections() -> str:
     data = load("projections")
     rows = [[row["what"], f"{1e3 * row['warm']:.2f}", f"{row['of a sort']:.2f}"]
