@@ -79,8 +79,8 @@ def _above(sigma: jax.Array, gain: jax.Array, curvature: jax.Array) -> jax.Array
 def balanced(m: Steps, x: PyTree, y: PyTree) -> Steps:
     """The steps of the next evaluation: both sides are to go equally far, each in its unit.
 
-    Source: Applegate and others, "Practical large-scale linear programming using primal-dual
-    hybrid gradient", NeurIPS 2021 (updates of the primal weight).
+    Source: Applegate, Diaz, Hinder, Lu, Lubin, O'Donoghue and Schudy, "Practical large-scale linear
+    programming using primal-dual hybrid gradient", NeurIPS, 2021 (the primal weight).
     """
     if m.travel is None:
         return m
