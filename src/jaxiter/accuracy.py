@@ -108,7 +108,8 @@ def accuracy(rtol: Any = None, atol: Any = None) -> Stop:
         # the problem has a merit of its own that says otherwise: there no step was taken.
         idle = (residual == 0) & ~(info.merit <= info.floor)
         error = jnp.where(residual > 0, factor * residual, jnp.where(idle, jnp.inf, 0))
-        progress, futility = follow(info.merit, info.floor, size, state.progress)
+        progress, futility = follow(
+            info.merit, info.floor, size, state.progress, info.changed)
         relative, absolute = tolerances(info.x, rtol, atol)
         threshold = absolute_unit(absolute, atol, progress) + relative * size
         floor = machine_epsilon(info.x) * size * jnp.maximum(jnp.minimum(factor, 1e30), 1)

@@ -147,6 +147,7 @@ def advance(
     previous = Evaluation(state.x, image_and_residual(problem, state.x, state.output)[1])
     increment, solver = _update(
         method.solver, residual, state.solver, x, step - 1, merit, previous)
+    changed = None
     if problem.epoch is not None:
         changed = epoch(problem, memory) != epoch(problem, state.memory)
         increment = trees.where(changed, residual, increment)
@@ -162,7 +163,7 @@ def advance(
         next_norm = when_measured(lambda: _length(problem, stop_gradient(ahead)), nan)
     info = StepInfo(step, x, residual, norms.merit, norms.scale, norms.floor,
                     lax.is_finite(next_norm), state.x,
-                    image_and_residual(problem, state.x, state.output)[0], memory)
+                    image_and_residual(problem, state.x, state.output)[0], memory, changed)
     spent = trees.add(state.calls, calls(problem, x, cache, state.memory, args))
     moved = LoopState(x, output, following, next_norm, norms.merit, memory, solver, state.stop,
                       state.monitor, state.kept, step, state.status, spent, state.opened)

@@ -30,10 +30,9 @@ FLOOR_PATIENCE = 5
 class StepInfo(NamedTuple):
     """What a stop rule may look at: one evaluation of the map.
 
-    `x` and `residual` are trees, so that a rule may take its own norm; `previous_x` and
-    `previous_image` are the evaluation before (at the first step x0, twice). `finite` is False
-    when the solve cannot go on (the next point is not finite). `memory` is the problem's, as this
-    step left it.
+    `x`, `residual`: trees, for a norm of one's own; `previous_x`, `previous_image`: the evaluation
+    before (at the first step x0, twice). `finite`: whether the next point is. `memory`: as this
+    step left it; `changed`: whether it makes another map now, None without an epoch.
     """
 
     step: jax.Array
@@ -46,6 +45,7 @@ class StepInfo(NamedTuple):
     previous_x: PyTree = None
     previous_image: PyTree = None
     memory: PyTree = ()
+    changed: jax.Array | None = None
 
 
 class Stop(NamedTuple):
@@ -61,10 +61,7 @@ class Stop(NamedTuple):
 
 
 def accepts(stop: Stop, x: PyTree, residual: PyTree, merit: jax.Array, scale: Any) -> jax.Array:
-    """Whether a rule says CONVERGED of one measurement seen alone, whatever its rounding.
-
-    For a last look at an answer, from outside the loop. A rule that wants a history says no.
-    """
+    """Whether a rule says CONVERGED of one measurement alone; one that wants a history says no."""
     scale = jnp.asarray(scale, merit.dtype)
     info = StepInfo(jnp.int32(1), x, residual, merit, scale, jnp.zeros_like(merit),
                     jnp.bool_(True), x, trees.add(x, residual))
@@ -147,9 +144,10 @@ def begin(info: StepInfo) -> Progress:
 
 
 def follow(
-    merit: jax.Array, floor: jax.Array, scale: jax.Array, last: Progress
+    merit: jax.Array, floor: jax.Array, scale: jax.Array, last: Progress,
+    changed: jax.Array | None = None,
 ) -> tuple[Progress, Futility]:
-    """The progress after one more measured step."""
+    """The progress after one more measured step; merits of another map have a best of their own."""
     merit = lax.convert_element_type(merit, last.best.dtype)
     # Accelerated merits are not monotone: one step without progress proves nothing.
     stalled = (merit <= floor) & (merit >= last.best) & lax.is_finite(floor)
@@ -161,6 +159,8 @@ def follow(
     started = last.unit == last.unit
     unit = lax.select(started, last.unit, lax.min(scale, lax.full_like(best, 1)))
     doubled, peak = scale > 2 * last.base, lax.max(merit, last.peak)
+    if changed is not None:
+        best = lax.select(changed, lax.full_like(best, jnp.inf), best)
     return Progress(
         best, futile, unit, lax.select(doubled | ~started, scale, last.base),
         lax.select(doubled, merit, peak), lax.select(doubled, peak, last.reference),
@@ -237,7 +237,7 @@ def tolerance(
             scale = jnp.maximum(norm(info.x), norm(trees.add(info.x, info.residual)))
             floor = 4 * machine_epsilon(info.x) * scale
         merit = lax.convert_element_type(merit, state.best.dtype)
-        progress, futility = follow(merit, floor, scale, state)
+        progress, futility = follow(merit, floor, scale, state, info.changed)
         relative, absolute = tolerances(info.x, rtol, atol)
         nearest = absolute_unit(absolute, atol, progress)
         threshold = nearest + relative * scale
@@ -254,8 +254,7 @@ def tolerance(
 
 def _moves(residual: PyTree) -> jax.Array:
     """Whether any entry is not 0; NaN is not."""
-    parts = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(residual)]
-    return reduce(jnp.logical_or, parts, jnp.bool_(False))
+    return reduce(jnp.logical_or, [jnp.any(leaf != 0) for leaf in jax.tree.leaves(residual)])
 
 
 @as_value

@@ -92,7 +92,7 @@ def test_a_step_that_is_a_thousandfold_too_long_shrinks():
     best = minimize(lambda z: objective(z[:8] - z[8:]), np.r_[np.maximum(start, 0),
                     np.maximum(-start, 0)], bounds=[(0, None)] * 16, method="L-BFGS-B")
     assert objective(start) <= best.fun + 1e-4 * abs(best.fun)
-    assert out.solve.state.answer.memory.epoch > 0
+    assert out.solve.state.answer.memory.pace.changes > 0
 
 
 @pytest.mark.parametrize("f, start, end", [

@@ -11,6 +11,7 @@ from jaxiter import trees
 from jaxiter.known import check_positive
 from jaxiter.line_search import barzilai_borwein
 from jaxiter.numerics import machine_epsilon, stop_gradient, typed_by
+from jaxiter.operators.pace import Pace, begun, paced
 from jaxiter.operators.steps import beside, on_moving
 from jaxiter.problem import Problem
 from jaxiter.splitting import Splitting
@@ -22,32 +23,25 @@ PyTree = Any
 SLACK, MARGIN = 1.1, 1.05
 #: The curvature along a move is rounding where the move is so many epsilons of the point.
 TRUST = 1000.0
-#: Where f or its gradient is not finite the step was this many times too long.
-CUT = 8.0
-#: The step grows, at most so much, where no move of so many showed this share of the curvature that
-#: it allows. Twice as many for every time that it was too long: late moves of an ill-conditioned
-#: problem lie where there is little curvature, and a step that follows them is too long again.
-GROWTH, WINDOW, IDLE = 4.0, 8, 0.25
 
 
 class Course(NamedTuple):
-    """The step; the last point where f was sound and its gradient there; how often it changed.
+    """The step; the last point where f was sound and its gradient there; merit and scale.
 
-    `shrunk`: how often it was too long; `age`, `peak`: moves since the step was last looked at, and
-    the most curvature in them, in units of what the step allows.
     `merit`: the length of the last move, infinite where f was not sound; `scale`: what that is
     beside, the point or the gradient's step.
     """
 
-    size: jax.Array
+    pace: Pace
     point: PyTree
     slope: PyTree
-    epoch: jax.Array
-    shrunk: jax.Array
-    age: jax.Array
-    peak: jax.Array
     merit: jax.Array
     scale: jax.Array
+
+    @property
+    def size(self) -> jax.Array:
+        """The step."""
+        return self.pace.size
 
 
 def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) -> Splitting:
@@ -64,9 +58,8 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
         size = first_step(f, x, args, step) if first is None else first
         # No slope yet: nothing can be learnt from the first evaluation.
         endless = jnp.full((), jnp.inf, kind)
-        zero = jnp.int32(0)
-        return Course(jnp.asarray(size, kind), x, trees.full_like(x, jnp.nan), zero, zero, zero,
-                      jnp.zeros_like(endless), endless, endless)
+        return Course(begun(jnp.asarray(size, kind)), x, trees.full_like(x, jnp.nan), endless,
+                      endless)
 
     def move(y: PyTree, m: Course, *args: PyTree) -> tuple[PyTree, Course]:
         slope, sound = gradient(y, *args), jnp.bool_(True)
@@ -85,7 +78,7 @@ def descent(f: Callable, prox: Callable, step: Any = None, first: Any = None) ->
         return jnp.asarray(step) > 0
 
     return Splitting(
-        Problem(step=move, memory=start, epoch=lambda m: m.epoch, hindsight=True,
+        Problem(step=move, memory=start, epoch=lambda m: m.pace.changes, hindsight=True,
                 merit=lambda y, image, m, *args: m.merit, valid=None if step is None else valid,
                 scale=lambda y, image, m, *args: m.scale),
         start=lambda x0, *args: x0, extract=extract)
@@ -136,15 +129,5 @@ def _learn(m: Course, y: PyTree, slope: PyTree, sound: jax.Array) -> Course:
     # False for NaN, as at the first evaluation.
     long = trusted & (m.size * bend > SLACK * square)
     fitting = square / (MARGIN * jnp.where(long, bend, 1))
-    seen = jnp.where(trusted, m.size * bend / jnp.where(trusted, square, 1), 0)
-    peak, age = jnp.maximum(m.peak, seen), m.age + trusted.astype(jnp.int32)
-    looked = age >= WINDOW * 2 ** jnp.minimum(m.shrunk, 20)
-    idle = sound & ~long & looked & (peak < IDLE)
-    longer = m.size * jnp.minimum(GROWTH, 0.5 / jnp.maximum(peak, 1e-3))
-    size = jnp.where(long, fitting, jnp.where(idle, longer, m.size))
-    size = jnp.where(sound, size, m.size / CUT)
-    changed, short = (flag.astype(jnp.int32) for flag in (long | idle | ~sound, long | ~sound))
-    begins = looked | (changed == 1)
-    return m._replace(
-        size=size.astype(m.size.dtype), epoch=m.epoch + changed, shrunk=m.shrunk + short,
-        age=jnp.where(begins, 0, age), peak=jnp.where(begins, 0, peak).astype(m.peak.dtype))
+    seen = m.size * bend / jnp.where(trusted, square, 1)
+    return m._replace(pace=paced(m.pace, seen, trusted, long, fitting, sound))

@@ -19,6 +19,7 @@ from jaxiter.operators.extragradient import (
     Method,
     Seen,
 )
+from jaxiter.operators.pace import CUT, Pace, begun, paced
 from jaxiter.operators.steps import largest_gain, moving, step_for
 from jaxiter.problem import Problem
 
@@ -29,19 +30,25 @@ class Held(NamedTuple):
     """What moves beside the point.
 
     Attributes:
-      size: the step. residual, rate: the natural residual at the point, and over its step.
+      pace: the step, and how it is found.
+      residual, rate: the natural residual at the point, and over its step.
       own: what the method remembers. mean, weight: of the average.
-      last: where F was evaluated before, its value there, and whether it was, for steps that are
-        shortened by it.
+      last: where F was evaluated before, its value there, and whether it was, for steps that
+        follow from it.
     """
 
-    size: jax.Array
+    pace: Pace
     residual: jax.Array
     rate: jax.Array
     own: PyTree
     mean: PyTree
     weight: jax.Array
     last: PyTree
+
+    @property
+    def size(self) -> jax.Array:
+        """The step."""
+        return self.pace.size
 
 
 class Choice(NamedTuple):
@@ -84,13 +91,14 @@ def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -
         last = ()
         if choice.adapts and not way.retries:
             last = (z, trees.zeros_like(z), jnp.bool_(False))
-        return Held(_first_size(choice, operator, z, args), zero, jnp.full_like(zero, jnp.inf),
-                    way.start(z), z if average else (), zero, last)
+        size = _first_size(choice, operator, z, args)
+        return Held(begun(size), zero, jnp.full_like(zero, jnp.inf), way.start(z),
+                    z if average else (), zero, last)
 
     def step(x: PyTree, held: Held, *args: PyTree) -> tuple[PyTree, Held]:
-        forward = operator(x, *args)
+        forward, sound = operator(x, *args), jnp.bool_(True)
         if choice.adapts and not way.retries:
-            held = _shortened(way, x, forward, held)
+            x, forward, held, sound = _adapted(way, x, forward, held)
         size = held.size
         back = resolve(trees.axpy(-size, forward, x), size, *args)
         residual = trees.norm(stop_gradient(trees.subtract(x, back)))
@@ -101,8 +109,9 @@ def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -
         if choice.adapts and way.retries:
             assert moved.slope is not None
             taken, following = _tried(size, *moved.slope)
-            held = held._replace(size=following)
+            held = held._replace(pace=held.pace._replace(size=following))
         own = trees.where(taken, moved.own, held.own) if way.retries else moved.own
+        residual = jnp.where(sound, residual, jnp.inf)
         held = held._replace(residual=residual, rate=residual / size, own=own)
         if average:
             held = _averaged(held, moved.sample, jnp.where(taken, size, 0))
@@ -115,6 +124,7 @@ def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -
     return Problem(
         step=step, memory=memory, equations=equations, valid=partial(_valid, choice),
         merit=lambda x, image, held, *args: held.residual, hindsight=True,
+        epoch=(lambda held: held.pace.changes) if choice.adapts else None,
         calls={"operator": way.calls})
 
 
@@ -150,13 +160,24 @@ def _slope(x: PyTree, mirror: bool, forward: PyTree, moved: PyTree) -> tuple:
     return safe_divide(height, length), length > machine_epsilon(x) ** 0.5 * whole
 
 
-def _shortened(way: Method, x: PyTree, forward: PyTree, held: Held) -> Held:
-    """With a step as short as F at x wants it beside F at the point before."""
+def _adapted(way: Method, x: PyTree, forward: PyTree, held: Held) -> tuple:
+    """With the step that F at x wants beside F at the point before: (x, F(x), held, sound).
+
+    From there, if that step was far too long or F is not finite at x, which `sound` says: what F
+    does so far away says nothing of it near here.
+    """
     before, value, seen = held.last
     slope, telling = _slope(x, False, trees.subtract(forward, value), trees.subtract(x, before))
-    shorter = jnp.minimum(held.size, safe_divide(way.usual, slope))
-    size = jnp.where(seen & telling & (slope > 0), moving(shorter), held.size)
-    return held._replace(size=size, last=(x, forward, jnp.bool_(True)))
+    share = held.size * slope / way.usual
+    sound = (trees.finite(forward) & ~(telling & (share > CUT))) | ~seen
+    trusted = seen & telling & sound
+    pace = paced(held.pace, share, trusted, trusted & (share > 1), safe_divide(way.usual, slope),
+                 sound)
+    x, forward = trees.where(sound, (x, forward), (before, value))
+    own = trees.where(sound, held.own, way.start(x))
+    return x, forward, held._replace(
+        pace=pace._replace(size=moving(pace.size)), own=own,
+        last=(x, forward, jnp.bool_(True))), sound
 
 
 def _tried(size: jax.Array, slope: jax.Array, telling: jax.Array) -> tuple:

@@ -21,14 +21,13 @@ FAR = 1e-3
 
 
 class Travel(NamedTuple):
-    """What steps are balanced by: |K|, L, the first tau, where both sides were at the last look.
+    """What steps are balanced by: |K|, L, where both sides were at the last look.
 
     count: evaluations so far; until: those at the next look; epoch: how often the steps changed.
     """
 
     gain: jax.Array
     curvature: jax.Array
-    tau: jax.Array
     x: PyTree
     y: PyTree
     count: jax.Array
@@ -62,7 +61,7 @@ def longest(
     tau = _beside(sigma, gain, curvature)
     unit = jnp.sqrt(sigma / tau)
     return Steps(tau, sigma, unit, None if given else Travel(
-        gain, curvature, tau, s[0], trees.scale(unit, s[1]), jnp.int32(0), jnp.int32(FIRST),
+        gain, curvature, s[0], trees.scale(unit, s[1]), jnp.int32(0), jnp.int32(FIRST),
         jnp.int32(0)))
 
 
@@ -108,11 +107,8 @@ def _rebalanced(m: Steps, x: PyTree, y: PyTree) -> Steps:
 
 
 def _lengths(s: tuple, m: Steps) -> list[jax.Array]:
-    """Of both sides, by the steps of now and in units of x under the first tau."""
-    assert m.travel is not None
-    first = m.travel.tau
-    return [trees.norm(s[0]) * jnp.sqrt(first / m.tau),
-            trees.norm(s[1]) * m.unit * jnp.sqrt(first / m.sigma)]
+    """Of both sides, in units of x under the steps of now."""
+    return [trees.norm(s[0]), trees.norm(s[1]) * m.unit * jnp.sqrt(m.tau / m.sigma)]
 
 
 def merit(s: tuple, image: tuple, m: Steps, *args: PyTree) -> jax.Array:

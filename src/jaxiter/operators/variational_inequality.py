@@ -75,8 +75,8 @@ def variational_inequality(
       step: a number below bound / L for a Lipschitz constant L; the bound is 1 for "extragradient"
         and "mirror", 0.41 for "reflected", 0.57 for "anchored", else 0.5. Default: from `lipschitz`
         where that is given, else from L at z0 by power iteration on the derivative of F, and
-        shortened where F is steeper elsewhere: "extragradient" and "mirror" take such a step back,
-        and lengthen it where they can.
+        shorter where F is steeper elsewhere, longer where it is flatter. "extragradient" and
+        "mirror" take a step back that was too long, the others one that was so eightfold.
       lipschitz: L, in the Euclidean norm; for "mirror" from |.|_1 to |.|_inf: max |A| of a matrix
         game.
       average: whether to keep the mean of the points.
