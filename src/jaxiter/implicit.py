@@ -87,7 +87,7 @@ class _Implicit(Adjoint):
             matvec = _minus(jax.linearize(function, point)[1], point)
             # The probe's tangent rides along, multiplied by one: the transpose of this solve
             # answers it with the number of failures.
-            both = _couple(widened(rhs), probe_dots)
+            both = couple(widened(rhs), probe_dots)
             solve = partial(self._pair, machine_epsilon(point))
             out = lax.custom_linear_solve(
                 lambda pair: (matvec(pair[0]), pair[1]), both, solve, solve)
@@ -163,7 +163,7 @@ def as_solution(out: Any, matvec: Callable, b: PyTree) -> LinearSolution:
                           jnp.ones_like(residual))
 
 
-def _couple(rhs: PyTree, probe: tuple) -> tuple[PyTree, tuple]:
+def couple(rhs: PyTree, probe: tuple = ()) -> tuple[PyTree, tuple]:
     """Both, where every leaf depends linearly on those of rhs, and only the probe on the probe.
 
     The transpose of custom_linear_solve refuses a right-hand side of which some leaf is a constant

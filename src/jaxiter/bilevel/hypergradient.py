@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.bilevel.methods import oracle_calls
+from jaxiter.implicit import couple
 from jaxiter.known import check_not_negative
 from jaxiter.linear import LinearSolver, cg
 from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
@@ -90,14 +91,16 @@ def hypergradient(
     def matvec(v: PyTree) -> PyTree:
         return trees.axpy(shift, v, product(v)[1])
 
-    start = None if v_init is None else stop_gradient(v_init)
+    def coupled(v: PyTree) -> PyTree:
+        """What is differentiated; the solve itself does without the sums."""
+        return couple(matvec(v))[0]
 
-    def inverse(matvec: Callable, b: PyTree) -> tuple[PyTree, tuple]:
-        out = solver(matvec, b, x0=start)
+    def inverse(_: Callable, b: PyTree) -> tuple[PyTree, tuple]:
+        out = solver(matvec, b, x0=stop_gradient(v_init))
         return out.value, (out.steps, out.status)
 
     v, (products, status) = lax.custom_linear_solve(
-        matvec, pull, inverse, symmetric=True, has_aux=True)
+        coupled, couple(pull)[0], inverse, symmetric=True, has_aux=True)
     cross, image = product(v)
     grad = trees.subtract(direct, cross)
     rest = trees.subtract(trees.axpy(shift, v, image), pull)
