@@ -12,7 +12,7 @@ from jaxiter.bilevel.methods import oracle_calls
 from jaxiter.implicit import couple
 from jaxiter.known import check_not_negative
 from jaxiter.linear import LinearSolver, cg
-from jaxiter.numerics import machine_epsilon, numbers_in, safe_divide, stop_gradient
+from jaxiter.numerics import machine_epsilon, numbers_in, stop_gradient
 from jaxiter.reuse import reused
 from jaxiter.solution import Status, reports
 
@@ -81,11 +81,15 @@ def hypergradient(
     >>> float(out.grad)
     9.0
     """
-    x, y = (jax.tree.map(jnp.asarray, tree) for tree in (x, y))
-    _check(outer, inner, x, y, solve, v_init, damping)
-    solver = _default(y) if solve is None else solve
-    value, (direct, pull) = jax.value_and_grad(outer, (0, 1))(x, y)
-    (_, slope), product = jax.linearize(lambda y: jax.grad(inner, (0, 1))(x, y), y)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
+    _check(x, y, solve, v_init, damping)
+    if solve is None:
+        # Rounding makes CG lose its finite termination: it gets twice the size on small problems.
+        solve = cg(1e-8 if machine_epsilon(y) < 1e-12 else 1e-5, max_steps=min(
+            2 * numbers_in(y), 50))
+    value, (direct, pull) = jax.value_and_grad(_scalar("outer", outer), (0, 1))(x, y)
+    slopes = jax.grad(_scalar("inner", inner), (0, 1))
+    (_, slope), product = jax.linearize(lambda y: slopes(x, y), y)
     shift = jnp.asarray(damping)
 
     def matvec(v: PyTree) -> PyTree:
@@ -96,57 +100,51 @@ def hypergradient(
         return couple(matvec(v))[0]
 
     def inverse(_: Callable, b: PyTree) -> tuple[PyTree, tuple]:
-        out = solver(matvec, b, x0=stop_gradient(v_init))
-        return out.value, (out.steps, out.status)
+        out = solve(matvec, b, x0=stop_gradient(v_init))
+        return out.value, (out.steps, out.status, out.residual)
 
-    v, (products, status) = lax.custom_linear_solve(
+    v, (products, status, residual) = lax.custom_linear_solve(
         coupled, couple(pull)[0], inverse, symmetric=True, has_aux=True)
-    cross, image = product(v)
-    grad = trees.subtract(direct, cross)
-    rest = trees.subtract(trees.axpy(shift, v, image), pull)
-    residual = safe_divide(trees.norm(rest), trees.norm(pull))
+    grad = trees.subtract(direct, product(v)[0])
     status = jnp.where(trees.finite((pull, slope, grad)), status, Status.NONFINITE)
     calls = oracle_calls(jnp.int32(1), jnp.int32(1), products + 1)
     estimate = None
     if estimate_error:
         # With d a Newton step of y and w what the solve left: |grad(y) - grad(y - d)| + |cross(w)|.
-        newton, left = solver(matvec, slope), solver(matvec, rest)
-        better = hypergradient(outer, inner, x, trees.subtract(y, newton.value), solve=solver,
+        newton, left = solve(matvec, slope), solve(matvec, trees.subtract(matvec(v), pull))
+        better = hypergradient(outer, inner, x, trees.subtract(y, newton.value), solve=solve,
                                v_init=v)
         estimate = trees.norm(trees.subtract(grad, better.grad)) + trees.norm(
             product(left.value)[0])
-        solved = oracle_calls(jnp.int32(0), jnp.int32(0), newton.steps + left.steps + 1)
-        calls = trees.add(calls, trees.add(solved, better.calls))
+        calls = trees.add(calls, better.calls)
+        calls["products"] += newton.steps + left.steps + 1
     if corrected_value:
         value = value - trees.dot(v, slope)
     return HypergradientResult(value, grad, v, trees.norm(slope), residual, estimate, calls,
                                status.astype(jnp.int32))
 
 
-def _default(y: PyTree) -> LinearSolver:
-    size = numbers_in(y)
-    rtol = 1e-8 if machine_epsilon(y) < 1e-12 else 1e-5
-    # Rounding makes CG lose its finite termination: it gets twice the size on small problems.
-    return cg(rtol=rtol, max_steps=min(2 * size, 50))
-
-
-def _check(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, solve: Any, v_init: PyTree,
-    damping: Any,
-) -> None:
+def _check(x: PyTree, y: PyTree, solve: Any, v_init: PyTree, damping: Any) -> None:
     if solve is not None and not callable(solve):
         raise TypeError(f"solve must be a linear solver such as jaxiter.linear.cg(), got "
                         f"{solve!r}.")
     for name, tree in (("x", x), ("y", y)):
-        if not jax.tree.leaves(tree) or not all(
-                jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(f"{name} must have floating-point leaves, got "
-                            f"{[str(leaf.dtype) for leaf in jax.tree.leaves(tree)]}.")
-    for name, function in (("outer", outer), ("inner", inner)):
-        shape = getattr(jax.eval_shape(function, x, y), "shape", None)
-        if shape != ():
-            raise ValueError(f"outer and inner must return a scalar; {name} returns "
-                             f"{'a pytree' if shape is None else f'shape {shape}'}.")
+        kinds = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+        if not kinds or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+            raise TypeError(f"{name} must have floating-point leaves, got {list(map(str, kinds))}.")
     check_not_negative(damping=damping)
     if v_init is not None:
         trees.check_same_structure(y, v_init, "v_init")
+
+
+def _scalar(name: str, objective: Callable) -> Callable:
+    """The objective, refused as it is traced where it returns no scalar."""
+    def checked(x: PyTree, y: PyTree) -> jax.Array:
+        value = objective(x, y)
+        shape = jax.tree.map(jnp.shape, value)
+        if shape != ():
+            raise ValueError("outer and inner must return a scalar; "
+                             f"{name} returns shape {shape}.")
+        return value
+
+    return checked
