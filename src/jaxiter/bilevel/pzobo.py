@@ -4,25 +4,17 @@ Source: Sow, Ji and Liang, "On the convergence theory for Hessian-free bilevel a
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
 
 from jaxiter import trees
-from jaxiter.bilevel.methods import descend, move, oracle_calls
+from jaxiter.bilevel.methods import descend, nested, oracle_calls
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
 PyTree = Any
-
-
-class PzoboState(NamedTuple):
-    """x, y and the state of x's optimiser."""
-
-    x: PyTree
-    y: PyTree
-    optimizer: Any
 
 
 def pzobo(
@@ -55,30 +47,18 @@ def pzobo(
                    radius=radius)
     descent = optax.sgd(inner_rate)
 
-    def init(start: tuple, *data: Batches) -> PzoboState:
-        x, y = start
-        return PzoboState(x, y, outer_optimizer.init(x))
-
-    def step(state: PzoboState, key: jax.Array, *data: Batches) -> PzoboState:
-        inner_data, outer_data = data
-        x, start, optimizer = state
-        inner_key, outer_key, direction_key = jax.random.split(key, 3)
-
-        def trajectory(x: PyTree) -> PyTree:
-            return descend(inner, descent, x, start, descent.init(start), inner_data, inner_key,
-                           inner_steps)[0]
-
-        y = trajectory(x)
-        direct, pull = jax.grad(outer, (0, 1))(x, y, outer_data.draw(outer_key))
+    def slope(x: PyTree, y: PyTree, before: PyTree, keys: jax.Array, *data: Batches) -> tuple:
+        inner_key, outer_key, direction_key = keys
+        direct, pull = jax.grad(outer, (0, 1))(x, y, data[1].draw(outer_key))
 
         def one(key: jax.Array) -> PyTree:
             u = optax.tree.random_like(key, x)
-            change = trees.subtract(trajectory(trees.axpy(radius, u, x)), y)
-            return trees.scale(trees.dot(change, pull) / radius, u)
+            end, _ = descend(inner, descent, trees.axpy(radius, u, x), before,
+                             descent.init(before), data[0], inner_key, inner_steps)
+            return trees.scale(trees.dot(trees.subtract(end, y), pull) / radius, u)
 
         slopes = jax.vmap(one)(jax.random.split(direction_key, directions))
-        slope = trees.add(direct, trees.mean_rows(slopes))
-        x, optimizer = move(outer_optimizer, slope, optimizer, x)
-        return PzoboState(x, y, optimizer)
+        return trees.add(direct, trees.mean_rows(slopes)), None
 
-    return Process(init, step, calls=oracle_calls((directions + 1) * inner_steps, 1))
+    return nested(inner, descent, outer_optimizer, inner_steps, slope,
+                  oracle_calls((directions + 1) * inner_steps, 1), series=False)

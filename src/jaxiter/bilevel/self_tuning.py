@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxiter.bilevel.methods import descend, move, oracle_calls
+from jaxiter.bilevel.methods import Optimizer, descend, move, oracle_calls
 from jaxiter.estimators import Drawn
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
@@ -31,8 +31,8 @@ class SelfTuningState(NamedTuple):
 
 def self_tuning(
     outer: Callable, inner: Callable, response: Callable, phi: PyTree, *,
-    inner_optimizer: optax.GradientTransformation, outer_optimizer: optax.GradientTransformation,
-    width: float = 0.1, entropy: float | None = None, inner_steps: int = 2,
+    inner_optimizer: Optimizer, outer_optimizer: Optimizer, width: float = 0.1,
+    entropy: float | None = None, inner_steps: int = 2,
 ) -> Process:
     """Trains phi on inner objectives at noisy x, then x on the outer one through the response.
 

@@ -4,7 +4,7 @@ The series `v = s (sum_i (I - s H)^i) grad_y outer` needs no warm adjoint: y alo
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.methods import descend, move, oracle_calls, product_pair
+from jaxiter.bilevel.methods import NestedState, Optimizer, nested, oracle_calls, product_pair
 from jaxiter.bilevel.single_loop import moving_together
 from jaxiter.estimators import Drawn, Oracle, storm
 from jaxiter.known import check_positive
@@ -22,22 +22,9 @@ from jaxiter.process import Batches, Process
 PyTree = Any
 
 
-class StocbioState(NamedTuple):
-    """x, y, their optimizers, and growth: the last Neumann term's norm over the first's.
-
-    A growth above 1 says that the series diverges: `neumann_rate` is above 2 / L.
-    """
-
-    x: PyTree
-    y: PyTree
-    optimizers: tuple
-    growth: jax.Array
-
-
 def stocbio(
-    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 10,
-    terms: int = 11, fresh: bool = True,
+    outer: Callable, inner: Callable, *, inner_optimizer: Optimizer, outer_optimizer: Optimizer,
+    neumann_rate: Any, inner_steps: int = 10, terms: int = 11, fresh: bool = True,
 ) -> Process:
     """stocBiO: T steps of y, a Neumann series with fresh batches, one step of x.
 
@@ -67,63 +54,44 @@ def stocbio(
     """
     check_positive(neumann_rate=neumann_rate, inner_steps=inner_steps, terms=terms)
 
-    def slope(x: PyTree, y: PyTree, key: jax.Array, inner_data: Batches, batch: PyTree) -> tuple:
-        keys = jax.random.split(key, terms)
-        keys = keys if fresh else jnp.broadcast_to(keys[:1], keys.shape)
-        return _series(outer, inner, x, y, keys, inner_data, batch, neumann_rate)
+    def slope(x: PyTree, y: PyTree, _: PyTree, keys: jax.Array, *data: Batches) -> tuple:
+        of_products = jax.random.split(keys[1], terms)
 
-    return _nested(inner, inner_optimizer, outer_optimizer, inner_steps, slope,
-                   oracle_calls(inner_steps, 1, terms))
+        def draw(i: Any) -> PyTree:
+            return data[0].draw(of_products[i if fresh else 0])
 
+        return _series(outer, inner, x, y, data[1].draw(keys[2]), draw, neumann_rate, terms)
 
-def _nested(
-    inner: Callable, inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation, inner_steps: int, slope: Callable, calls: Any,
-) -> Process:
-    """Steps of y, then one of x along `slope(x, y, key, inner_data, batch) -> (slope, growth)`."""
-    def init(start: tuple, *data: Batches) -> StocbioState:
-        x, y = start
-        optimizers = outer_optimizer.init(x), inner_optimizer.init(y)
-        return StocbioState(x, y, optimizers, jnp.float32(0))
-
-    def step(state: StocbioState, key: jax.Array, *data: Batches) -> StocbioState:
-        inner_data, outer_data = data
-        x, y, (of_x, of_y), _ = state
-        inner_key, linear_key, outer_key = jax.random.split(key, 3)
-        y, of_y = descend(inner, inner_optimizer, x, y, of_y, inner_data, inner_key, inner_steps)
-        along, growth = slope(x, y, linear_key, inner_data, outer_data.draw(outer_key))
-        x, of_x = move(outer_optimizer, along, of_x, x)
-        return StocbioState(x, y, (of_x, of_y), growth)
-
-    return Process(init, step, calls=calls)
+    return nested(inner, inner_optimizer, outer_optimizer, inner_steps, slope,
+                  oracle_calls(inner_steps, 1, terms))
 
 
 def _series(
-    outer: Callable, inner: Callable, x: PyTree, y: PyTree, keys: jax.Array,
-    inner_data: Batches, batch: PyTree, rate: Any,
+    outer: Callable, inner: Callable, x: PyTree, y: PyTree, batch: PyTree, draw: Callable,
+    rate: Any, terms: Any, weight: int | None = None,
 ) -> tuple[PyTree, jax.Array]:
-    """The hypergradient by len(keys) Neumann terms, and the last term's norm over the first's."""
+    """The hypergradient by Neumann terms, and the last term's norm over the first's.
+
+    `draw(i)`: the inner batch of product i; 0 is the last one made. With a weight the last term
+    stands, so many times, for the sum of all.
+    """
     direct, pull = jax.grad(outer, (0, 1))(x, y, batch)
 
-    def more(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+    def more(i: jax.Array, carry: tuple) -> tuple:
         term, total = carry
-        image = product_pair(inner, x, y, term, inner_data.draw(key))[2]
-        term = trees.axpy(-rate, image, term)
-        return (term, trees.add(total, term)), None
+        term = trees.axpy(-rate, product_pair(inner, x, y, term, draw(i))[2], term)
+        return term, trees.add(total, term)
 
-    (term, total), _ = lax.scan(more, (pull, pull), keys[1:])
-    cross = product_pair(inner, x, y, trees.scale(rate, total), inner_data.draw(keys[0]))[1]
-    return trees.subtract(direct, cross), _growth(term, pull)
-
-
-def _growth(term: PyTree, pull: PyTree) -> jax.Array:
-    return safe_divide(trees.norm(term), trees.norm(pull)).astype(jnp.float32)
+    term, total = lax.fori_loop(1, terms, more, (pull, pull))
+    v = trees.scale(rate, total) if weight is None else trees.scale(weight * rate, term)
+    cross = product_pair(inner, x, y, v, draw(0))[1]
+    growth = safe_divide(trees.norm(term), trees.norm(pull))
+    return trees.subtract(direct, cross), growth.astype(jnp.float32)
 
 
 def ift_neumann(
-    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, inner_steps: int = 1,
-    terms: int = 20,
+    outer: Callable, inner: Callable, *, inner_optimizer: Optimizer, outer_optimizer: Optimizer,
+    neumann_rate: Any, inner_steps: int = 1, terms: int = 20,
 ) -> Process:
     """As many hyperparameters as weights: training that goes on, and a Neumann step now and then.
 
@@ -141,8 +109,8 @@ def ift_neumann(
 
 
 def ttsa(
-    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 10,
+    outer: Callable, inner: Callable, *, inner_optimizer: Optimizer, outer_optimizer: Optimizer,
+    neumann_rate: Any, terms: int = 10,
 ) -> Process:
     """TTSA: one step of y and one of x at two time scales, a single random Neumann term.
 
@@ -161,29 +129,22 @@ def ttsa(
     def drawn(key: jax.Array) -> jax.Array:
         return jax.random.randint(jax.random.fold_in(key, terms), (), 0, terms)
 
-    def slope(x: PyTree, y: PyTree, key: jax.Array, inner_data: Batches, batch: PyTree) -> tuple:
-        direct, pull = jax.grad(outer, (0, 1))(x, y, batch)
+    def slope(x: PyTree, y: PyTree, _: PyTree, keys: jax.Array, *data: Batches) -> tuple:
+        def draw(i: Any) -> PyTree:
+            return data[0].draw(jax.random.fold_in(keys[1], i))
 
-        def product(i: jax.Array, v: PyTree) -> tuple:
-            return product_pair(inner, x, y, v, inner_data.draw(jax.random.fold_in(key, i)))
+        return _series(outer, inner, x, y, data[1].draw(keys[2]), draw, neumann_rate,
+                       drawn(keys[1]) + 1, weight=terms)
 
-        def shrink(i: jax.Array, term: PyTree) -> PyTree:
-            return trees.axpy(-neumann_rate, product(i + 1, term)[2], term)
-
-        term = lax.fori_loop(0, drawn(key), shrink, pull)
-        cross = product(jnp.int32(0), trees.scale(terms * neumann_rate, term))[1]
-        return trees.subtract(direct, cross), _growth(term, pull)
-
-    def calls(state: StocbioState, key: jax.Array, *data: Batches) -> dict[str, Any]:
+    def calls(state: NestedState, key: jax.Array, *data: Batches) -> dict[str, Any]:
         return oracle_calls(1, 1, drawn(jax.random.split(key, 3)[1]) + 1)
 
-    return _nested(inner, inner_optimizer, outer_optimizer, 1, slope, calls)
+    return nested(inner, inner_optimizer, outer_optimizer, 1, slope, calls)
 
 
 def mrbo(
-    outer: Callable, inner: Callable, *, inner_optimizer: optax.GradientTransformation,
-    outer_optimizer: optax.GradientTransformation, neumann_rate: Any, terms: int = 11,
-    momentum: float = 1.0,
+    outer: Callable, inner: Callable, *, inner_optimizer: Optimizer, outer_optimizer: Optimizer,
+    neumann_rate: Any, terms: int = 11, momentum: float = 1.0,
 ) -> Process:
     """MRBO: STORM estimates of the inner gradient and of the Neumann hypergradient.
 
@@ -204,7 +165,8 @@ def mrbo(
 
         def slopes(point: tuple, batch: tuple) -> tuple:
             (x, y, none), (a, keys, b) = point, batch
-            slope, _ = _series(outer, inner, x, y, keys, inner_data, b, neumann_rate)
+            slope, _ = _series(outer, inner, x, y, b, lambda i: inner_data.draw(keys[i]),
+                               neumann_rate, terms)
             return slope, jax.grad(inner, 1)(x, y, a), none
 
         return Oracle((slopes,), (Drawn(draw),), (point,))
