@@ -12,8 +12,8 @@ from jaxiter.bilevel.methods import (
     move,
     penalised_slope,
     product_pair,
-    three_directions,
 )
+from jaxiter.bilevel.single_loop import three_directions
 
 rng = np.random.default_rng(0)
 HESSIAN = rng.normal(size=(4, 4))

@@ -32,9 +32,7 @@ def _judged(matvec: Matvec, b: PyTree, x: PyTree, products: Any, rtol: Any) -> L
 
 
 @as_value
-def neumann_series(
-    terms: int = 50, step_size: Any = None, rtol: Any = None
-) -> LinearSolver:
+def neumann_series(terms: int = 50, step_size: Any = None, rtol: Any = None) -> LinearSolver:
     """`s sum_{i < terms} (I - s A)^i b`, for A symmetric with eigenvalues in (0, 2 / s).
 
     terms - 1 products; from x0 the same number of steps `x <- x + s (b - A x)`. At a fixed inner

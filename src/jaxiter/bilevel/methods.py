@@ -116,12 +116,6 @@ def product_pair(inner: Callable, x: PyTree, y: PyTree, v: PyTree, batch: PyTree
     return slope, cross, image
 
 
-def three_directions(of_inner: tuple, of_outer: tuple) -> tuple:
-    """Descent directions of x, y and v, from `product_pair` and the two gradients of outer."""
-    (slope, cross, image), (direct, pull) = of_inner, of_outer
-    return trees.subtract(direct, cross), slope, trees.subtract(image, pull)
-
-
 def both(inner_data: Batches, outer_data: Batches) -> Drawn:
     """Pairs of an inner and an outer batch."""
     def draw(key: jax.Array) -> tuple[PyTree, PyTree]:

@@ -6,6 +6,7 @@ batches is what SOBA (the batch itself), SABA (tables) and SRBA (recursions) dif
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import jax
@@ -14,7 +15,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.bilevel.methods import descend, move, oracle_calls, product_pair, three_directions
+from jaxiter.bilevel.methods import Optimizer, descend, move, oracle_calls, product_pair
 from jaxiter.estimators import Estimator, Oracle, plain, saga, sarah
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
@@ -25,9 +26,9 @@ PyTree = Any
 class Optimizers(TypedDict):
     """Any optax transformations, of y, of x and of v; that of v is by default that of y."""
 
-    inner_optimizer: optax.GradientTransformation
-    outer_optimizer: optax.GradientTransformation
-    linear_optimizer: NotRequired[optax.GradientTransformation | None]
+    inner_optimizer: Optimizer
+    outer_optimizer: Optimizer
+    linear_optimizer: NotRequired[Optimizer | None]
 
 
 class SingleLoopState(NamedTuple):
@@ -42,21 +43,20 @@ class SingleLoopState(NamedTuple):
 
 def moving_together(
     optimizers: tuple, estimator: Estimator, oracle: Callable, calls: Callable, *,
-    adjoint: Callable = trees.zeros_like, keep: Callable = lambda point: point,
+    adjoint: Callable = trees.zeros_like, keep: Callable = lambda state: state,
 ) -> Process:
     """The process of x, y and v, which move at once along what the estimator says.
 
     Args:
       optimizers: of x, y and v. oracle: `oracle(point, inner_data, outer_data) -> Oracle` of the
         three directions. calls: from batches of each part of the oracle to the account.
-      adjoint: the first v, of y. keep: of the point after every step, such as a projection.
+      adjoint: the first v, of y. keep: of the state after every step, such as a projection.
     """
     def init(start: tuple, *data: Batches) -> SingleLoopState:
         x, y = start
-        v = adjoint(y)
-        point = (x, y, v)
+        point = (x, y, adjoint(y))
         first = tuple(one.init(part) for one, part in zip(optimizers, point, strict=True))
-        return SingleLoopState(x, y, v, first, estimator.init(oracle(point, *data), point))
+        return SingleLoopState(*point, first, estimator.init(oracle(point, *data), point))
 
     def step(state: SingleLoopState, key: jax.Array, *data: Batches) -> SingleLoopState:
         point = state[:3]
@@ -64,8 +64,7 @@ def moving_together(
         moved = [move(*parts) for parts in zip(
             optimizers, slopes, state.optimizers, point, strict=True)]
         point, optimizer_states = zip(*moved, strict=True)
-        x, y, v = keep(point)
-        return SingleLoopState(x, y, v, optimizer_states, memory)
+        return keep(SingleLoopState(*point, optimizer_states, memory))
 
     def spent(state: SingleLoopState, key: jax.Array, *data: Batches) -> dict[str, Any]:
         return calls(*estimator.calls(oracle(state[:3], *data), state.memory, key))
@@ -105,31 +104,36 @@ def single_loop(
     """
     check_positive(radius=radius)
 
-    def oracle(point: tuple, inner_data: Batches, outer_data: Batches) -> Oracle:
-        def of_inner(point: tuple, batch: PyTree) -> tuple:
-            x, y, v = point
-            return product_pair(inner, x, y, v, batch)
-
-        def of_outer(point: tuple, batch: PyTree) -> tuple:
-            return jax.grad(outer, (0, 1))(*point[:2], batch)
-
-        x, y, _ = point
-        return Oracle((of_inner, of_outer), (inner_data, outer_data), ((y, x, y), (x, y)),
-                      three_directions)
-
-    def keep(point: tuple) -> tuple:
-        x, y, v = point
-        return x, y, trees.into_ball(radius, v)
+    def keep(state: SingleLoopState) -> SingleLoopState:
+        return state if radius == jnp.inf else state._replace(v=trees.into_ball(radius, state.v))
 
     return moving_together(
-        _each(**optimizers), plain() if estimator is None else estimator, oracle,
-        lambda inner, outer: oracle_calls(inner, outer, inner),
-        **({} if radius == jnp.inf else {"keep": keep}))
+        _each(**optimizers), plain() if estimator is None else estimator,
+        partial(_directions, outer, inner), lambda inner, outer: oracle_calls(inner, outer, inner),
+        keep=keep)
+
+
+def _directions(outer: Callable, inner: Callable, point: tuple, *data: Batches) -> Oracle:
+    """The three directions at x, y and v."""
+    def of_inner(point: tuple, batch: PyTree) -> tuple:
+        return product_pair(inner, *point, batch)
+
+    def of_outer(point: tuple, batch: PyTree) -> tuple:
+        return jax.grad(outer, (0, 1))(*point[:2], batch)
+
+    x, y, _ = point
+    return Oracle((of_inner, of_outer), data, ((y, x, y), (x, y)), three_directions)
+
+
+def three_directions(of_inner: tuple, of_outer: tuple) -> tuple:
+    """Descent directions of x, y and v, from `product_pair` and the two gradients of outer."""
+    (slope, cross, image), (direct, pull) = of_inner, of_outer
+    return trees.subtract(direct, cross), slope, trees.subtract(image, pull)
 
 
 def _each(
-    inner_optimizer: optax.GradientTransformation, outer_optimizer: optax.GradientTransformation,
-    linear_optimizer: optax.GradientTransformation | None = None,
+    inner_optimizer: Optimizer, outer_optimizer: Optimizer,
+    linear_optimizer: Optimizer | None = None,
 ) -> tuple:
     """The optimizers of x, y and v."""
     return outer_optimizer, inner_optimizer, linear_optimizer or inner_optimizer
@@ -188,9 +192,7 @@ def soba(
     return method._replace(step=step, calls=oracle_calls(inner_steps, 1, linear_steps + 1))
 
 
-def saba(
-    outer: Callable, inner: Callable, **optimizers: Unpack[Optimizers]
-) -> Process:
+def saba(outer: Callable, inner: Callable, **optimizers: Unpack[Optimizers]) -> Process:
     """SABA: linear convergence with constant rates, for one copy of x, y and v per block of data.
 
     `single_loop` with `saga()`: five quantities are remembered for every block of `batch_size`
@@ -269,19 +271,17 @@ def sl_bamm(
         a, b = oracle.draw(key)
         mu = average * age(k) ** -decay
 
-        def average_of_both(x: PyTree, y: PyTree, _: None) -> jax.Array:
+        def average_of_both(x: PyTree, y: PyTree, a: PyTree) -> jax.Array:
             return trees.axpy(mu, outer(x, y, b), trees.scale(1 - mu, inner(x, y, a)))
 
-        x, y, v = point
-        return three_directions(product_pair(average_of_both, x, y, v, None),
-                                jax.grad(outer, (0, 1))(x, y, b)), k + 1
+        directions = _directions(outer, average_of_both, point, *oracle.data)
+        return directions.at(point, (a, b)), k + 1
 
     def slow(k: Any) -> jax.Array:
         return rate * age(k) ** (-1.5 * tau) * (average * age(k) ** -decay) ** 3
 
-    def keep(point: tuple) -> tuple:
-        x, y, v = point
-        return (x if project is None else project(x)), y, v
+    def keep(state: SingleLoopState) -> SingleLoopState:
+        return state if project is None else state._replace(x=project(state.x))
 
     optimizers = (optax.sgd(slow), optax.sgd(rate),
                   optax.sgd(lambda k: rate * age(k) ** (-tau / 2)))

@@ -158,10 +158,8 @@ def mrbo(
     check_positive(neumann_rate=neumann_rate, terms=terms, momentum=momentum)
 
     def oracle(point: tuple, inner_data: Batches, outer_data: Batches) -> Oracle:
-        def draw(key: jax.Array) -> tuple:
-            inner_key, linear_key, outer_key = jax.random.split(key, 3)
-            return (inner_data.draw(inner_key), jax.random.split(linear_key, terms),
-                    outer_data.draw(outer_key))
+        of_products = Drawn(lambda key: jax.random.split(key, terms))
+        draw = Oracle((), (inner_data, of_products, outer_data)).draw
 
         def slopes(point: tuple, batch: tuple) -> tuple:
             (x, y, none), (a, keys, b) = point, batch
