@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.bilevel.methods import oracle_calls, product_pair
+from jaxiter.bilevel.single_loop import three_directions
 from jaxiter.estimators import msvr_value, storm_value
 from jaxiter.known import check_positive, check_share
 from jaxiter.numerics import numbers_in
@@ -29,7 +30,7 @@ class BsvrbState(NamedTuple):
     """x; y stacked by block; what gives the adjoints; estimates; the point and adjoints before.
 
     adjoint: v_i for `bsvrb_v2`, the Hessians H_i for `bsvrb_v1`. estimates: of the inner
-    gradients and, for `bsvrb_v2`, of the residuals H_i v_i - grad_y outer.
+    gradients and, for `bsvrb_v2`, of the residuals H_i v_i - grad_y outer, else ().
     """
 
     x: PyTree
@@ -74,12 +75,11 @@ def bsvrb_v2(
     linear_rate = inner_rate if linear_rate is None else linear_rate
     check_positive(linear_rate=linear_rate, radius=radius)
 
-    def follow(v: PyTree, u: PyTree, estimate: Callable, now: _Block, last: _Block) -> tuple:
-        u = estimate(now.rest, last.rest, u)
-        return trees.into_ball(radius, trees.axpy(-linear_rate, u, v)), u
+    def move(v: PyTree, residual: PyTree) -> PyTree:
+        return trees.into_ball(radius, trees.axpy(-linear_rate, residual, v))
 
     return _bsvrb(outer, inner, blocks, rate, inner_rate, smoothing, correction, momentum,
-                  trees.zeros_like, lambda v, pull: v, follow, lazy=True)
+                  move, None)
 
 
 def bsvrb_v1(
@@ -100,37 +100,20 @@ def bsvrb_v1(
     """
     check_positive(curvature=curvature)
 
-    def identity(y: PyTree) -> jax.Array:
-        return jax.vmap(lambda y: jnp.eye(numbers_in(y), dtype=jax.tree.leaves(y)[0].dtype))(y)
-
-    def follow(
-        matrix: jax.Array, u: PyTree, estimate: Callable, now: _Block, last: _Block
-    ) -> tuple:
-        return estimate(now.hessian(), last.hessian(), matrix), u
-
     def invert(matrix: jax.Array, pull: PyTree) -> PyTree:
         values, basis = jnp.linalg.eigh((matrix + matrix.T) / 2)
         flat, unravel = ravel_pytree(pull)
         return unravel(basis @ ((basis.T @ flat) / jnp.maximum(values, curvature)))
 
     return _bsvrb(outer, inner, blocks, rate, inner_rate, smoothing, correction, momentum,
-                  identity, invert, follow, lazy=False)
-
-
-class _Block(NamedTuple):
-    """What one block says at one point; `hessian` is computed on demand."""
-
-    down: PyTree
-    rest: PyTree
-    slope: PyTree
-    hessian: Callable
+                  None, invert)
 
 
 def _bsvrb(
     outer: Callable, inner: Callable, blocks: int, rate: Any, inner_rate: Any, smoothing: Any,
-    correction: Any, momentum: Any, first: Callable, vector: Callable, follow: Callable, lazy: bool,
+    correction: Any, momentum: Any, move: Callable | None, invert: Callable | None,
 ) -> Process:
-    """Both versions, which differ in the adjoint: what it is, how it begins, moves and acts."""
+    """Both versions: adjoints that move along their residuals, or Hessians that are inverted."""
     check_positive(blocks=blocks, rate=rate, inner_rate=inner_rate)
     check_share(smoothing=smoothing, momentum=momentum)
     estimate = partial(msvr_value, smoothing, correction)
@@ -139,28 +122,27 @@ def _bsvrb(
         x, y = start
         if _count(y) < blocks:
             raise ValueError(f"blocks={blocks} is more than the {_count(y)} blocks of y.")
-        adjoint, zero = first(y), trees.zeros_like(y)
-        return BsvrbState(x, y, adjoint, (zero, zero), (x, y, adjoint), trees.zeros_like(x))
+        zero = trees.zeros_like(y)
+        adjoint, u = (zero, zero) if invert is None else (jax.vmap(_identity)(y), ())
+        return BsvrbState(x, y, adjoint, (zero, u), (x, y, adjoint), trees.zeros_like(x))
 
-    def at(point: tuple, a: PyTree, b: PyTree) -> _Block:
-        x, y, adjoint = point
-        direct, pull = jax.grad(outer, (0, 1))(x, y, b)
-        down, cross, image = product_pair(inner, x, y, vector(adjoint, pull), a)
-
-        def hessian() -> jax.Array:
-            flat, unravel = ravel_pytree(y)
-            return jax.hessian(lambda flat: inner(x, unravel(flat), a))(flat)
-
-        return _Block(down, trees.subtract(image, pull), trees.subtract(direct, cross), hessian)
+    def at(x: PyTree, y: PyTree, adjoint: PyTree, a: PyTree, b: PyTree) -> tuple:
+        """Slopes of x and of y, and the adjoint's residual or the Hessian."""
+        pulls = jax.grad(outer, (0, 1))(x, y, b)
+        v = adjoint if invert is None else invert(adjoint, pulls[1])
+        of_x, of_y, residual = three_directions(product_pair(inner, x, y, v, a), pulls)
+        return of_x, of_y, residual if invert is None else _hessian(inner, x, y, a)
 
     def one(x: PyTree, block: tuple, x_was: PyTree, was: tuple, a: PyTree, b: PyTree) -> tuple:
         """A sampled block with new estimates and adjoint, and its slopes at the two points."""
         y, adjoint, s, u = block
-        now, last = at((x, y, adjoint), a, b), at((x_was, *was), a, b)
-        s = estimate(now.down, last.down, s)
-        adjoint, u = follow(adjoint, u, estimate, now, last)
-        y = trees.axpy(-inner_rate, s, y) if lazy else y
-        return (y, adjoint, s, u), now.slope, last.slope
+        slope, down, now = at(x, y, adjoint, a, b)
+        slope_was, down_was, last = at(x_was, *was, a, b)
+        s = estimate(down, down_was, s)
+        if move is None:
+            return (y, estimate(now, last, adjoint), s, u), slope, slope_was
+        u = estimate(now, last, u)
+        return (trees.axpy(-inner_rate, s, y), move(adjoint, u), s, u), slope, slope_was
 
     def step(state: BsvrbState, key: jax.Array, *data: Batches) -> BsvrbState:
         inner_data, outer_data = data
@@ -175,12 +157,21 @@ def _bsvrb(
             lambda leaf, rows: leaf.at[index].set(rows), (y, adjoint, *estimates), block)
         now, last = trees.mean_rows((now, last))
         slope = storm_value(momentum, now, last, slope)
-        new_y = new_y if lazy else trees.axpy(-inner_rate, s, y)
+        new_y = new_y if invert is None else trees.axpy(-inner_rate, s, y)
         return BsvrbState(trees.axpy(-rate, slope, x), new_y, new_adjoint, (s, u),
                           (x, y, adjoint), slope)
 
     spent = 2 * blocks
     return Process(init, step, calls=oracle_calls(spent, spent, spent))
+
+
+def _identity(y: PyTree) -> jax.Array:
+    return jnp.eye(numbers_in(y), dtype=jax.tree.leaves(y)[0].dtype)
+
+
+def _hessian(inner: Callable, x: PyTree, y: PyTree, batch: PyTree) -> jax.Array:
+    flat, unravel = ravel_pytree(y)
+    return jax.hessian(lambda flat: inner(x, unravel(flat), batch))(flat)
 
 
 def _count(stacked: PyTree) -> int:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxiter import trees
 from jaxiter.known import check_count, check_floating
-from jaxiter.monitor import Monitor, blank, record, seeing
+from jaxiter.monitor import Monitor, blank
 from jaxiter.options import SolveOptions, choose
 from jaxiter.process import Batches, Process, iterate, latest
 from jaxiter.reuse import reused
@@ -37,14 +38,13 @@ class RunResult(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """The trace of a run with `trace`: what its monitor recorded, and a record of its own.
+    """The trace of a run with `trace`: what its monitor recorded, and rows of its own.
 
-    The record's value are rows of `trace`, the first of the start, and of the calls until the
-    next.
+    Row k is of the state after k evaluations, and of the calls until the next.
     """
 
     monitor: PyTree
-    record: PyTree
+    rows: tuple
 
 
 @reused
@@ -98,17 +98,18 @@ def run(
     if trace is None:
         solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())
         return RunResult(latest(solution), None, None, solution)
-    count = _rows(chosen.max_steps, chosen.check_every)
+    every = chosen.check_every
+    count = _evaluations(chosen.max_steps, every) + 1
     solution = iterate(method, (x0, y0), *data, key=key, **chosen._replace(
-        monitor=_recording(chosen.monitor, trace, count, chosen.check_every),
+        monitor=_recording(chosen.monitor, trace, count, every),
         resume=_with_rows(chosen.resume, count))._asdict())
-    state = latest(solution)
-    rows, calls = jax.tree.map(lambda leaf: leaf[:count], solution.trace.record["value"])
-    return RunResult(state, _after(rows, trace(state), solution, chosen.check_every), calls,
-                     solution)
+    state, (rows, calls) = latest(solution), solution.trace.rows
+    last = jnp.where(solution.status == Status.NONFINITE, count, solution.steps // every)
+    rows = _put(rows, last, trace(state))
+    return RunResult(state, trees.at(rows, slice(1, None)), trees.at(calls, slice(-1)), solution)
 
 
-def _rows(max_steps: Any, every: int) -> int:
+def _evaluations(max_steps: Any, every: int) -> int:
     if not isinstance(max_steps, int | np.integer):
         raise ValueError("trace has max_steps / check_every rows, so max_steps must be a Python "
                          f"integer, got {max_steps!r}.")
@@ -116,27 +117,26 @@ def _rows(max_steps: Any, every: int) -> int:
 
 
 def _recording(monitor: Monitor | None, trace: Callable, count: int, every: int) -> Monitor:
-    """The monitor, and beside it the rows of `trace`."""
-    def view(info: StepInfo) -> StepInfo:
-        nothing = jnp.float32(0)  # no merit is recorded, so none is computed for it
-        seen = jax.tree.map(jnp.asarray, trace(info.x)), info.memory.calls
-        return info._replace(x=seen, merit=nothing, scale=nothing)
-
-    both = (monitor, seeing(record(max(count, 1), every, value=True), view))
+    """The monitor, and beside it the rows, of which an evaluation makes the one it begins from."""
+    def seen(info: StepInfo) -> tuple:
+        return jax.tree.map(jnp.asarray, trace(info.x)), info.memory.calls
 
     def init(info: StepInfo) -> Traced:
-        return Traced(*(None if one is None else one.init(info) for one in both))
+        rows = jax.tree.map(lambda leaf: blank(count, leaf.shape, leaf.dtype),
+                            jax.eval_shape(seen, info))
+        return Traced(None if monitor is None else monitor.init(info), rows)
 
     def update(info: StepInfo, state: Traced, active: jax.Array) -> Traced:
-        return Traced(*(None if one is None else one.update(info, part, active)
-                        for one, part in zip(both, state, strict=True)))
+        row = jnp.where(active, (info.step - 1) // every, count)
+        watched = None if monitor is None else monitor.update(info, state.monitor, active)
+        return Traced(watched, _put(state.rows, row, seen(info)))
 
     return Monitor(init, update)
 
 
-def _longer(leaf: jax.Array, count: int) -> jax.Array:
-    """`count` rows: those of the leaf, then none."""
-    return jnp.concatenate([leaf, blank(count, leaf.shape[1:], leaf.dtype)])[:count]
+def _put(rows: PyTree, row: jax.Array, new: PyTree) -> PyTree:
+    """The rows with a new one; one beyond the last is dropped."""
+    return jax.tree.map(lambda leaf, new: leaf.at[row].set(new, mode="drop"), rows, new)
 
 
 def _with_rows(resume: LoopState | None, count: int) -> LoopState | None:
@@ -146,17 +146,6 @@ def _with_rows(resume: LoopState | None, count: int) -> LoopState | None:
     held = getattr(resume, "monitor", None)
     if not isinstance(held, Traced):
         raise TypeError("resume (a state of a run without trace?) has no rows to go on with.")
-    longer = jax.tree.map(lambda leaf: _longer(leaf, count), held.record)
-    return resume._replace(monitor=held._replace(record=longer))
-
-
-def _after(rows: PyTree, last: PyTree, solution: Solution, every: int) -> PyTree:
-    """Rows of the states that steps led to, from those of the states that they began from."""
-    due = (solution.steps > 0) & (solution.status != Status.NONFINITE)
-
-    def put(leaf: jax.Array, new: Any) -> jax.Array:
-        count = leaf.shape[0]
-        row = jnp.where(due, solution.steps // every - 1, count)
-        return _longer(leaf[1:], count).at[row].set(new, mode="drop")
-
-    return jax.tree.map(put, rows, last)
+    longer = jax.tree.map(lambda leaf: jnp.concatenate(
+        [leaf, blank(count, leaf.shape[1:], leaf.dtype)])[:count], held.rows)
+    return resume._replace(monitor=held._replace(rows=longer))
