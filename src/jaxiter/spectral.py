@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
-from jaxiter.numerics import HIGHEST, anchor, safe_divide, stop_gradient
+from jaxiter.numerics import HIGHEST, anchor, safe_divide, stop_gradient, typed_by
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, reports
 from jaxiter.stop import tolerance
@@ -28,6 +28,13 @@ class Spectrum(NamedTuple):
     value: jax.Array
     vector: PyTree
     solve: Solution
+
+
+def derivative(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, PyTree]:
+    """The derivative of `function(x, *args)` by x, a linear function, and where it was taken."""
+    at, fixed = stop_gradient((x, args))
+    at = typed_by(lambda x: function(x, *fixed), (at,), at)
+    return jax.linearize(lambda x: function(x, *fixed), at)[1], at
 
 
 def largest_eigenvalue(

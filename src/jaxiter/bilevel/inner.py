@@ -11,13 +11,13 @@ from jaxiter.bilevel.inverse import POWER_STEPS
 from jaxiter.driver import fixed_point
 from jaxiter.implicit import implicit
 from jaxiter.linear import cg
-from jaxiter.numerics import stop_gradient, typed_by
+from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
 from jaxiter.solvers import anderson
-from jaxiter.spectral import largest_eigenvalue
+from jaxiter.spectral import derivative, largest_eigenvalue
 
 PyTree = Any
 
@@ -56,9 +56,7 @@ def solve_inner(
 
     y0 = jax.tree.map(jnp.asarray, y0)
     if step_size is None:
-        at, fixed = stop_gradient((y0, x))
-        at = typed_by(lambda y: slope(y, fixed)[0], (at,), at)
-        _, product = jax.linearize(lambda y: slope(y, fixed)[0], at)
+        product, at = derivative(lambda y, x: slope(y, x)[0], y0, (x,))
         # So few power iterations fall a little short of the largest eigenvalue.
         top = jnp.abs(largest_eigenvalue(product, at, max_steps=POWER_STEPS).value)
         step_size = 0.9 / jnp.where(top == 0, 1, top)  # flat there, as |y|^4 is at 0

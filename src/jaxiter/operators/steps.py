@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.known import check_positive
-from jaxiter.numerics import machine_epsilon, stop_gradient, typed_by
+from jaxiter.numerics import machine_epsilon
 from jaxiter.problem import Problem
-from jaxiter.spectral import largest_eigenvalue, operator_norm
+from jaxiter.spectral import derivative, largest_eigenvalue, operator_norm
 from jaxiter.stop import default_tolerances
 
 PyTree = Any
@@ -37,13 +37,13 @@ def with_step(problem: Problem, step_size: Any, default: Callable) -> Problem:
 
 def step_by_curvature(gradient: Callable, x: PyTree, args: tuple) -> jax.Array:
     """1 / L, L the largest curvature at x, from above; 1 where there is none."""
-    product, at = _derivative(gradient, x, args)
+    product, at = derivative(gradient, x, args)
     return step_for(MARGIN * jnp.abs(largest_eigenvalue(product, at).value), x)
 
 
 def largest_gain(operator: Callable, x: PyTree, args: tuple) -> jax.Array:
     """The largest gain of an operator's derivative at x, from above."""
-    product, at = _derivative(operator, x, args)
+    product, at = derivative(operator, x, args)
     return MARGIN * operator_norm(product, at).value
 
 
@@ -79,9 +79,3 @@ def beside_sides(one: jax.Array, other: jax.Array) -> jax.Array:
 def moving(size: jax.Array) -> jax.Array:
     """The step; NaN where it is so short that nothing would move, and everything seem solved."""
     return jnp.where(size >= jnp.finfo(size.dtype).tiny, size, jnp.nan)
-
-
-def _derivative(function: Callable, x: PyTree, args: tuple) -> tuple[Callable, PyTree]:
-    at, fixed = stop_gradient((x, args))
-    at = typed_by(lambda x: function(x, *fixed), (at,), at)
-    return jax.linearize(lambda x: function(x, *fixed), at)[1], at
