@@ -81,7 +81,7 @@ def probe_like(a: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, [entries(x, seed) for seed, x in enumerate(leaves)])
 
 
-def full_like(a: PyTree, value: float) -> PyTree:
+def full_like(a: PyTree, value: Any) -> PyTree:
     """A tree filled with `value`."""
     return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), a)
 

@@ -56,8 +56,7 @@ def bome(
     check_positive(rate=rate, inner_rate=inner_rate, inner_steps=inner_steps, strength=strength)
 
     def init(start: tuple, *data: Batches) -> BomeState:
-        x, y = start
-        return BomeState(x, y, jnp.float32(0))
+        return BomeState(*start, multiplier=jnp.float32(0))
 
     descent = optax.sgd(inner_rate)
 

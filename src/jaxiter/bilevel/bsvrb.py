@@ -133,11 +133,11 @@ def _bsvrb(
         of_x, of_y, residual = three_directions(product_pair(inner, x, y, v, a), pulls)
         return of_x, of_y, residual if invert is None else _hessian(inner, x, y, a)
 
-    def one(x: PyTree, block: tuple, x_was: PyTree, was: tuple, a: PyTree, b: PyTree) -> tuple:
+    def one(x: PyTree, x_was: PyTree, block: tuple, was: tuple, a: PyTree, b: PyTree) -> tuple:
         """A sampled block with new estimates and adjoint, and its slopes at the two points."""
         y, adjoint, s, u = block
         slope, down, now = at(x, y, adjoint, a, b)
-        slope_was, down_was, last = at(x_was, *was, a, b)
+        slope_was, down_was, last = at(x_was, *was, a=a, b=b)
         s = estimate(down, down_was, s)
         if move is None:
             return (y, estimate(now, last, adjoint), s, u), slope, slope_was
@@ -151,12 +151,10 @@ def _bsvrb(
         index = jax.random.choice(block_key, _count(y), (blocks,), replace=False)
         a, b = _rows(inner_data, index, inner_key), _rows(outer_data, index, outer_key)
         block, was = trees.at(((y, adjoint, *estimates), before[1:]), index)
-        block, now, last = jax.vmap(one, in_axes=(None, 0, None, 0, 0, 0))(
-            x, block, before[0], was, a, b)
+        block, now, last = jax.vmap(partial(one, x, before[0]))(block, was, a, b)
         new_y, new_adjoint, s, u = jax.tree.map(
             lambda leaf, rows: leaf.at[index].set(rows), (y, adjoint, *estimates), block)
-        now, last = trees.mean_rows((now, last))
-        slope = storm_value(momentum, now, last, slope)
+        slope = storm_value(momentum, *trees.mean_rows((now, last)), kept=slope)
         new_y = new_y if invert is None else trees.axpy(-inner_rate, s, y)
         return BsvrbState(trees.axpy(-rate, slope, x), new_y, new_adjoint, (s, u),
                           (x, y, adjoint), slope)

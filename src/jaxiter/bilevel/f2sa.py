@@ -79,17 +79,14 @@ def f2sa(
 
         def follow(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
             y, z = carry
-            z_key, outer_key, inner_key = jax.random.split(key, 3)
-            z = trees.axpy(-gamma, jax.grad(inner, 1)(x, z, inner_data.draw(z_key)), z)
-            up = jax.grad(outer, 1)(x, y, outer_data.draw(outer_key))
-            down = jax.grad(inner, 1)(x, y, inner_data.draw(inner_key))
+            a, b, c = Oracle((), (inner_data, outer_data, inner_data)).draw(key)
+            z = trees.axpy(-gamma, jax.grad(inner, 1)(x, z, a), z)
+            up, down = jax.grad(outer, 1)(x, y, b), jax.grad(inner, 1)(x, y, c)
             return (trees.axpy(-alpha, trees.axpy(lam, down, up), y), z), None
 
         keys = jax.random.split(key, inner_steps + 1)
         (y, z), _ = lax.scan(follow, (y, z), keys[1:])
-        inner_key, outer_key = jax.random.split(keys[0])
-        slope = penalised_slope(outer, inner, lam, x, y, z, inner_data.draw(inner_key),
-                                outer_data.draw(outer_key))
+        slope = penalised_slope(outer, inner, lam, x, y, z, *Oracle((), data).draw(keys[0]))
         return PenaltyState(trees.axpy(-outer_factor * alpha, slope, x), y, z, k + 1)
 
     return Process(begin, step, calls=oracle_calls(2 * inner_steps + 2, inner_steps + 1))

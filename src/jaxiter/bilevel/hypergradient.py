@@ -90,10 +90,9 @@ def hypergradient(
     value, (direct, pull) = jax.value_and_grad(_scalar("outer", outer), (0, 1))(x, y)
     slopes = jax.grad(_scalar("inner", inner), (0, 1))
     (_, slope), product = jax.linearize(lambda y: slopes(x, y), y)
-    shift = jnp.asarray(damping)
 
     def matvec(v: PyTree) -> PyTree:
-        return trees.axpy(shift, v, product(v)[1])
+        return trees.axpy(damping, v, product(v)[1])
 
     def coupled(v: PyTree) -> PyTree:
         """What is differentiated; the solve itself does without the sums."""

@@ -53,7 +53,6 @@ def neumann_series(terms: int = 50, step_size: Any = None, rtol: Any = None) -> 
         if size is None:
             top = largest_eigenvalue(matvec, b, max_steps=POWER_STEPS)
             size, products = 1 / jnp.abs(top.value), products + top.solve.steps
-        size = jnp.asarray(size)
 
         def step(x: PyTree, _: None) -> tuple[PyTree, None]:
             rest = trees.subtract(b, matvec(x))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxiter import trees
 from jaxiter.bilevel.methods import oracle_calls
+from jaxiter.estimators import Oracle
 from jaxiter.known import check_positive
 from jaxiter.process import Batches, Process
 
@@ -67,10 +68,8 @@ def lv_hba(
         return LvHbaState(x, y, y, zero, zero, jnp.int32(0))
 
     def step(state: LvHbaState, key: jax.Array, *data: Batches) -> LvHbaState:
-        inner_data, outer_data = data
         x, y, theta, lam, z, k = state
-        inner_key, outer_key = jax.random.split(key)
-        a, b = inner_data.draw(inner_key), outer_data.draw(outer_key)
+        a, b = Oracle((), data).draw(key)
 
         def value(x: PyTree, y: PyTree, theta: PyTree, lam: jax.Array) -> jax.Array:
             """The proximal Lagrangian, whose saddle point in (theta, lam) is the value."""

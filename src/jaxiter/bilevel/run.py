@@ -98,8 +98,11 @@ def run(
     if trace is None:
         solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())
         return RunResult(latest(solution), None, None, solution)
+    if not isinstance(chosen.max_steps, int | np.integer):
+        raise ValueError("trace has max_steps / check_every rows, so max_steps must be a Python "
+                         f"integer, got {chosen.max_steps!r}.")
     every = chosen.check_every
-    count = _evaluations(chosen.max_steps, every) + 1
+    count = int(chosen.max_steps) // every + 1
     solution = iterate(method, (x0, y0), *data, key=key, **chosen._replace(
         monitor=_recording(chosen.monitor, trace, count, every),
         resume=_with_rows(chosen.resume, count))._asdict())
@@ -107,13 +110,6 @@ def run(
     last = jnp.where(solution.status == Status.NONFINITE, count, solution.steps // every)
     rows = _put(rows, last, trace(state))
     return RunResult(state, trees.at(rows, slice(1, None)), trees.at(calls, slice(-1)), solution)
-
-
-def _evaluations(max_steps: Any, every: int) -> int:
-    if not isinstance(max_steps, int | np.integer):
-        raise ValueError("trace has max_steps / check_every rows, so max_steps must be a Python "
-                         f"integer, got {max_steps!r}.")
-    return max(int(max_steps), 0) // max(every, 1)  # what is no count is refused by `iterate`
 
 
 def _recording(monitor: Monitor | None, trace: Callable, count: int, every: int) -> Monitor:

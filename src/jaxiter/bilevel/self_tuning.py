@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxiter import trees
 from jaxiter.bilevel.methods import Optimizer, descend, move, oracle_calls
 from jaxiter.estimators import Drawn
 from jaxiter.known import check_positive
@@ -64,7 +65,7 @@ def self_tuning(
 
     def init(start: tuple, *data: Batches) -> SelfTuningState:
         x, _ = start
-        log_width = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.log(width)), x)
+        log_width = trees.full_like(x, jnp.log(width))
         optimizers = outer_optimizer.init((x, log_width)), inner_optimizer.init(phi)
         return SelfTuningState(x, response(phi, x), phi, log_width, optimizers)
 

@@ -63,8 +63,8 @@ def moving_together(
         slopes, memory = estimator.update(oracle(point, *data), point, state.memory, key)
         moved = [move(*parts) for parts in zip(
             optimizers, slopes, state.optimizers, point, strict=True)]
-        point, optimizer_states = zip(*moved, strict=True)
-        return keep(SingleLoopState(*point, optimizer_states, memory))
+        (x, y, v), optimizer_states = zip(*moved, strict=True)
+        return keep(SingleLoopState(x, y, v, optimizer_states, memory))
 
     def spent(state: SingleLoopState, key: jax.Array, *data: Batches) -> dict[str, Any]:
         return calls(*estimator.calls(oracle(state[:3], *data), state.memory, key))
@@ -116,7 +116,7 @@ def single_loop(
 def _directions(outer: Callable, inner: Callable, point: tuple, *data: Batches) -> Oracle:
     """The three directions at x, y and v."""
     def of_inner(point: tuple, batch: PyTree) -> tuple:
-        return product_pair(inner, *point, batch)
+        return product_pair(inner, *point, batch=batch)
 
     def of_outer(point: tuple, batch: PyTree) -> tuple:
         return jax.grad(outer, (0, 1))(*point[:2], batch)

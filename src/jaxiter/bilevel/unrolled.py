@@ -59,7 +59,7 @@ def unrolled_hypergradient(
         raise ValueError(f"last must be in 1..{steps}, the steps, got {last}.")
     if mode not in ("reverse", "checkpoint", "forward"):
         raise ValueError(f"mode must be 'reverse', 'checkpoint' or 'forward', got {mode!r}.")
-    x, start = (jax.tree.map(jnp.asarray, tree) for tree in (x, start))
+    x, start = jax.tree.map(jnp.asarray, (x, start))
     read = (lambda state: state) if readout is None else readout
 
     def run(x: PyTree, state: PyTree, count: int) -> PyTree:
@@ -74,29 +74,23 @@ def unrolled_hypergradient(
     state = stop_gradient(run(x, start, steps - last)) if steps > last else start
 
     def end(x: PyTree) -> tuple[jax.Array, tuple]:
-        through = checkpointed if mode == "checkpoint" else run
-        y = through(x, state, last)
+        y = (checkpointed if mode == "checkpoint" else run)(x, state, last)
         value = outer(x, read(y))
         return value, (value, y)
 
-    differentiate, entries = (
-        (jax.jacfwd, numbers_in(x)) if mode == "forward" else (jax.grad, 1))
+    differentiate, entries = (jax.jacfwd, numbers_in(x)) if mode == "forward" else (jax.grad, 1)
     grad, (value, y) = differentiate(end, has_aux=True)(x)
-    move, status = _ended(read(y), read(step(x, y)), (value, grad))
-    missing = jnp.full((), jnp.nan, value.dtype)
-    calls = oracle_calls(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
-    return HypergradientResult(value, grad, None, move, missing, None, calls, status)
-
-
-def _ended(y: PyTree, following: PyTree, answer: PyTree) -> tuple[jax.Array, jax.Array]:
-    """How far the next inner step would move, and what that says of the truncated solve."""
-    y, following = stop_gradient((y, following))
-    step = trees.subtract(following, y)
-    move = trees.norm(step)
-    still = accepts(tolerance(), y, step, move, trees.norm(y))
+    # How far the next inner step would move, and what that says of the truncated solve.
+    y, following = stop_gradient((read(y), read(step(x, y))))
+    move = trees.subtract(following, y)
+    length = trees.norm(move)
+    still = accepts(tolerance(), y, move, length, trees.norm(y))
+    good = trees.finite((value, grad, y)) & jnp.isfinite(length)
     status = jnp.where(still, Status.CONVERGED, Status.MAX_STEPS)
-    good = trees.finite((answer, y)) & jnp.isfinite(move)
-    return move, jnp.where(good, status, Status.NONFINITE).astype(jnp.int32)
+    status = jnp.where(good, status, Status.NONFINITE).astype(jnp.int32)
+    calls = oracle_calls(jnp.int32(steps + 1), jnp.int32(1), jnp.int32(last * entries))
+    missing = jnp.full((), jnp.nan, value.dtype)
+    return HypergradientResult(value, grad, None, length, missing, None, calls, status)
 
 
 def aggregated_descent(
