@@ -19,6 +19,7 @@ from jaxiter.lanes import batch_size, normalise_axes, solve_many
 from jaxiter.monitor import Monitor, seeing
 from jaxiter.numerics import anchor, on_own_mesh, stop_gradient, strong
 from jaxiter.options import Options, SolveOptions, choose
+from jaxiter.packed import unpacked
 from jaxiter.problem import Problem
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status
@@ -229,8 +230,7 @@ def _whole(solution: Solution, stride: int) -> Solution:
     """The solution with the whole state as its value, and the account of all steps."""
     state = solution.state
     value = eqx.combine(solution.value, state.answer.memory.before)
-    return solution._replace(
-        value=value, steps=stride * solution.steps, calls=state.memory.calls)
+    return solution._replace(value=value, steps=stride * solution.steps, calls=state.memory.calls)
 
 
 @reused
@@ -342,7 +342,7 @@ def latest(solution: Solution) -> PyTree:
     That of `steps` steps where the run was not cut short by something not finite; then the one
     before the evaluation that was, of which `check_every` steps are one.
     """
-    state = stop_gradient(solution.state)
+    state = stop_gradient(unpacked(solution.state))
     broken = solution.status == Status.NONFINITE
     after = eqx.combine(state.output, state.memory.after)
     return jax.tree.map(lambda new, old: jnp.where(jnp.reshape(
