@@ -56,12 +56,11 @@ def proximal_penalty(
     1.0
     """
     check_positive(inner_steps=inner_steps, samples=samples)
-    slopes, slope, follow, mix, descend = _parts(
+    slopes, slope, follow, settle = _parts(
         outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
 
     def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
-        x, *centres, k, _ = state
-        pairs, centres = both(*data), tuple(centres)
+        x, centres, pairs = state.x, (state.y, state.z), both(*data)
         inner_key, outer_key = jax.random.split(key)
 
         def once(near: tuple, key: jax.Array) -> tuple[tuple, None]:
@@ -70,8 +69,7 @@ def proximal_penalty(
         near, _ = lax.scan(once, centres, jax.random.split(inner_key, inner_steps))
         drawn = jax.vmap(lambda key: slope((x, *near), pairs.draw(key)))(
             jax.random.split(outer_key, samples))
-        y, z = mix(near, centres)
-        return PenaltyState(descend(x, trees.mean_rows(drawn)), y, z, k + 1)
+        return settle(state, near, trees.mean_rows(drawn))
 
     spent = inner_steps + samples
     return Process(begin, step, calls=oracle_calls(2 * spent, spent))
@@ -92,7 +90,7 @@ def proximal_penalty_single(
       ValueError: numbers that are not positive, mixing or momentum above 1.
     """
     check_share(momentum=momentum)
-    slopes, slope, follow, mix, descend = _parts(
+    slopes, slope, follow, settle = _parts(
         outer, inner, sigma, rate, inner_rate, prox, mixing, project_x, project_y)
     estimator = storm(momentum)
 
@@ -106,13 +104,12 @@ def proximal_penalty_single(
         return PenaltyState(x, y, y, jnp.int32(0), ((y, y), *memories))
 
     def step(state: PenaltyState, key: jax.Array, *data: Batches) -> PenaltyState:
-        x, y, z, k, (near, of_near, of_x) = state
+        x, y, z, _, (near, of_near, of_x) = state
         nearby, beyond = oracles(x, y, *data)
         estimates, of_near = estimator.update(nearby, (x, *near), of_near, key)
         near = follow(near, (y, z), estimates)
         estimate, of_x = estimator.update(beyond, (x, *near), of_x, key)
-        y, z = mix(near, (y, z))
-        return PenaltyState(descend(x, estimate), y, z, k + 1, (near, of_near, of_x))
+        return settle(state, near, estimate, (near, of_near, of_x))
 
     return Process(init, step, calls=oracle_calls(8, 4))
 
@@ -141,10 +138,9 @@ def _parts(
         slopes = trees.axpy(1 / prox, trees.subtract(near, centres), slopes)
         return tuple(map(project_y, trees.axpy(-inner_rate, slopes, near)))
 
-    def mix(near: tuple, centres: tuple) -> tuple:
-        return trees.axpy(mixing, trees.subtract(near, centres), centres)
+    def settle(state: PenaltyState, near: tuple, slope: PyTree, memory: Any = ()) -> PenaltyState:
+        x, y, z, k, _ = state
+        y, z = trees.axpy(mixing, trees.subtract(near, (y, z)), (y, z))
+        return PenaltyState(project_x(trees.axpy(-rate, slope, x)), y, z, k + 1, memory)
 
-    def descend(x: PyTree, slope: PyTree) -> PyTree:
-        return project_x(trees.axpy(-rate, slope, x))
-
-    return slopes, slope, follow, mix, descend
+    return slopes, slope, follow, settle
