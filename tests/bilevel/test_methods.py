@@ -10,9 +10,9 @@ from jaxiter.bilevel.methods import (
     both,
     descend,
     move,
-    penalised_slope,
     product_pair,
 )
+from jaxiter.bilevel.penalty import slopes_near, slopes_of_x
 from jaxiter.bilevel.single_loop import three_directions
 
 rng = np.random.default_rng(0)
@@ -44,8 +44,13 @@ def test_directions_are_those_of_linear_algebra():
     np.testing.assert_allclose(of_x, 3 * Y.sum() - 2 * MIXED.T @ V, rtol=1e-4)
     np.testing.assert_allclose(of_y, slope, rtol=1e-6)
     np.testing.assert_allclose(of_v, HESSIAN @ V - 3 * X.sum(), rtol=1e-4)
-    slope = jax.jit(lambda: penalised_slope(outer, inner, 5.0, x, y, z, 2.0, 3.0))()
-    np.testing.assert_allclose(slope, 3 * Y.sum() + 5 * 2 * MIXED.T @ (Y - Z), rtol=1e-4)
+    near, (direct, gap) = jax.jit(lambda: [
+        slopes(outer, inner, (x, y, z), (2.0, 3.0)) for slopes in (slopes_near, slopes_of_x)])()
+    np.testing.assert_allclose(direct, np.full(3, 3 * Y.sum()), rtol=1e-4)
+    np.testing.assert_allclose(gap, 2 * MIXED.T @ (Y - Z), rtol=1e-4)
+    for ours, exact in zip(near, (HESSIAN @ Z + 2 * MIXED @ X, np.full(4, 3 * X.sum()),
+                                  HESSIAN @ Y + 2 * MIXED @ X), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_steps_of_an_optimizer_and_pairs_of_batches():

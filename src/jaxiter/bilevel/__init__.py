@@ -2,13 +2,12 @@
 
 from jaxiter.bilevel.bome import bome
 from jaxiter.bilevel.bsvrb import bsvrb_v1, bsvrb_v2
-from jaxiter.bilevel.f2sa import f2sa, f3sa
 from jaxiter.bilevel.hypergradient import HypergradientResult, hypergradient
 from jaxiter.bilevel.imaml import MamlResult, implicit_maml
 from jaxiter.bilevel.inner import solve_inner
 from jaxiter.bilevel.inverse import neumann_series, nystrom
 from jaxiter.bilevel.lvhba import lv_hba
-from jaxiter.bilevel.proximal_penalty import proximal_penalty, proximal_penalty_single
+from jaxiter.bilevel.penalty import f2sa, f3sa, proximal_penalty, proximal_penalty_single
 from jaxiter.bilevel.pzobo import pzobo
 from jaxiter.bilevel.run import RunResult, run
 from jaxiter.bilevel.self_tuning import self_tuning

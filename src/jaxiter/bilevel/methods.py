@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxiter import trees
 from jaxiter.estimators import Drawn
 from jaxiter.process import Batches, Process
 from jaxiter.solvers.residual import of_optax
@@ -34,25 +33,9 @@ class NestedState(NamedTuple):
     growth: jax.Array | None
 
 
-class PenaltyState(NamedTuple):
-    """x; y near argmin outer + penalty inner; z near argmin inner; k steps made; memories."""
-
-    x: PyTree
-    y: PyTree
-    z: PyTree
-    k: jax.Array
-    memory: PyTree = ()
-
-
 def oracle_calls(inner: Any, outer: Any, products: Any = 0) -> dict[str, Any]:
     """The account of a bilevel problem: gradients of inner, of outer, inner Hessian products."""
     return {"inner": inner, "outer": outer, "products": products}
-
-
-def begin(start: tuple, *data: Batches) -> PenaltyState:
-    """All of y at its start."""
-    x, y = start
-    return PenaltyState(x, y, y, jnp.int32(0))
 
 
 def move(optimizer: Optimizer, direction: PyTree, state: PyTree, point: PyTree) -> tuple:
@@ -95,18 +78,6 @@ def nested(
         return NestedState(x, y, (of_x, of_y), growth)
 
     return Process(init, step, calls=calls)
-
-
-def penalised_slope(
-    outer: Callable, inner: Callable, strength: Any, x: PyTree, y: PyTree, z: PyTree, a: PyTree,
-    b: PyTree,
-) -> PyTree:
-    """grad_x of `outer(x, y) + strength (inner(x, y) - inner(x, z))`.
-
-    On one batch a the noise of the difference cancels.
-    """
-    gap = jax.grad(lambda x: inner(x, y, a) - inner(x, z, a))(x)
-    return trees.axpy(strength, gap, jax.grad(outer, 0)(x, y, b))
 
 
 def product_pair(inner: Callable, x: PyTree, y: PyTree, v: PyTree, batch: PyTree) -> tuple:
