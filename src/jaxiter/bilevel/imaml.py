@@ -73,8 +73,7 @@ def implicit_maml(
 
     def one(task: PyTree, resume: LoopState | None) -> tuple:
         def inner(theta: PyTree, phi: PyTree) -> jax.Array:
-            away = trees.squared_norm(trees.subtract(phi, theta))
-            return train(phi, task) + strength / 2 * away
+            return train(phi, task) + strength / 2 * trees.squared_norm(trees.subtract(phi, theta))
 
         adapted = solve_inner(inner, theta, theta, **chosen._replace(resume=resume)._asdict())
         out = hypergradient(lambda theta, phi: validation(phi, task), inner, theta, adapted.value,
