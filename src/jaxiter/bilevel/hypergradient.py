@@ -85,8 +85,8 @@ def hypergradient(
     _check(x, y, solve, v_init, damping)
     if solve is None:
         # Rounding makes CG lose its finite termination: it gets twice the size on small problems.
-        solve = cg(1e-8 if machine_epsilon(y) < 1e-12 else 1e-5, max_steps=min(
-            2 * numbers_in(y), 50))
+        rtol = 1e-8 if machine_epsilon(y) < 1e-12 else 1e-5
+        solve = cg(rtol, max_steps=min(2 * numbers_in(y), 50))
     value, (direct, pull) = jax.value_and_grad(_scalar("outer", outer), (0, 1))(x, y)
     slopes = jax.grad(_scalar("inner", inner), (0, 1))
     (_, slope), product = jax.linearize(lambda y: slopes(x, y), y)
