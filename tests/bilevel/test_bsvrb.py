@@ -50,6 +50,20 @@ def test_blocks(make, sampled, size, accuracy):
     assert error < accuracy, error
 
 
+def test_batches_are_of_the_rows_of_a_block():
+    """More of them than there are blocks, but no more than a block has rows."""
+    outer, inner, data, _ = blocks(m=3)
+    method = bsvrb_v2(outer, inner, blocks=2, rate=0.05, inner_rate=0.4)
+
+    def solve(size):
+        return run(method, jnp.zeros(3), jnp.zeros((3, 5)), data, data, max_steps=3,
+                   batch_size=size, key=jax.random.key(0)).state
+
+    assert np.all(np.isfinite(solve(6).x))
+    with pytest.raises(ValueError, match=r"larger than inner_data, whose leaf of shape .8,"):
+        solve(9)
+
+
 def test_bad_input():
     method = bsvrb_v2(OUTER, INNER, blocks=4, rate=0.1, inner_rate=0.1)
     with pytest.raises(ValueError, match="more than the 3 blocks"):

@@ -8,6 +8,7 @@ speedup for multi-block bilevel optimization", 2023.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -178,5 +179,5 @@ def _count(stacked: PyTree) -> int:
 
 def _rows(batches: Batches, index: jax.Array, key: jax.Array) -> PyTree:
     """The sampled blocks, and `size` random rows of each."""
-    return jax.vmap(lambda rows, key: Batches(rows, batches.size).draw(key))(
+    return jax.vmap(lambda rows, key: replace(batches, data=rows).draw(key))(
         trees.at(batches.data, index), jax.random.split(key, index.shape[0]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,21 @@ class RunResult(NamedTuple):
     trace: PyTree
     calls: PyTree
     solve: Solution
+
+
+class NamedBatches(Batches):
+    """Batches that are no larger than their data, which has a name."""
+
+    name: str = eqx.field(static=True, default="data")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data, where the method looks for them: below the blocks of `bsvrb_v1`."""
+        for leaf in jax.tree.leaves(self.data):
+            if self.size is not None and jnp.shape(leaf)[:1] < (self.size,):
+                raise ValueError(f"batch_size={self.size} is larger than {self.name}, whose leaf "
+                                 f"of shape {jnp.shape(leaf)} has not so many rows.")
+        return super().rows
 
 
 class Traced(NamedTuple):
@@ -89,12 +105,8 @@ def run(
     check_floating(jnp.inexact, x0=x0, y0=y0)
     if batch_size is not None:
         check_count(batch_size=batch_size)
-    for name, data in (("inner_data", inner_data), ("outer_data", outer_data)):
-        for leaf in jax.tree.leaves(data) if batch_size is not None else ():
-            if jnp.shape(leaf)[:1] < (batch_size,):
-                raise ValueError(f"batch_size={batch_size} is larger than {name}, whose leaf of "
-                                 f"shape {jnp.shape(leaf)} has not so many rows.")
-    data = Batches(inner_data, batch_size), Batches(outer_data, batch_size)
+    data = (NamedBatches(inner_data, batch_size, "inner_data"),
+            NamedBatches(outer_data, batch_size, "outer_data"))
     if trace is None:
         solution = iterate(method, (x0, y0), *data, key=key, **chosen._asdict())
         return RunResult(latest(solution), None, None, solution)
