@@ -138,7 +138,7 @@ def parallel_optimize(
     guesses, state, first, most = stop_gradient((
         jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params),
         opt_state, first, most))
-    solve, run, guesses = run_rounds(
+    solve, guesses, run = run_rounds(
         partial(_round, optimizer, grad_fn, steps, window, rule.rate), guesses,
         Run(state, jnp.int32(0), jnp.float32(0), first), (most,), chosen,
         lambda point, run, *rest: {"gradients": jnp.minimum(window, steps - run.final)})

@@ -23,7 +23,6 @@ from jaxiter.numerics import anchor
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
-from jaxiter.solvers.residual import residual_solver
 from jaxiter.stop import Stop, first_case
 
 PyTree = Any
@@ -85,13 +84,6 @@ def back(rows: jax.Array, depth: int) -> jax.Array:
     return jnp.stack([padded[depth - 1 - j: len(padded) - j] for j in range(depth)], axis=1)
 
 
-#: Options of a solve that mean nothing in rounds, and why.
-REFUSED = {
-    "check_every": "a round measures its rows at no cost",
-    "keep_best": "rows that are final stay so, and the last round is the best",
-}
-
-
 def choose_rounds(
     front: str, options: SolveOptions, count: int, most: float = 1, **refused: str
 ) -> Options:
@@ -103,7 +95,10 @@ def choose_rounds(
     """
     rule = Stop(lambda info: (), lambda info, state: (
         first_case((info.merit <= most, Status.CONVERGED)), state))
-    return choose(front, options, REFUSED | refused, stop=rule, max_steps=count)
+    return choose(front, options, {
+        "check_every": "a round measures its rows at no cost",
+        "keep_best": "rows that are final stay so, and the last round is the best",
+        **refused}, stop=rule, max_steps=count)
 
 
 def without_derivatives(
@@ -128,46 +123,32 @@ def run_rounds(
 ) -> tuple[Solution, PyTree, PyTree]:
     """Rounds `one(rows, memory, *operands) -> (rows, change, memory)` in the driver.
 
-    Returns the solution of the point, the last memory, and the newest rows.
+    Returns the solution of the point, the newest rows, and the last memory.
     """
     floating = is_floating(rows)
-    start = memory if floating else (memory, rows)
+
+    def carried(rows: PyTree, change: jax.Array, memory: PyTree) -> tuple[Point, PyTree]:
+        return (Point(rows, change), memory) if floating else (Point((), change), (rows, memory))
+
+    def found(point: Point, memory: PyTree) -> tuple[PyTree, PyTree]:
+        return (point.rows, memory) if floating else memory
 
     def step(point: Point, memory: PyTree, start: PyTree, *operands: PyTree) -> tuple:
-        del start
-        memory, rows = (memory, point.rows) if floating else memory
-        rows, change, memory = one(rows, memory, *operands)
-        # Not `minimum(change, ..)` alone: the larger than finite must be finite, NaN must stay.
-        point = Point(rows if floating else (), jnp.minimum(change, UNMEASURED))
-        return point, memory if floating else (memory, rows)
+        rows, change, memory = one(*found(point, memory), *operands)
+        # What is larger than finite must be finite, but NaN must stay.
+        return carried(rows, jnp.minimum(change, UNMEASURED), memory)
 
+    point, start = carried(rows, jnp.float32(0), memory)
     problem = Problem(
         step=step, memory=lambda point, start, *operands: start,
         merit=lambda point, image, *rest: jnp.where(
             image.change < UNMEASURED, image.change, image.change * jnp.inf),
         scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0), calls=calls)
-    if options.solver is not None:
-        options = options._replace(solver=_of_rows(options.solver))
-    solve = fixed_point(problem, Point(rows if floating else (), jnp.float32(0)), start, *operands,
-                        **options._replace(adjoint=frozen())._asdict())
-    if floating:
-        return solve, solve.state.memory, solve.state.output.rows
-    return solve, *solve.state.memory
-
-
-def _of_rows(solver: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The solver on the rows of a point; the change takes care of itself, and NaN stays NaN."""
-    inner = optax.with_extra_args_support(solver)
-
-    def update(residual: Any, state: Any, params: Any = None, **extra: Any) -> tuple:
-        rows = None if params is None else params.rows
-        increment, state = inner.update(residual.rows, state, rows, **extra)
-        return Point(increment, 0 * residual.change), state
-
-    def init(point: Any) -> Any:
-        return inner.init(point.rows)
-
-    return residual_solver("rows", init, update)
+    if options.solver is not None:  # the change of a point takes care of itself
+        options = options._replace(solver=optax.masked(options.solver, Point(True, False)))
+    solve = fixed_point(
+        problem, point, start, *operands, **options._replace(adjoint=frozen())._asdict())
+    return solve, *found(solve.state.output, solve.state.memory)
 
 
 def solve_rounds(
@@ -229,7 +210,7 @@ def solve_rounds(
 
     spent = None if calls is None else lambda point, ledger, *rest: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
-    solve, ledger, newest = run_rounds(one, rows, start, operands, options, spent)
+    solve, newest, ledger = run_rounds(one, rows, start, operands, options, spent)
     done = (ledger.final >= count) & jnp.isfinite(solve.merit)
     value, displacement, residual = newest, None, jnp.where(done, 0, jnp.inf)
     if floating:
