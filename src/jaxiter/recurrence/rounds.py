@@ -43,14 +43,14 @@ class Point(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """What rounds remember: how many rows are final, and the largest change among them.
+    """What rounds remember: how many rows are final, and what each was when it was measured last.
 
-    off: where a window slides, how far every row was off its own step, infinite where nobody
-    measured it; else None. own: the memory of the chain at hand.
+    size: `[T]`, its change in units of the tolerance; infinite where nobody measured it. off: where
+    a window slides, how far it was off its own step; else None. own: the memory of the chain.
     """
 
     final: jax.Array
-    worst: jax.Array
+    size: jax.Array
     off: PyTree
     own: PyTree
 
@@ -187,26 +187,28 @@ def solve_rounds(
     # A guess need not be finite, but a point must.
     rows = jax.tree.map(
         lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), rows)
-    follows = floating and width < count
-    start = Ledger(jnp.int32(0), jnp.float32(0),
-                   trees.full_like(rows, jnp.inf) if follows else None, own)
+    slides = width < count
+    start = Ledger(jnp.int32(0), jnp.full(count, jnp.inf, jnp.float32),
+                   trees.full_like(rows, jnp.inf) if floating and slides else None, own)
 
     def one(rows: PyTree, ledger: Ledger, *operands: PyTree) -> tuple:
         # A full window measures all its rows, so that none is taken on trust by a state resumed.
-        final = ledger.final if width < count else 0 * ledger.final
+        final = ledger.final if slides else 0 * ledger.final
         view = View(jnp.minimum(final, count - width), width)
-        old, off = view.cut(rows), ledger.off
+        old, seen = view.cut(rows), (ledger.size, ledger.off)
         shown, propose, own = look(view, view.index() >= final, rows, ledger.own, *operands)
-        new, change, final, worst = accept(
-            view, final, ledger, old, shown, propose,
-            lambda new, old: compare(view, new, old, *operands), count, block)
-        if follows:  # the row before the first was taken as its step makes it
-            off = View(ledger.final - 1, 1).put(off, jax.tree.map(lambda o: 0 * o[:1], rows))
-            off = view.put(off, trees.subtract(shown, old))
+        new, final, size = accept(
+            view, final, old, shown, propose, lambda new: compare(view, new, old, *operands),
+            ledger.final == 0, count, block)
+        if slides:  # the row before the first was taken as its step makes it
+            first = View(jnp.maximum(ledger.final - 1, 0), 1)
+            seen = first.put(seen, trees.zeros_like(first.cut(seen)))
+        off = None if ledger.off is None else trees.subtract(shown, old)
+        size, off = view.put(seen, (size, off))
         rows = view.put(rows, new)
         if after is not None:
             rows = after(view, rows, own, *operands)
-        return rows, change, Ledger(final, worst, off, own)
+        return rows, jnp.max(size), Ledger(final, size, off, own)
 
     spent = None if calls is None else lambda point, ledger, *rest: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
@@ -218,7 +220,7 @@ def solve_rounds(
         taken = done & (jnp.arange(count) >= count - block)
         value = trees.where_rows(taken, newest, solve.state.x.rows)
         displacement = trees.subtract(newest, value)
-        if follows:
+        if slides:
             displacement = trees.where_rows(taken, trees.zeros_like(value), ledger.off)
         residual = trees.norm(displacement)
         residual = jnp.where(jnp.isfinite(residual) & jnp.isfinite(solve.merit), residual, jnp.inf)
@@ -240,16 +242,17 @@ def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
 
 
 def accept(
-    view: View, final: jax.Array, ledger: Ledger, old: PyTree, shown: PyTree, propose: Callable,
-    compare: Callable, count: int, block: int,
-) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
-    """The window's new rows, the largest change of all, how many are final, their largest change.
+    view: View, final: jax.Array, old: PyTree, shown: PyTree, propose: Callable,
+    compare: Callable, fresh: jax.Array, count: int, block: int,
+) -> tuple[PyTree, jax.Array, jax.Array]:
+    """The window's new rows, how many of all are final, how much each of the window's changed.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
-    proposal; the last of all needs not be. Where all rows are calm, all are final. Else those are
-    that do not move at all, and calm ones that leave the window: the others may still come closer,
-    at no cost, and holding them would mislead the proposals of the rest. A row that its step makes
-    infinite or NaN of calm rows ends it all.
+    proposal; the last of all needs not be, and its change counts for nothing. Where all rows are
+    calm, all are final. Else those are that do not move at all, and calm ones that leave the
+    window: the others may still come closer, at no cost, and holding them would mislead the
+    proposals of the rest. A row that its step makes infinite or NaN of calm rows ends it all: its
+    change is NaN. In blocks the first guess is not calm: it was not made by any step (`fresh`).
 
     Rows that are final stay as they were; the first that moves is as its step makes it, for its
     inputs are final; the others are as proposed. Nothing that is not finite is taken over. Where
@@ -258,9 +261,9 @@ def accept(
     at, index = jnp.arange(view.width, dtype=jnp.int32), view.index()
     pending, last, slides = index >= final, index >= count - block, view.width < count
     proposed = propose(at < 0)
-    size = jnp.maximum(compare(shown, old), compare(proposed, old)).astype(jnp.float32)
-    if block > 1:  # the first guess was not made by any step
-        size = jnp.where(ledger.final > 0, size, jnp.inf)
+    size = jnp.maximum(compare(shown), compare(proposed)).astype(jnp.float32)
+    if block > 1:
+        size = jnp.where(fresh, jnp.inf, size)
     sound, calm = trees.finite_rows(shown), size <= 1
     moving = first_moving(calm | last, pending)
     settled = calm & ((index < count - view.width) | (size == 0))
@@ -269,19 +272,14 @@ def accept(
     end = begin + block
     lost = ~sound & (at >= begin) & (at < end)
     sane = ~jnp.any(lost)
-    done = sane & (view.start + end >= count)
+    moves = at >= begin
     if slides:  # calm rows that leave were to move: the others must not count on it
-        proposed = propose(at < begin)
+        proposed = propose(~moves)
+    else:
+        moves |= sane & (end >= count)
     plain = trees.where_rows(sound, shown, old)
-    free, moves = (at >= end) & trees.finite_rows(proposed), pending & (at >= begin)
-    if not slides:
-        moves |= pending & done
-    new = trees.where_rows(moves, trees.where_rows(free, proposed, plain), old)
-    kept, counted = pending & (at < begin), jnp.where(jnp.isnan(size), jnp.inf, size)
-    before = ledger.worst if slides else 0 * ledger.worst
-    change, worst = (jnp.maximum(before, jnp.max(jnp.where(rows, counted, 0)))
-                     for rows in (pending & ~last, kept))
-    if slides:
-        change = jnp.where(view.start + view.width < count, jnp.inf, change)
-    final = view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1)
-    return new, jnp.where(sane, change, jnp.nan), final, worst
+    ahead = trees.where_rows((at >= end) & trees.finite_rows(proposed), proposed, plain)
+    size = jnp.where(last, 0, jnp.where(jnp.isnan(size), jnp.inf, size))
+    return (trees.where_rows(pending & moves, ahead, old),
+            view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1),
+            jnp.where(lost, jnp.nan, size))
