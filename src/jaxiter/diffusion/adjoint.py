@@ -91,19 +91,19 @@ def _rounds(
         return b
 
     def step(g: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
-        slope, old_h, old_v, seen = memory
+        slope, old_h, old_v = memory
         chain = trees.before(g, b[-1])
         h = weighted(weight, chain)
         v = jax.vmap(lambda x, row, h: jax.vjp(lambda s: model(s, row), x)[1](h)[0])(x, rows, h)
         tiny = 100 * machine_epsilon(b) ** 2 * dot(h, h)
-        slope = secant_slopes(h - old_h, v - old_v, slope, seen, tiny)
+        slope = secant_slopes(h - old_h, v - old_v, slope, tiny)
         plain = rest + weighted(state, chain) + v
         lift, _ = linear_rows(state + weight * slope[:, None], plain - g)
-        return plain + lift, (slope, h, v, anchor(jnp.bool_(True), seen))
+        return plain + lift, (slope, h, v)
 
     problem = Problem(
         step=step,
-        memory=lambda g: (slopes[:0:-1], jnp.zeros_like(g), jnp.zeros_like(g), jnp.bool_(False)))
+        memory=lambda g: (slopes[:0:-1], jnp.full_like(g, jnp.nan), jnp.zeros_like(g)))
     tight = 1e-5 if machine_epsilon(b) > 1e-12 else 1e-12
     g = fixed_point(problem, rest, stop=tolerance(rtol=tight, atol=0.0), adjoint=frozen(),
                     max_steps=count + 1).state.output

@@ -40,7 +40,8 @@ class Window(NamedTuple):
 class Mixing(NamedTuple):
     """ParaTAA's memory: differences `[R, m, ...]` of the last rounds' states and residuals.
 
-    Also the last of both. A row that was not evaluated in two rounds running has zeros.
+    Also the last of both, NaN before the first. A row that was not evaluated in two rounds running
+    has zeros.
     """
 
     dx: jax.Array
@@ -52,14 +53,13 @@ class Mixing(NamedTuple):
 class Seen(NamedTuple):
     """What the rounds remember of the model.
 
-    value: the model at the rows' inputs, `[R, ...]`, and `at`, where. slope: `[R]`. seen: `[R]`,
-    rows with a value. past: earlier rounds, for `paratta`; else None. All by rows.
+    value: the model at the rows' inputs, `[R, ...]`, and `at`, where: NaN before it was called.
+    slope: `[R]`. past: earlier rounds, for `paratta`; else None. All by rows.
     """
 
     value: jax.Array
     at: jax.Array
     slope: jax.Array
-    seen: jax.Array
     past: Mixing | None
 
 
@@ -89,7 +89,7 @@ def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
     """
     into = trees.before(linear_rows(by_slopes(w), w.residual)[1])
     exact = jax.jvp(model, (w.x,), (into,))[1]
-    slope = secant_slopes(into, exact, w.slopes[:, 0], jnp.bool_(True), jnp.zeros((), exact.dtype))
+    slope = secant_slopes(into, exact, w.slopes[:, 0], jnp.zeros((), exact.dtype))
     return slope, spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
 
 
@@ -102,7 +102,7 @@ def model_slopes(
     if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
         low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
     new = secant_slopes(x - before.at, value - before.value, jnp.full_like(before.slope, jnp.nan),
-                        before.seen, moved * dot(x, x))
+                        moved * dot(x, x))
     return jnp.where(jnp.isnan(new), before.slope, jnp.clip(new, low, high))
 
 
@@ -117,7 +117,7 @@ def no_past(start: jax.Array, differences: int) -> Mixing:
     """Empty memory for the rows of a trajectory `[R + 1, ...]`."""
     rows = jnp.zeros_like(start[1:])
     empty = jnp.stack([rows] * differences, axis=1)
-    return Mixing(empty, empty, rows, rows)
+    return Mixing(empty, empty, rows + jnp.nan, rows)
 
 
 def longer(w: Window, order: int) -> jax.Array:
@@ -133,18 +133,17 @@ def longer(w: Window, order: int) -> jax.Array:
 
 
 def anderson(
-    w: Window, old: jax.Array, past: Mixing, seen: jax.Array, order: int
+    w: Window, old: jax.Array, past: Mixing, order: int
 ) -> tuple[jax.Array, Mixing]:
     """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
 
     Row t mixes by least squares over the residuals of the rows up to t only, so that no
-    row hears of a later one. `past`, `seen`, the rows that have one, and `old`, the states now,
-    are cut to the window.
+    row hears of a later one. `past` and `old`, the states now, are cut to the window.
     """
     r = longer(w, order)
     # Rows before the first that is off do not move, and say nothing about those that do.
     live = w.pending & (jnp.cumsum(dot(r, r)) > 0)
-    newest = trees.where_rows(seen & live, (old - past.x, r - past.r), (0, 0))
+    newest = trees.where_rows(trees.finite_rows(past.x) & live, (old - past.x, r - past.r), (0, 0))
     dx, dr = (jnp.concatenate([new[:, None], held[:, :-1]], axis=1)
               for new, held in zip(newest, past[:2], strict=True))
     # LAPACK knows no half precision, in which the squares would under- and overflow besides.

@@ -34,7 +34,7 @@ from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate
-from jaxiter.known import check_count, check_positive
+from jaxiter.known import check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
@@ -152,13 +152,12 @@ def sample_parallel(
     """
     x_init, table = begin(sampler, denoiser, x_init, key, noise)
     count = sampler.rows
-    width = count if window is None else window
     method = as_method("sample_parallel", method, KINDS)
     chosen = choose_rounds("sample_parallel", options, count)
     adjoint = as_chain_adjoint("sample_parallel", chosen.adjoint)
     if isinstance(tolerance, Absolute):
         tolerance, table = tolerance.tolerance, table._replace(scale=jnp.ones_like(table.scale))
-    _check(count, width, tolerance, slopes, mesh)
+    _check(count, tolerance, slopes, mesh)
     kind = trees.norm_dtype(x_init)
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
@@ -168,12 +167,11 @@ def sample_parallel(
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
     start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
     memory = method.memory if isinstance(method, Paratta) else 0
-    seen = Seen(jnp.zeros_like(start[1:]), start[:-1], first, jnp.zeros(count, bool),
+    seen = Seen(jnp.zeros_like(start[1:]), jnp.full_like(start[1:], jnp.nan), first,
                 no_past(start, memory) if memory else None)
     solve, newest, seen = solve_rounds(
         partial(_look, sampler, denoiser, method, mesh), start[1:], seen, tuple(operands), chosen,
-        compare=_change, width=width, calls="model",
-        after=partial(roll_out, sampler) if width < count else None)
+        compare=_change, window=window, calls="model", after=partial(roll_out, sampler))
     newest = jnp.where(solve.aux == count, solve.value, newest)
     x = trees.prepend(operands[0], newest)
     x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
@@ -240,22 +238,17 @@ def _look(
 
     mixed = None
     if isinstance(method, Paratta) and past is not None:
-        mixed, past = anderson(w, old, past, before.seen, method.order)
+        mixed, past = anderson(w, old, past, method.order)
 
     def propose(kept: jax.Array) -> jax.Array:
         residual = trees.where_rows(~kept, w.residual, 0)
         return proposed(w._replace(residual=residual), method, old) if mixed is None else mixed
 
-    now = Seen(value, x, slope, jnp.ones(view.width, bool), past)
+    now = Seen(value, x, slope, past)
     return image(raw), propose, view.put(seen, now)
 
 
-def _check(
-    count: int, width: int, tolerance: Any, slopes: Any, mesh: Mesh | None
-) -> None:
-    check_count(window=width)
-    if width > count:
-        raise ValueError(f"window must be in 1..{count}, the rows of the sampler, got {width}.")
+def _check(count: int, tolerance: Any, slopes: Any, mesh: Mesh | None) -> None:
     if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
         raise TypeError("tolerance must be a number, or absolute(number), got "
                         f"{type(tolerance).__name__}.")

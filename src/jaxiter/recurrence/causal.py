@@ -67,7 +67,7 @@ def solve_causal(
         shown = function(rows)
         return shown, lambda kept: shown, own
 
-    return solve_rounds(look, stop_gradient(init), None, (), chosen, width=count,
+    return solve_rounds(look, stop_gradient(init), None, (), chosen, window=None,
                         compare=comparison(init, rtol, atol))[0]
 
 

@@ -27,12 +27,11 @@ class Rows(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Of the previous round, for the secant: inputs and outputs `[W, d]`, slopes `[W]`, seen."""
+    """Of the previous round, for the secant: inputs and outputs `[W, d]`, NaN before, slopes."""
 
     p: jax.Array
     f: jax.Array
     slope: jax.Array
-    seen: jax.Array
 
 
 def scan_scalar(a: jax.Array, r: jax.Array) -> jax.Array:
@@ -84,11 +83,11 @@ def dense_jacobians(step: Callable, p: jax.Array, x: Any) -> jax.Array:
 
 
 def secant_slopes(
-    dx: jax.Array, df: jax.Array, known: jax.Array, seen: jax.Array, tiny: jax.Array
+    dx: jax.Array, df: jax.Array, known: jax.Array, tiny: jax.Array
 ) -> jax.Array:
-    """`<dx, df> / <dx, dx>` by rows `[W, ...]`, those known before where dx is tiny or not seen."""
+    """`<dx, df> / <dx, dx>` by rows `[W, ...]`, those known before where dx is tiny or NaN."""
     square = dot(dx, dx)
-    return jnp.where(seen & (square > tiny), safe_divide(dot(dx, df), square), known)
+    return jnp.where(square > tiny, safe_divide(dot(dx, df), square), known)
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -35,8 +35,9 @@ from jaxiter.recurrence.linearize import (
 class RowMethod(eqx.Module):
     """How rows answer, as a value: subclass it, with numbers as fields and `linearize`.
 
-    `name`: for messages, and that of the preset. `takes_integers`: proposes what the step says, so
-    that rows may be integers. `takes_complex`: asks for no slopes, which only real rows have.
+    `name`: for messages, and for the method with its defaults. `takes_integers`: proposes what the
+    step says, so that rows may be integers, and linearizes nothing. `takes_complex`: asks for no
+    slopes, which only real rows have.
 
     >>> class Half(RowMethod):  # A = 1/2
     ...     name = "half"
@@ -53,11 +54,6 @@ class RowMethod(eqx.Module):
     takes_integers: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
 
-    @classmethod
-    def preset(cls) -> "RowMethod":
-        """What its name alone stands for."""
-        return cls()
-
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """`lift(r) -> A D` for any residuals r `[W, d]`, and slopes to remember (the secant's).
 
@@ -72,11 +68,6 @@ class Jacobi(RowMethod):
 
     name = "jacobi"
     takes_integers = True
-
-    def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
-        """A = 0."""
-        del rows
-        return jnp.zeros_like, None
 
 
 def jacobi() -> RowMethod:
@@ -95,7 +86,6 @@ class Picard(RowMethod):
 
     def linearize(self, rows: Rows) -> tuple[Callable, jax.Array | None]:
         """A = 1."""
-        del rows
         return lambda r: jnp.cumsum(r, axis=0) - r, None
 
 
@@ -148,7 +138,7 @@ class Secant(RowMethod):
         """A = the slope between two rounds."""
         past = rows.past
         tiny = 10 * machine_epsilon(rows.p) ** 2 * dot(rows.p, rows.p)
-        slope = tame(secant_slopes(rows.p - past.p, rows.f - past.f, past.slope, past.seen, tiny))
+        slope = tame(secant_slopes(rows.p - past.p, rows.f - past.f, past.slope, tiny))
         a = slope[:, None]
         return lambda r: a * scan_scalar(a, r), slope
 
@@ -212,12 +202,6 @@ class GaussSeidel(RowMethod):
     takes_integers = True
     block: int = eqx.field(static=True)
 
-    @classmethod
-    def preset(cls) -> RowMethod:
-        """None: how long blocks should be is nobody's default."""
-        raise ValueError("'gauss_seidel' needs the length of its blocks: "
-                         "method=jaxiter.recurrence.gauss_seidel(block).")
-
 
 def gauss_seidel(block: int) -> RowMethod:
     """Blocks of so many rows side by side, each one sequential inside; integers too.
@@ -251,7 +235,10 @@ def as_method(
         found = [kind for kind in kinds if kind.name == method]
         if not found:
             raise ValueError(f"method must be one of {names}, or such an object, got {method!r}.")
-        return found[0].preset()
+        if found[0] is GaussSeidel:
+            raise ValueError("'gauss_seidel' needs the length of its blocks: "
+                             "method=jaxiter.recurrence.gauss_seidel(block).")
+        return found[0]()
     if own and isinstance(method, RowMethod) and (
             type(method).linearize is not RowMethod.linearize):
         return method

@@ -19,6 +19,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
+from jaxiter.known import check_count
 from jaxiter.numerics import anchor
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
@@ -153,7 +154,7 @@ def run_rounds(
 
 def solve_rounds(
     look: Callable, rows: PyTree, own: PyTree, operands: tuple, options: Options, *,
-    compare: Callable, width: int, block: int = 1, after: Callable | None = None,
+    compare: Callable, window: int | None, block: int = 1, after: Callable | None = None,
     calls: str | None = None,
 ) -> tuple[Solution, PyTree, PyTree]:
     """The rows of a chain by rounds on a window of them.
@@ -164,7 +165,7 @@ def solve_rounds(
         they should go if those in the mask stay; the next memory.
       rows: first guess, leaves `[T, ...]`. own: first memory.
       compare: `compare(view, new, old, *operands) -> [width]`, changes in units of the tolerance.
-      width: rows of a window. block: rows that a step makes one after the other.
+      window: rows of a round; default all. block: rows that a step makes one after the other.
       after: `after(view, rows, own, *operands) -> rows` ends a round.
       calls: what an evaluation of a row is called in `Solution.calls`.
 
@@ -174,9 +175,13 @@ def solve_rounds(
       them are final; the newest rows; the last memory.
 
     Raises:
-      ValueError: a solver or a state to resume, where they make no sense.
+      ValueError: window outside 1..T; a solver or a state to resume, where they make no sense.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
+    width = count if window is None else window
+    check_count(window=width)
+    if width > count:
+        raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
     floating, held = is_floating(rows), options.solver is None
     if not (held or floating and width == count and block == 1):
         raise ValueError("a solver needs floating-point rows, each a step of its own, and no "

@@ -11,7 +11,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
-from jaxiter.known import check_count, check_not_negative
+from jaxiter.known import check_not_negative
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
@@ -98,33 +98,36 @@ def solve_recurrence(
     elif order != 1:
         raise ValueError(f"order must be 1 or 2, got {order!r}.")
     count = _length(xs, length)
+    guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), s0)
     if init is not None:
-        init = _as_rows(init, s0[0] if order == 2 else s0, count)
-        init = (init, trees.before(init, s0[0])) if order == 2 else init
+        init = jax.tree.map(strong, init)
+        trees.check_same_structure(guess[0] if order == 2 else guess, init, "init")
+        guess = (init, trees.before(init, s0[0])) if order == 2 else init
     method = as_method("solve_recurrence", method, KINDS, own=True)
     chosen = choose_rounds("solve_recurrence", options, count)
     adjoint = as_chain_adjoint("solve_recurrence", chosen.adjoint)
-    _check(step, s0, xs, method, window, count)
+    block = method.block if isinstance(method, GaussSeidel) else 1
+    if window is not None and isinstance(method, GaussSeidel):
+        raise ValueError("gauss_seidel(block) takes no window: all blocks run in every round.")
+    if count % block:
+        raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
+                         f"block={block}.")
+    _check(step, s0, xs, method)
     floating = is_floating(s0)
     if floating:
         flat, unravel = ravel_pytree(s0)
+        guess = jax.vmap(lambda s: ravel_pytree(s)[0])(guess)
         row_step = lambda s, x: ravel_pytree(step(unravel(s), x))[0]  # noqa: E731
     else:
         flat, unravel, row_step = s0, lambda s: s, step
-    if init is None:
-        guess = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), flat)
-    else:
-        guess = jax.vmap(lambda s: ravel_pytree(s)[0])(init) if floating else init
-    block = method.block if isinstance(method, GaussSeidel) else 0
-    # Integers are compared and copied, never added.
-    linearize = method.linearize if floating and not block else None
     guess, *operands = stop_gradient((guess, flat, xs))
     past = None
     if isinstance(method, Secant):
-        past = Past(guess, guess, jnp.zeros(count, guess.dtype), jnp.zeros(count, bool))
+        unseen = jnp.full_like(guess, jnp.nan)
+        past = Past(unseen, unseen, jnp.zeros(count, guess.dtype))
     solve, *_ = solve_rounds(
-        partial(_look, row_step, linearize, block), guess, past, tuple(operands), chosen,
-        compare=comparison(flat, rtol, atol), width=window or count, block=block or 1,
+        partial(_look, row_step, method, block), guess, past, tuple(operands), chosen,
+        compare=comparison(flat, rtol, atol), window=window, block=block,
         after=_one_value_each if floating and order == 2 else None)
     rows, off = solve.value, solve.displacement
     if floating:
@@ -136,18 +139,18 @@ def solve_recurrence(
 
 
 def _look(
-    step: Callable, linearize: Callable | None, block: int, view: View, pending: jax.Array,
-    rows: PyTree, past: Past | None, s0: PyTree, xs: PyTree,
+    step: Callable, method: RowMethod, block: int, view: View, pending: jax.Array, rows: PyTree,
+    past: Past | None, s0: PyTree, xs: PyTree,
 ) -> tuple[PyTree, Callable, Past | None]:
     """One batched evaluation of the window and one linear recurrence."""
     p, x, old, before = view.cut((trees.before(rows, s0), xs, rows, past))
-    shown = _blocks(step, block, p, x) if block else jax.vmap(step)(p, x)
-    if linearize is None:
+    shown = jax.vmap(step)(p, x) if block == 1 else _blocks(step, block, p, x)
+    if method.takes_integers:  # they are compared and copied, never added
         return shown, lambda kept: shown, past
     safe = trees.where_rows(trees.finite_rows(shown) & pending, shown, old)  # final rows stay
-    lift, slope = linearize(Rows(step, p, x, safe, before))
+    lift, slope = method.linearize(Rows(step, p, x, safe, before))
     if past is not None:
-        past = view.put(past, Past(p, safe, slope, jnp.ones(view.width, bool)))
+        past = view.put(past, Past(p, safe, slope))
     return shown, lambda kept: safe + lift(trees.where_rows(~kept, safe - old, 0)), past
 
 
@@ -166,8 +169,7 @@ def comparison(like: PyTree, rtol: Any, atol: Any) -> Callable:
     if not is_floating(like):
         return lambda view, new, old, *operands: _largest(
             jax.tree.map(lambda a, b: jnp.where(a == b, 0, jnp.float32(jnp.inf)), new, old))
-    check_not_negative(**{name: number for name, number in (("rtol", rtol), ("atol", atol))
-                          if number is not None})
+    check_not_negative(rtol=rtol, atol=atol)
     epsilon = machine_epsilon(like)
     default = 1e-10 if epsilon < 1e-12 else 1e-5 if epsilon < 1e-5 else 1e-2
     rtol = default if rtol is None else rtol
@@ -214,17 +216,8 @@ def _augment(step: Callable) -> Callable:
     return lambda pair, x: (step(*pair, x), pair[0])
 
 
-def _as_rows(init: PyTree, s0: PyTree, count: int) -> PyTree:
-    init = jax.tree.map(strong, init)
-    rows = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), s0)
-    trees.check_same_structure(rows, init, "init")
-    return init
-
-
 def _length(xs: PyTree, length: int | None) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)}
-    sizes |= {length} - {None}
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)} | {length} - {None}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError("xs must have one leading axis T, or be None with `length`; "
                          f"found lengths {sorted(sizes)} (-1 is a scalar).")
@@ -234,19 +227,7 @@ def _length(xs: PyTree, length: int | None) -> int:
     return count
 
 
-def _check(
-    step: Callable, s0: PyTree, xs: PyTree, method: RowMethod, window: int | None, count: int
-) -> None:
-    if window is not None:
-        check_count(window=window)
-        if window > count:
-            raise ValueError(f"window must be in 1..{count}, the number of rows, got {window}.")
-    if isinstance(method, GaussSeidel):
-        if window is not None:
-            raise ValueError("gauss_seidel(block) takes no window: all blocks run in every round.")
-        if count % method.block:
-            raise ValueError(f"gauss_seidel needs blocks that divide the {count} rows, got "
-                             f"block={method.block}.")
+def _check(step: Callable, s0: PyTree, xs: PyTree, method: RowMethod) -> None:
     floating = is_floating(s0)
     if not floating and not method.takes_integers:
         raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
