@@ -47,15 +47,12 @@ def attach_sampling(
     x, table, slopes = anchor((x, *stop_gradient((table, slopes))), x_init)
     pure, constants, _ = hoist(model, x_init, trees.first(table))
 
-    def solves(operands: tuple, fixed: tuple, states: jax.Array) -> tuple[Callable, Callable]:
-        at = (lambda s, row: pure(operands[1], s, row), fixed[0], states)
-        if adjoint.batched:
-            return partial(_forward, *at), partial(_rounds, *at, fixed[1])
-        return partial(_forward, *at), lambda b: jax.linear_transpose(
-            partial(_forward, *at, like=b), b)(b)[0]
+    def solves(operands: tuple, fixed: tuple, states: jax.Array) -> tuple:
+        at = (partial(pure, operands[1]), fixed[0], states)
+        return partial(_forward, *at), partial(_rounds, *at, fixed[1]) if adjoint.batched else None
 
     def rows(operands: tuple, fixed: tuple, states: jax.Array) -> jax.Array:
-        values = jax.vmap(lambda s, row: pure(operands[1], s, row))(states, fixed[0])
+        values = jax.vmap(partial(pure, operands[1]))(states, fixed[0])
         return combine_all(fixed[0], states, values)
 
     return trees.prepend(x_init, attach_rows(
@@ -63,14 +60,10 @@ def attach_sampling(
 
 
 def _forward(
-    model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array,
-    like: jax.Array | None = None,
+    model: Callable, table: SamplerTable, states: jax.Array, b: jax.Array, like: jax.Array
 ) -> jax.Array:
-    """The tangent recurrence: a jvp of the model per row; b stands where noise did.
-
-    like: varies over a mesh as b does, which is not read where it is to be transposed.
-    """
-    start = anchor(jnp.zeros_like(b[0]), (b if like is None else like, states))
+    """The tangent recurrence: a jvp of the model per row; b stands where noise did."""
+    start = anchor(jnp.zeros_like(b[0]), (like, states))
     return walk(
         table._replace(noise=jnp.ones_like(table.noise), z=b), histories(table, start),
         lambda dx, row, at: jax.jvp(lambda s: model(s, row), (at,), (dx,))[1], states)[1]

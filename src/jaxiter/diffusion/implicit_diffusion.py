@@ -75,32 +75,25 @@ def implicit_diffusion(
         raise ValueError(f"weight={weight} needs reference samples.")
 
     def init(particles: jax.Array, theta: PyTree) -> LangevinState:
-        if particles.shape[0] < 2:
-            raise ValueError("a covariance needs at least 2 particles, got "
-                             f"{particles.shape[0]}.")
+        if len(particles) < 2:
+            raise ValueError(f"a covariance needs at least 2 particles, got {len(particles)}.")
         return LangevinState(particles, theta, optimizer.init(theta), jnp.int32(Status.RUNNING))
 
     def step(state: LangevinState, key: jax.Array) -> LangevinState:
-        particles, theta, opt_state, status = state
-        noise = jax.random.normal(key, particles.shape, particles.dtype)
-        force = jax.vmap(jax.grad(energy), (0, None))(particles, theta)
-        particles = particles - step_size * force + (2 * step_size) ** 0.5 * noise
+        noise = jax.random.normal(key, state.particles.shape, state.particles.dtype)
+        force = jax.vmap(jax.grad(energy), (0, None))(state.particles, state.theta)
+        particles = state.particles - step_size * force + (2 * step_size) ** 0.5 * noise
         rewards = jax.vmap(reward)(particles).astype(particles.dtype)
-        share = (rewards - jnp.mean(rewards)) / (particles.shape[0] - 1)
+        share = (rewards - jnp.mean(rewards)) / (len(particles) - 1) - weight / len(particles)
 
         def potential(theta: PyTree) -> jax.Array:
             energies = jax.vmap(energy, (0, None))
             total = jnp.sum(share * energies(particles, theta))
             if reference is not None:
-                total += weight * (jnp.mean(energies(reference, theta))
-                                   - jnp.mean(energies(particles, theta)))
+                total += weight * jnp.mean(energies(reference, theta))
             return total
 
-        theta, opt_state, status = _guarded(
-            optimizer, jax.grad(potential)(theta), opt_state, theta, True, status, particles)
-        running = status == Status.RUNNING
-        return LangevinState(jnp.where(running, particles, state.particles), theta, opt_state,
-                             status)
+        return _moved(optimizer, state, jax.grad(potential)(state.theta), particles=particles)
 
     return init, step
 
@@ -172,18 +165,16 @@ def implicit_denoising(
         return jax.random.normal(inner, batch, table.z.dtype)
 
     def init(theta: PyTree) -> QueueState:
-        zeros = jnp.zeros((rows, *batch), table.z.dtype)
+        path = jnp.zeros((2 * rows, rows, *batch), table.z.dtype)
         slope = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), theta)
-        return QueueState(theta, optimizer.init(theta),
-                          jnp.zeros((2 * rows, rows, *batch), table.z.dtype), zeros, zeros, slope,
-                          jnp.zeros(batch, table.z.dtype), jnp.int32(0),
-                          jnp.int32(Status.RUNNING))
+        return QueueState(theta, optimizer.init(theta), path, path[0], path[0], slope, path[0, 0],
+                          jnp.int32(0), jnp.int32(Status.RUNNING))
 
     def step(state: QueueState) -> QueueState:
-        theta, opt_state, path, x, adjoint, slope, finished, time, status = state
-        x = trees.before(x, noises(time, jnp.int32(-1)))
+        theta, time = state.theta, state.time
+        x = trees.before(state.x, noises(time, jnp.int32(-1)))
         births = time - ages
-        path = path.at[births % (2 * rows), ages].set(x)
+        path = state.path.at[births % (2 * rows), ages].set(x)
         down = table._replace(z=jax.vmap(noises)(births, ages))
         x = jax.vmap(one, (None, 0, 0))(theta, x, down)
         # On the way back an age of R + j stands at row R - 1 - j.
@@ -193,30 +184,33 @@ def implicit_denoising(
         def pull(x: jax.Array, row: SamplerTable, g: jax.Array) -> tuple:
             return jax.vjp(lambda theta, x: one(theta, x, row), theta, x)[1](g)
 
-        extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, adjoint)
-        slope = trees.add(slope, extra)
-        ready = time >= 2 * rows - 1
+        extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, state.adjoint)
+        slope = trees.add(state.slope, extra)
         # Before a queue of R - 1 steps the oldest batch was never born.
-        theta, opt_state, status = _guarded(
-            optimizer, trees.at(slope, -1), opt_state, theta, ready, status,
-            jnp.where(time >= rows - 1, x[-1], 0))
-        finished = jnp.where(status == Status.RUNNING, x[-1], finished)
+        moved = _moved(optimizer, state, trees.at(slope, -1), time >= 2 * rows - 1,
+                       finished=jnp.where(time >= rows - 1, x[-1], 0))
         # The batch that ended in this step enters the way back in the next.
         adjoint = trees.before(adjoint, jax.grad(loss)(x[-1]))
-        return QueueState(theta, opt_state, path, x, adjoint, trees.before(slope), finished,
-                          time + 1, status)
+        return moved._replace(
+            path=path, x=x, adjoint=adjoint, slope=trees.before(slope), time=time + 1)
 
     return init, step
 
 
-def _guarded(
-    optimizer: Any, slope: PyTree, opt_state: PyTree, theta: PyTree, ready: Any,
-    status: jax.Array, others: PyTree,
-) -> tuple[PyTree, PyTree, jax.Array]:
-    """A step of the optimizer, where it is ready and all is finite, and the status."""
-    updates, new = optimizer.update(slope, opt_state, theta)
-    moved = optax.apply_updates(theta, updates)
-    sound = trees.finite(others) & (trees.finite((slope, moved)) | ~jnp.bool_(ready))
-    status = jnp.where(sound, status, jnp.int32(Status.NONFINITE))
-    ok = ready & (status == Status.RUNNING)
-    return *trees.where(ok, (moved, new), (theta, opt_state)), status
+def _moved(
+    optimizer: Any, state: Any, slope: PyTree, ready: Any = True, **fields: jax.Array
+) -> Any:
+    """The state with these fields, and theta by a step of the optimizer where it is ready.
+
+    From the first time on that something is not finite, both stand still.
+    """
+    updates, opt_state = optimizer.update(slope, state.opt_state, state.theta)
+    theta = optax.apply_updates(state.theta, updates)
+    sound = trees.finite(fields) & (trees.finite((slope, theta)) | ~jnp.bool_(ready))
+    status = jnp.where(sound, state.status, jnp.int32(Status.NONFINITE))
+    running = status == Status.RUNNING
+    old = {name: getattr(state, name) for name in fields}
+    theta, opt_state = trees.where(
+        running & ready, (theta, opt_state), (state.theta, state.opt_state))
+    return state._replace(theta=theta, opt_state=opt_state, status=status,
+                          **trees.where(running, fields, old))

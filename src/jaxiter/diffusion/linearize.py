@@ -67,12 +67,12 @@ def proposed(w: Window, method: RowMethod, old: jax.Array) -> jax.Array:
     """New states, by what the method says without earlier rounds; `old` are those now."""
     if isinstance(method, Paratta):
         return old + longer(w, method.order)
+    if isinstance(method, Jacobi):
+        return w.plain
     # `[W, K]`: how row t answers changes of X[t], X[t-1], ...
-    answer = jnp.zeros_like(w.rows.model)
+    answer = by_slopes(w)
     if isinstance(method, Picard):
-        answer = answer.at[:, 0].set(1)
-    elif not isinstance(method, Jacobi):
-        answer = by_slopes(w)
+        answer = jnp.zeros_like(w.rows.model).at[:, 0].set(1)
     return w.plain + linear_rows(answer, w.residual)[0]
 
 
@@ -127,7 +127,6 @@ def longer(w: Window, order: int) -> jax.Array:
     models", 2024.
     """
     answer = by_slopes(w._replace(slopes=jnp.zeros_like(w.slopes)))
-
     return lax.fori_loop(
         1, order, lambda _, r: w.residual + weighted(answer, trees.before(r)), w.residual)
 

@@ -237,7 +237,7 @@ def _look(
         w = window(plain + rest, slope)
 
     mixed = None
-    if isinstance(method, Paratta) and past is not None:
+    if past is not None:
         mixed, past = anderson(w, old, past, method.order)
 
     def propose(kept: jax.Array) -> jax.Array:

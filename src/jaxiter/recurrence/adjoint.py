@@ -5,6 +5,7 @@ no iterative solver. How the states were found does not matter.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -89,16 +90,15 @@ def attach_recurrence(
     rows, s0, xs = typed_by(step, (s0, trees.first(xs)), (rows, s0, xs))
     pure, constants, _ = hoist(step, s0, trees.first(xs))
 
-    def row(operands: tuple, p: jax.Array, x: PyTree) -> jax.Array:
-        return pure(operands[2], p, x)
-
     def outputs(operands: tuple, fixed: tuple, p: jax.Array) -> jax.Array:
-        del fixed
-        return jax.vmap(lambda p, x: row(operands, p, x))(p, operands[1])
+        _, xs, constants = operands
+        return jax.vmap(partial(pure, constants))(p, xs)
 
-    scans = _parallel if batched else _sequential
-    return attach_rows(outputs, rows, (s0, xs, constants), (),
-                       lambda operands, fixed, p: scans(row, operands, p))
+    def solves(operands: tuple, fixed: tuple, p: jax.Array) -> tuple:
+        _, xs, constants = operands
+        return (_parallel if batched else _sequential)(partial(pure, constants), p, xs)
+
+    return attach_rows(outputs, rows, (s0, xs, constants), (), solves)
 
 
 def attach_rows(
@@ -109,8 +109,9 @@ def attach_rows(
     Args:
       operands: what derivatives are by, the state before the first row first. fixed: constants,
         which no rule may close over, for under remat they are traced.
-      solves: `solves(operands, fixed, inputs) -> (forward, backward)` for the linear system and
-        its transpose, exact: their own derivatives are never asked for.
+      solves: `solves(operands, fixed, inputs) -> (forward, backward)`, exact, for their own
+        derivatives are never asked for: `forward(b, like)` of the linear system, which varies over
+        a mesh as `like` does, and `backward(b)` of its transpose; None transposes forward itself.
     """
     def tangent(rows: jax.Array, given: tuple, dots: tuple) -> jax.Array:
         operands, fixed = given
@@ -119,42 +120,41 @@ def attach_rows(
         p = trees.before(rows, operands[0])
         _, linear = jax.linearize(lambda p: outputs(operands, fixed, p), p)
         forward, backward = solves(*stop_gradient((operands, fixed, p)))
+
+        def transposed(_: Callable, b: jax.Array) -> jax.Array:
+            if backward is not None:
+                return backward(b)
+            return jax.linear_transpose(lambda c: forward(c, b), b)(b)[0]
+
         return lax.custom_linear_solve(
-            lambda d: d - linear(trees.before(d)), rhs,
-            lambda _, b: forward(b), lambda _, b: backward(b))
+            lambda d: d - linear(trees.before(d)), rhs, lambda _, b: forward(b, b), transposed)
 
     return with_jvp(rows, (operands, fixed), tangent)
 
 
-def _sequential(row: Callable, operands: tuple, p: jax.Array) -> tuple:
-    """A loop of T products with a row's Jacobian, and its transpose."""
+def _sequential(row: Callable, p: jax.Array, xs: PyTree) -> tuple:
+    """A loop of T products with a row's Jacobian."""
     def move(d: jax.Array, at: tuple) -> tuple:
         b, p, x = at
-        _, out = jax.jvp(lambda p: row(operands, p, x), (p,), (d,))
-        return out + b, out + b
+        out = jax.jvp(lambda p: row(p, x), (p,), (d,))[1] + b
+        return out, out
 
     def forward(b: jax.Array, like: jax.Array) -> jax.Array:
-        start = anchor(jnp.zeros_like(b[0]), (like, p))
-        return lax.scan(move, start, (b, p, operands[1]))[1]
+        return lax.scan(move, anchor(jnp.zeros_like(b[0]), (like, p)), (b, p, xs))[1]
 
-    return lambda b: forward(b, b), lambda b: jax.linear_transpose(
-        lambda c: forward(c, b), b)(b)[0]
+    return forward, None
 
 
-def _parallel(row: Callable, operands: tuple, p: jax.Array) -> tuple:
+def _parallel(row: Callable, p: jax.Array, xs: PyTree) -> tuple:
     """Two associative scans over the Jacobians of all rows."""
-    def jacobians() -> jax.Array:
-        return dense_jacobians(lambda p, x: row(operands, p, x), p, operands[1])
+    jacobians = partial(dense_jacobians, row, p, xs)
 
     def solve(a: jax.Array, b: jax.Array) -> jax.Array:
         # scan_matrix returns the inputs' changes D_0 .. D_{T-1}; one more step gives the last.
         return apply(a, scan_matrix(a, b)) + b
 
-    def forward(b: jax.Array) -> jax.Array:
-        return solve(jacobians(), b)
-
     def backward(b: jax.Array) -> jax.Array:
         # g_t = b_t + J_{t+1}^T g_{t+1}: the same recurrence, read from the end.
         return solve(trees.before(jacobians().transpose(0, 2, 1)[::-1]), b[::-1])[::-1]
 
-    return forward, backward
+    return lambda b, like: solve(jacobians(), b), backward
