@@ -165,6 +165,9 @@ def test_accelerated_ddim_is_second_order(x64):
                    for make in (ddim, accelerated_ddim))
     assert 0.85 < np.log2(plain[0] / plain[2]) / 2 < 1.15
     assert np.log2(fast[0] / fast[2]) / 2 > 1.6 and plain[1] > 10 * fast[1], (plain, fast)
+    # The first step has one row, all others two: of one step, in one unit.
+    rows = accelerated_ddim(quadratic_schedule(9, 1e-3, 8.0))
+    np.testing.assert_array_equal(rows.scale[1::2], rows.scale[2::2])
 
 
 def test_accelerated_ddpm_is_nearer_to_the_law(x64):

@@ -20,7 +20,6 @@ def accelerated_ddim(schedule: NoiseSchedule) -> Sampler:
     >>> accelerated_ddim(vp_schedule(10)).rows
     19
     """
-    _preserving(schedule)
     alpha, sigma, time = (table[:-1] for table in schedule)
     ratio = _ratio(schedule)
     root, gap = np.sqrt(ratio), 1 - ratio
@@ -29,17 +28,14 @@ def accelerated_ddim(schedule: NoiseSchedule) -> Sampler:
         np.append(table[0], table[:-1]) for table in (alpha, sigma, time, root, gap))
     weight = gap**2 / (4 * gap_up)
     first = np.arange(len(ratio)) == 0  # a step of one row, for there is no level before it
-
-    def rows(up: np.ndarray | float, down: np.ndarray) -> np.ndarray:
-        return weave(up, down)[1:]
-
     return tables(
         schedule,
-        [rows(root_up, np.where(first, 1 / root, 0)), rows(0, np.where(first, 0, 1 / root))],
-        [rows(root_up * gap_up / (2 * sigma),
-              np.where(first, half, weight * root_up / sigma_up) / root),
-         rows(0, np.where(first, 0, half - weight / sigma) / root)],
-        calls=(rows(alpha, alpha_up), rows(sigma, sigma_up), rows(time, time_up)))
+        [weave(root_up, np.where(first, 1 / root, 0)), weave(0, np.where(first, 0, 1 / root))],
+        [weave(root_up * gap_up / (2 * sigma),
+               np.where(first, half, weight * root_up / sigma_up) / root),
+         weave(0, np.where(first, 0, half - weight / sigma) / root)],
+        calls=(weave(alpha, alpha_up), weave(sigma, sigma_up), weave(time, time_up)),
+        kept=slice(1, None))
 
 
 def accelerated_ddpm(schedule: NoiseSchedule) -> Sampler:
@@ -48,7 +44,6 @@ def accelerated_ddpm(schedule: NoiseSchedule) -> Sampler:
     States are those after the first half: draw x_init with standard deviation
     `sqrt(sigma[0]^2 + (1 - (alpha[0] / alpha[1])^2) / 2)`.
     """
-    _preserving(schedule)
     ratio, sigma = _ratio(schedule), schedule.sigma[:-1]
     root, half = np.sqrt(ratio), (1 - ratio) / 2
     noise = half / ratio
@@ -58,12 +53,9 @@ def accelerated_ddpm(schedule: NoiseSchedule) -> Sampler:
 
 def _ratio(schedule: NoiseSchedule) -> np.ndarray:
     """abar before over abar after, `[T]`: the paper's alpha_t."""
-    return (schedule.alpha[:-1] / schedule.alpha[1:]) ** 2
-
-
-def _preserving(schedule: NoiseSchedule) -> None:
     if np.any(np.abs(np.hypot(schedule.alpha, schedule.sigma) - 1) > 1e-6):
         raise ValueError("this sampler needs a variance-preserving schedule: "
                          "alpha^2 + sigma^2 = 1 on every row.")
     if np.any(schedule.alpha <= 0):
         raise ValueError("alpha must be positive on every row.")
+    return (schedule.alpha[:-1] / schedule.alpha[1:]) ** 2

@@ -34,9 +34,7 @@ def _drift(velocity: Callable, x: jax.Array, t: jax.Array, h: float) -> jax.Arra
     return 2 * velocity(x, t) - x / (t + h)
 
 
-def memoryless_path(
-    velocity: Callable, x_init: jax.Array, key: jax.Array, steps: int
-) -> jax.Array:
+def memoryless_path(velocity: Callable, x_init: jax.Array, key: jax.Array, steps: int) -> jax.Array:
     """States `[N + 1, ...]` of one sample of the memoryless process, from noise to data.
 
     >>> memoryless_path(lambda x, t: -x, jnp.ones(2), jax.random.key(0), 5).shape

@@ -43,15 +43,15 @@ class Denoiser(NamedTuple):
                              f"{PREDICTIONS}.")
         alpha, sigma, time = (jnp.asarray(number, x.dtype) for number in (alpha, sigma, time))
         if self.schedule is not None:
-            own, time = self._own_level(alpha, sigma)
+            own, time = _own_level(self.schedule, alpha, sigma)
             x, alpha, sigma = own * x, own * alpha, own * sigma  # eps and x0 stay what they are
         if self.prediction == "edm":
             y, q, deviation = x / alpha, sigma / alpha, self.data_std
             total = jnp.sqrt(q * q + deviation**2)
-            raw = self._checked(self.fn(y / total, jnp.log(q) / 4), x)
+            raw = _checked(self.fn(y / total, jnp.log(q) / 4), x)
             x0 = deviation**2 / total**2 * y + q * deviation / total * raw
             return (x - alpha * x0) / sigma, x0
-        out = self._checked(self.fn(x, time), x)
+        out = _checked(self.fn(x, time), x)
         if self.prediction == "x0":
             return (x - alpha * out) / sigma, out
         if self.prediction == "v":
@@ -63,21 +63,18 @@ class Denoiser(NamedTuple):
         eps = -sigma * out if self.prediction == "score" else out
         return eps, (x - sigma * eps) / alpha
 
-    def _own_level(self, alpha: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Scale and time of the model's own schedule at this ratio of sigma to alpha."""
-        own = self.schedule
-        assert own is not None
-        grid = np.arctan2(own.sigma, own.alpha)[::-1]
-        size = np.hypot(own.sigma, own.alpha)[::-1]
-        angle = jnp.arctan2(sigma, alpha)
-        scale, time = between(angle, grid, size, own.time[::-1])
-        return scale / jnp.hypot(alpha, sigma), time
 
-    @staticmethod
-    def _checked(out: jax.Array, x: jax.Array) -> jax.Array:
-        if out.shape != x.shape:
-            raise ValueError(f"the model returned shape {out.shape} for a sample of {x.shape}.")
-        return out.astype(x.dtype)  # networks may compute in fewer bits than the sampler
+def _own_level(own: NoiseSchedule, alpha: jax.Array, sigma: jax.Array) -> tuple:
+    """Scale and time of the model's own schedule at this ratio of sigma to alpha."""
+    grid, size = np.arctan2(own.sigma, own.alpha)[::-1], np.hypot(own.sigma, own.alpha)[::-1]
+    scale, time = between(jnp.arctan2(sigma, alpha), grid, size, own.time[::-1])
+    return scale / jnp.hypot(alpha, sigma), time
+
+
+def _checked(out: jax.Array, x: jax.Array) -> jax.Array:
+    if out.shape != x.shape:
+        raise ValueError(f"the model returned shape {out.shape} for a sample of {x.shape}.")
+    return out.astype(x.dtype)  # networks may compute in fewer bits than the sampler
 
 
 def guided(conditional: Callable, unconditional: Callable, weight: Any) -> Callable:

@@ -63,9 +63,11 @@ def exponential_multistep(
             model[t, 0] = alpha1[t]
             continue
         h = lam[t + 1] - lam[t]
-        offsets = lam[t] - lam[t - n + 1: t + 1][::-1]  # 0 for the newest, growing back
-        derivatives = _finite_differences(-offsets)
-        model[t, :n] = lead[t] * (h ** np.arange(1, n + 1) * phi(sign * h, n)) @ derivatives
+        past = lam[t - n + 1: t + 1][::-1] - lam[t]  # 0 for the newest
+        # The inverse has weights of the values for the k-th derivative of their polynomial over k!.
+        moves = lead[t] * h ** np.arange(1, n + 1) * phi(sign * h, n)
+        factorials = [factorial(k) for k in range(n)]
+        model[t, :n] = moves * factorials @ np.linalg.inv(np.vander(past, increasing=True))
     return tables(schedule, [state], list(model.T), currency=currency)
 
 
@@ -82,12 +84,6 @@ def phi(z: float, count: int) -> np.ndarray:
     for k in range(1, count):
         values.append((values[-1] - 1 / factorial(k)) / z)
     return np.array(values)
-
-
-def _finite_differences(at: np.ndarray) -> np.ndarray:
-    """Row k: weights of values at `at` for the k-th derivative at 0 of their polynomial."""
-    powers = np.vander(at, increasing=True)
-    return np.diag([factorial(k) for k in range(len(at))]) @ np.linalg.inv(powers)
 
 
 class SolverSearch(NamedTuple):

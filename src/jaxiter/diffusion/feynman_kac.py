@@ -97,10 +97,9 @@ def feynman_kac_sample(
         """One step of one particle and what it adds to its log weight."""
         at, noise, time, drift, variance, beta, more = row
         scores = [-model.convert(x, at, noise, time)[0] / noise for model in denoisers]
-        total = sum(float(weight) * score for weight, score in zip(a, scores, strict=True))
-        rate = jnp.sum(total * total) - sum(
-            float(weight) * jnp.sum(score * score)
-            for weight, score in zip(a, scores, strict=True))
+        weighed = list(zip(map(float, a), scores, strict=True))
+        total = sum(weight * score for weight, score in weighed)
+        rate = jnp.sum(total * total) - sum(w * jnp.sum(score * score) for w, score in weighed)
         gain, push = variance / 2 * rate, total
         if reward is not None:
             value, slope = jax.value_and_grad(reward)(x)

@@ -59,8 +59,7 @@ def invert_flow(
         residual=lambda z, y, size: -size * (flow(z) - y),
         merit=lambda z, move, y, size: trees.norm(move) / size.astype(trees.norm_dtype(move)),
         scale=lambda z, move, y, size: trees.norm(y))
-    return fixed_point(
-        problem, init, y, jnp.asarray(step_size, y.dtype), **chosen._asdict())
+    return fixed_point(problem, init, y, jnp.asarray(step_size, y.dtype), **chosen._asdict())
 
 
 @reused

@@ -131,9 +131,7 @@ def longer(w: Window, order: int) -> jax.Array:
         1, order, lambda _, r: w.residual + weighted(answer, trees.before(r)), w.residual)
 
 
-def anderson(
-    w: Window, old: jax.Array, past: Mixing, order: int
-) -> tuple[jax.Array, Mixing]:
+def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.Array, Mixing]:
     """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
 
     Row t mixes by least squares over the residuals of the rows up to t only, so that no

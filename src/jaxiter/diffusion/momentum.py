@@ -11,7 +11,7 @@ momentum for mitigating divergence artifacts", 2023.
 
 import numpy as np
 
-from jaxiter.diffusion.samplers import Sampler, pairs, ratios, tables
+from jaxiter.diffusion.samplers import Sampler, ratios, tables
 from jaxiter.diffusion.schedules import NoiseSchedule
 from jaxiter.known import check_share
 
@@ -47,12 +47,7 @@ def ghvb(schedule: NoiseSchedule, order: float = 1.8) -> Sampler:
         raise ValueError(f"order must be in (0, 5], got {order}.")
     k = int(np.ceil(order))
     beta = order - (k - 1)
-    # v[t] as weights of eps[0..t]; row t of `start` is the first k increments.
-    velocity, start = np.zeros((k, k)), np.zeros((k, k))
-    for t, newest in enumerate(np.eye(k)):
-        velocity[t] = newest if t == 0 else (1 - beta) * velocity[t - 1] + beta * newest
-        start[t] = adams_bashforth(t + 1, beta) @ velocity[t::-1]
-    return _momentum(schedule, beta, start, beta * adams_bashforth(k, beta))
+    return _momentum(schedule, beta, _combined(k, beta, k + 1) @ _averaged(beta, k + 1))
 
 
 def heavy_ball(schedule: NoiseSchedule, order: int = 4, beta: float = 0.8) -> Sampler:
@@ -71,41 +66,43 @@ def ipndm(schedule: NoiseSchedule, order: int = 4) -> Sampler:
 
 
 def _filtered(schedule: NoiseSchedule, order: int, beta: float, nesterov: bool) -> Sampler:
-    """Increments p of PLMS, filtered: `v = (1 - beta) v + beta p`, u = v or one step ahead."""
+    """Increments p of PLMS, averaged to v; u = v, or one step ahead."""
     if not 1 <= order <= 5:
         raise ValueError(f"order must be in 1..5, got {order}.")
     check_share(beta=beta)
-    count = order + nesterov
-    v, u = np.zeros(count), np.zeros((count, count))
-    for t in range(count):
-        weights = adams_bashforth(min(t + 1, order))
-        p = np.zeros(count)
-        p[t + 1 - len(weights): t + 1] = weights[::-1]
-        v = p if t == 0 else (1 - beta) * v + beta * p
-        u[t] = (1 - beta) * v + beta * p if nesterov else v
-    steady = adams_bashforth(order)
+    count = order + nesterov + 1
+    filtered = _averaged(beta, count)
     if nesterov:
-        ahead = beta * (2 - beta) * np.append(steady, 0)
-        return _momentum(schedule, beta, u, ahead - beta * (1 - beta) * np.append(0, steady))
-    return _momentum(schedule, beta, u, beta * steady)
+        filtered = (1 - beta) * filtered + beta * np.eye(count)
+    return _momentum(schedule, beta, filtered @ _combined(order, 1.0, count))
 
 
-def _momentum(
-    schedule: NoiseSchedule, beta: float, start: np.ndarray, steady: np.ndarray
-) -> Sampler:
-    """`u[t] = start[t] . eps[0..]` for the first rows, `(1 - beta) u[t-1] + steady . eps` after."""
+def _combined(order: int, beta: float, count: int) -> np.ndarray:
+    """Row t: Adams-Bashforth weights of what it combines at 0..t, of lower order at the start."""
+    rows = np.zeros((count, count))
+    for t in range(count):
+        weights = adams_bashforth(min(t + 1, order), beta)
+        rows[t, t + 1 - len(weights): t + 1] = weights[::-1]
+    return rows
+
+
+def _averaged(beta: float, count: int) -> np.ndarray:
+    """Row t: `v[t] = (1 - beta) v[t-1] + beta p[t]` as weights of p[0..t]; v[0] = p[0]."""
+    rows = np.eye(count)
+    for t in range(1, count):
+        rows[t] = (1 - beta) * rows[t - 1] + beta * rows[t]
+    return rows
+
+
+def _momentum(schedule: NoiseSchedule, beta: float, u: np.ndarray) -> Sampler:
+    """Rows `y += dq u[t]`; of u, weights of eps[0..t], what follows goes on as its last two do."""
     q, q1 = ratios(schedule)
-    dq = q1 - q
-    alpha, _, alpha1, _ = pairs(schedule)
-    state, model = np.zeros((len(dq), 2)), np.zeros((len(dq), len(steady)))
-    for t in range(len(dq)):
-        state[t, 0] = 1 / alpha[t]
-        if t < len(start):
-            model[t, : t + 1] = dq[t] * start[t, t::-1]
-        else:
-            carried = (1 - beta) * dq[t] / dq[t - 1]
-            state[t] += carried / alpha[t], -carried / alpha[t - 1]
-            model[t] = dq[t] * steady
+    dq, alpha, alpha1 = q1 - q, schedule.alpha[:-1], schedule.alpha[1:]
+    count, t = len(u) - 1, np.arange(len(dq))
+    steady = (u[-1] - (1 - beta) * u[-2])[:0:-1]  # of the newest eps first
+    model = [np.append(u[i, i::-1], np.zeros(count - i - 1)) if i < count else steady for i in t]
+    carried = np.where(t < count, 0, (1 - beta) * dq / np.roll(dq, 1))
+    state = [alpha1 * (1 + carried) / alpha, -alpha1 * carried / np.roll(alpha, 1)]
     if beta == 1:  # no velocity, no earlier state
-        state = state[:, :1]
-    return tables(schedule, list(alpha1 * state.T), list(alpha1 * model.T))
+        state = state[:1]
+    return tables(schedule, state, list(alpha1 * dq * np.stack(model, axis=1)))

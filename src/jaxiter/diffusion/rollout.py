@@ -51,8 +51,7 @@ def roll_out(
     def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
         return array[jnp.maximum(at - jnp.arange(depth, dtype=jnp.int32), 0)]
 
-    carry = (before(x, end, table.state.shape[1]),
-             before(values, end - 1, table.model.shape[1]))
+    carry = (before(x, end, table.state.shape[1]), before(values, end - 1, table.model.shape[1]))
     index = view.index() + view.width
     ahead = trees.at(table, jnp.minimum(index, len(rows) - 1))
     return rows.at[index].set(walk(ahead, carry, value)[1], mode="drop")

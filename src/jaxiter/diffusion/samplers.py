@@ -67,10 +67,13 @@ def _posterior(schedule: NoiseSchedule) -> np.ndarray:
 
 
 def tables(
-    schedule: NoiseSchedule, state: list, model: list, noise: np.ndarray | None = None,
-    currency: str = "eps", calls: tuple | None = None,
+    schedule: NoiseSchedule, state: list, model: list, noise: np.ndarray | float = 0.0,
+    currency: str = "eps", calls: tuple | None = None, kept: slice = slice(None),
 ) -> Sampler:
-    """Tables from columns, of one or two rows a step; calls default to the schedule's own rows."""
+    """Tables from columns, of one or two rows a step; calls default to the schedule's own rows.
+
+    kept: the rows that there are, where the first or the last step has one of two.
+    """
     if np.any(schedule.sigma[:-1] <= 0):
         raise ValueError("sigma must be positive on every row but the last.")
     scale = _posterior(schedule)
@@ -78,14 +81,13 @@ def tables(
         scale[-1] = scale[-2]  # the last step has none of its own
     alpha, sigma, time = (table[:-1] for table in schedule) if calls is None else calls
     count = len(alpha)
-    scale = np.repeat(scale, -(-count // schedule.steps))[:count]
 
     def columns(values: list) -> np.ndarray:
         return np.stack([np.broadcast_to(column, (count,)) for column in values], axis=1)
 
-    sampler = Sampler(
-        columns(state), columns(model),
-        np.zeros(count) if noise is None else noise, alpha, sigma, time, scale, currency)
+    rows = (columns(state), columns(model), np.broadcast_to(noise, (count,)), alpha, sigma, time,
+            np.repeat(scale, count // schedule.steps))
+    sampler = Sampler(*(table[kept] for table in rows), currency)
     if not all(np.all(np.isfinite(table)) for table in sampler[:-1]):
         raise ValueError("the sampler's coefficients are not finite on this schedule.")
     return sampler
@@ -173,15 +175,11 @@ def edm_stochastic(
     time = np.interp(raised, q[::-1], schedule.time[:-1][::-1])
     # A state that is already raised lives at the noise level of its step.
     ratio, move = alpha1 / alpha, alpha1 * (q1 - raised)
-    count = 2 * len(q) - int(q1[-1] == 0)  # a last step to sigma = 0 has one row
-
-    def rows(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
-        return weave(first, second)[:count]
-
     return tables(
-        schedule, [rows(ratio, 0), rows(0, ratio)], [rows(move, move / 2), rows(0, move / 2)],
-        rows(0, alpha1 * added), calls=(rows(alpha, alpha1), rows(alpha * raised, sigma1),
-                                        rows(time, schedule.time[1:])))
+        schedule, [weave(ratio, 0), weave(0, ratio)], [weave(move, move / 2), weave(0, move / 2)],
+        weave(0, alpha1 * added),
+        calls=(weave(alpha, alpha1), weave(alpha * raised, sigma1), weave(time, schedule.time[1:])),
+        kept=slice(-1 if q1[-1] == 0 else None))  # a last step to sigma = 0 has one row
 
 
 def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True) -> Sampler:

@@ -103,14 +103,13 @@ def _discrete(abar: np.ndarray, steps: int, spacing: str) -> NoiseSchedule:
     if not 1 <= steps <= total:
         raise ValueError(f"steps must be in 1..{total}, the training steps, got {steps}.")
     t = np.arange(steps)
-    if spacing == "trailing":
-        index = np.round(total - t * total / steps).astype(int) - 1
-    elif spacing == "leading":
-        index = (steps - 1 - t) * (total // steps)
-    elif spacing == "linspace":
-        index = np.round(np.linspace(total - 1, 0, steps)).astype(int)
-    else:
+    spaced = {
+        "trailing": np.round(total - t * total / steps) - 1,
+        "leading": (steps - 1 - t) * (total // steps),
+        "linspace": np.linspace(total - 1, 0, steps)}
+    if spacing not in spaced:
         raise ValueError(f"spacing must be 'trailing', 'leading' or 'linspace', got {spacing!r}.")
+    index = np.round(spaced[spacing]).astype(int)
     abar = np.append(abar[index], 1.0)
     return make_schedule(np.sqrt(abar), np.sqrt(1 - abar), np.append(index, -1))
 
@@ -124,10 +123,8 @@ def linear_beta_schedule(
     >>> linear_beta_schedule(4).time.tolist()
     [999.0, 749.0, 499.0, 249.0, -1.0]
     """
-    if scaled:
-        beta = np.linspace(np.sqrt(beta_start), np.sqrt(beta_end), train_steps) ** 2
-    else:
-        beta = np.linspace(beta_start, beta_end, train_steps)
+    power = 2 if scaled else 1
+    beta = np.linspace(beta_start ** (1 / power), beta_end ** (1 / power), train_steps) ** power
     return _discrete(np.cumprod(1 - beta), steps, spacing)
 
 
@@ -150,9 +147,7 @@ def vp_schedule(
     return make_schedule(np.exp(log_abar / 2), np.sqrt(-np.expm1(log_abar)), t)
 
 
-def ve_schedule(
-    steps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0
-) -> NoiseSchedule:
+def ve_schedule(steps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSchedule:
     """Variance-exploding: alpha = 1, sigma geometric; time is sigma."""
     sigma = sigma_max * (sigma_min / sigma_max) ** np.linspace(0, 1, steps + 1)
     return make_schedule(np.ones(steps + 1), sigma, sigma)
@@ -173,9 +168,7 @@ def karras_schedule(
     return make_schedule(np.ones(steps + 1), sigma, sigma)
 
 
-def log_snr_schedule(
-    steps: int, *, start: float = -5.0, end: float = 6.0
-) -> NoiseSchedule:
+def log_snr_schedule(steps: int, *, start: float = -5.0, end: float = 6.0) -> NoiseSchedule:
     """Variance-preserving, log(alpha / sigma) uniform from start to end; time is that number."""
     lam = np.linspace(start, end, steps + 1)
     return make_schedule(1 / np.sqrt(1 + np.exp(-2 * lam)), 1 / np.sqrt(1 + np.exp(2 * lam)), lam)

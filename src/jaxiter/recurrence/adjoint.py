@@ -85,8 +85,7 @@ def attach_recurrence(
     if not isinstance(adjoint, ChainAdjoint):
         return stop_gradient(rows)
     # The Jacobian of a complex step is no complex matrix, unless the step is holomorphic.
-    batched = (adjoint.batched and rows.shape[1] <= LARGEST_DENSE
-               and not jnp.iscomplexobj(rows))
+    batched = (adjoint.batched and rows.shape[1] <= LARGEST_DENSE and not jnp.iscomplexobj(rows))
     rows, s0, xs = typed_by(step, (s0, trees.first(xs)), (rows, s0, xs))
     pure, constants, _ = hoist(step, s0, trees.first(xs))
 

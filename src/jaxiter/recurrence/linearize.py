@@ -82,9 +82,7 @@ def dense_jacobians(step: Callable, p: jax.Array, x: Any) -> jax.Array:
     return jax.vmap(jax.jacfwd(step))(p, x)
 
 
-def secant_slopes(
-    dx: jax.Array, df: jax.Array, known: jax.Array, tiny: jax.Array
-) -> jax.Array:
+def secant_slopes(dx: jax.Array, df: jax.Array, known: jax.Array, tiny: jax.Array) -> jax.Array:
     """`<dx, df> / <dx, dx>` by rows `[W, ...]`, those known before where dx is tiny or NaN."""
     square = dot(dx, dx)
     return jnp.where(square > tiny, safe_divide(dot(dx, df), square), known)

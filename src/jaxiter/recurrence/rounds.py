@@ -102,9 +102,7 @@ def choose_rounds(
         **refused}, stop=rule, max_steps=count)
 
 
-def without_derivatives(
-    front: str, options: SolveOptions, count: int, most: float = 1
-) -> Options:
+def without_derivatives(front: str, options: SolveOptions, count: int, most: float = 1) -> Options:
     """The same for a front whose rounds are plain and whose answer is a constant.
 
     Raises:
