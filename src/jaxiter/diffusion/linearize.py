@@ -14,27 +14,12 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.methods import Paratta
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, linear_rows, weighted, widen
 from jaxiter.numerics import HIGHEST, accumulation_dtype, machine_epsilon
 from jaxiter.recurrence.linearize import dot, secant_slopes
 from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
 from jaxiter.trees import spread
-
-
-class Window(NamedTuple):
-    """W rows of a round: inputs x `[W, ...]`, what they show, its difference to the state now.
-
-    slopes: `[W, V]`, of the model at each row and the rows before it.
-    """
-
-    rows: SamplerTable
-    x: jax.Array
-    plain: jax.Array
-    residual: jax.Array
-    pending: jax.Array
-    slopes: jax.Array
 
 
 class Mixing(NamedTuple):
@@ -63,34 +48,27 @@ class Seen(NamedTuple):
     past: Mixing | None
 
 
-def proposed(w: Window, method: RowMethod, old: jax.Array) -> jax.Array:
-    """New states, by what the method says without earlier rounds; `old` are those now."""
-    if isinstance(method, Paratta):
-        return old + longer(w, method.order)
-    if isinstance(method, Jacobi):
-        return w.plain
-    # `[W, K]`: how row t answers changes of X[t], X[t-1], ...
-    answer = by_slopes(w)
-    if isinstance(method, Picard):
-        answer = jnp.zeros_like(w.rows.model).at[:, 0].set(1)
-    return w.plain + linear_rows(answer, w.residual)[0]
+def answers(method: RowMethod, rows: SamplerTable, slopes: jax.Array) -> jax.Array:
+    """`[W, K]`: how row t answers changes of X[t], X[t-1], ...; `slopes` `[W, V]` of the model."""
+    none = jnp.zeros_like(rows.model)
+    if isinstance(method, Jacobi | Picard):
+        return none if isinstance(method, Jacobi) else none.at[:, 0].set(1)
+    reach = max(rows.state.shape[1], rows.model.shape[1])
+    return widen(rows.state, reach) + widen(rows.model * slopes, reach)
 
 
-def by_slopes(w: Window) -> jax.Array:
-    """Answers `[W, K]` of the sampler's own rows, by slopes of the model."""
-    reach = max(w.rows.state.shape[1], w.rows.model.shape[1])
-    return widen(w.rows.state, reach) + widen(w.rows.model * w.slopes, reach)
-
-
-def mended(w: Window, model: Callable) -> tuple[jax.Array, jax.Array]:
+def mended(
+    rows: SamplerTable, model: Callable, x: jax.Array, answer: jax.Array, slope: jax.Array,
+    residual: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """For a second recurrence: slopes `[W]` from the model's jvp along the first.
 
     Also what that jvp says beyond them of what the rows show.
     """
-    into = trees.before(linear_rows(by_slopes(w), w.residual)[1])
-    exact = jax.jvp(model, (w.x,), (into,))[1]
-    slope = secant_slopes(into, exact, w.slopes[:, 0], jnp.zeros((), exact.dtype))
-    return slope, spread(w.rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
+    into = trees.before(linear_rows(answer, residual)[1])
+    exact = jax.jvp(model, (x,), (into,))[1]
+    slope = secant_slopes(into, exact, slope, jnp.zeros((), exact.dtype))
+    return slope, spread(rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
 
 
 def model_slopes(
@@ -120,26 +98,26 @@ def no_past(start: jax.Array, differences: int) -> Mixing:
     return Mixing(empty, empty, rows + jnp.nan, rows)
 
 
-def longer(w: Window, order: int) -> jax.Array:
+def longer(rows: SamplerTable, residual: jax.Array, order: int) -> jax.Array:
     """Residuals of the map that runs `order` rows at once, with the models' values fixed.
 
     Reference: Tang, Tang, Luo, Wang and Chang, "Accelerating parallel sampling of diffusion
     models", 2024.
     """
-    answer = by_slopes(w._replace(slopes=jnp.zeros_like(w.slopes)))
     return lax.fori_loop(
-        1, order, lambda _, r: w.residual + weighted(answer, trees.before(r)), w.residual)
+        1, order, lambda _, r: residual + weighted(rows.state, trees.before(r)), residual)
 
 
-def anderson(w: Window, old: jax.Array, past: Mixing, order: int) -> tuple[jax.Array, Mixing]:
-    """ParaTAA (Tang et al. 2024): maps of `order` rows, mixed by a triangular Anderson step.
+def anderson(
+    r: jax.Array, pending: jax.Array, old: jax.Array, past: Mixing
+) -> tuple[jax.Array, Mixing]:
+    """ParaTAA (Tang et al. 2024): maps of several rows, mixed by a triangular Anderson step.
 
-    Row t mixes by least squares over the residuals of the rows up to t only, so that no
+    Row t mixes by least squares over the residuals r of the rows up to t only, so that no
     row hears of a later one. `past` and `old`, the states now, are cut to the window.
     """
-    r = longer(w, order)
     # Rows before the first that is off do not move, and say nothing about those that do.
-    live = w.pending & (jnp.cumsum(dot(r, r)) > 0)
+    live = pending & (jnp.cumsum(dot(r, r)) > 0)
     newest = trees.where_rows(trees.finite_rows(past.x) & live, (old - past.x, r - past.r), (0, 0))
     dx, dr = (jnp.concatenate([new[:, None], held[:, :-1]], axis=1)
               for new, held in zip(newest, past[:2], strict=True))

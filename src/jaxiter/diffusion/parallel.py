@@ -22,18 +22,18 @@ from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.linearize import (
     Seen,
-    Window,
     anderson,
+    answers,
     gaussian_slopes,
+    longer,
     mended,
     model_slopes,
     no_past,
-    proposed,
 )
 from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
 from jaxiter.diffusion.rollout import first_trajectory, roll_out
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate
+from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate, linear_rows
 from jaxiter.known import check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
@@ -71,13 +71,12 @@ class ParallelSample(NamedTuple):
         """What happened, outside jit: rounds, and rows that are final; for a batch, in short."""
         if self.solve.status.ndim:
             return self.solve.message()
-        name, rows = Status.name(self.solve.status), len(self.trajectory) - 1
-        final = int(self.solve.aux)
-        text = f"{name} after {int(self.rounds)} rounds: {final} of {rows} rows are final."
+        name, final = Status.name(self.solve.status), int(self.solve.aux)
+        rows = len(self.trajectory) - 1
         if name == "NONFINITE":
-            text = (f"{name} in round {int(self.rounds)}: the model is not finite at row "
+            return (f"{name} in round {int(self.rounds)}: the model is not finite at row "
                     f"{final} of {rows}, on the loop's own trajectory.")
-        return text
+        return f"{name} after {int(self.rounds)} rounds: {final} of {rows} rows are final."
 
 
 class Absolute(eqx.Module):
@@ -157,12 +156,19 @@ def sample_parallel(
     adjoint = as_chain_adjoint("sample_parallel", chosen.adjoint)
     if isinstance(tolerance, Absolute):
         tolerance, table = tolerance.tolerance, table._replace(scale=jnp.ones_like(table.scale))
-    _check(count, tolerance, slopes, mesh)
+    if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError("tolerance must be a number, or absolute(number), got "
+                        f"{type(tolerance).__name__}.")
+    check_positive(tolerance=tolerance)
+    if slopes is not None and slopes.shape != (count,):
+        raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")
+    if mesh is not None and "time" not in mesh.shape:
+        raise ValueError(f"the mesh needs an axis 'time', found {tuple(mesh.shape)}.")
     kind = trees.norm_dtype(x_init)
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
-    start = first_trajectory(sampler, denoiser, table, x_init, init)
     first = gaussian_slopes(sampler, denoiser, table)
+    start = first_trajectory(sampler, first, table, x_init, init)
     if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
     start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
@@ -221,39 +227,32 @@ def _look(
         return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),
                                  view.cut(back(view.put(seen.value, values), depth)))
 
-    def window(plain: jax.Array, slope: jax.Array) -> Window:
-        return Window(rows, x, plain, trees.where_rows(pending, plain - old, 0), pending,
-                      view.cut(back(view.put(seen.slope, slope), depth)))
+    def reached(slope: jax.Array) -> jax.Array:
+        """Slopes at each row and those before it, `[W, V]`."""
+        return view.cut(back(view.put(seen.slope, slope), depth))
+
+    def off(plain: jax.Array) -> jax.Array:
+        return trees.where_rows(pending, plain - old, 0)
 
     raw = trees.where_rows(pending, model(x), before.value)
     # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
     value = trees.where_rows(trees.finite_rows(raw), raw, before.value)
-    plain, slope, past = image(value), before.slope, before.past
+    plain, slope, past, mixed = image(value), before.slope, before.past, None
     if isinstance(method, Secant | Jvp):
         slope = model_slopes(sampler, rows, before, x, value)
-    w = window(plain, slope)
     if isinstance(method, Jvp):
-        slope, rest = mended(w, model)
-        w = window(plain + rest, slope)
-
-    mixed = None
+        answer = answers(method, rows, reached(slope))
+        slope, rest = mended(rows, model, x, answer, slope, off(plain))
+        plain = plain + rest
+    answer = answers(method, rows, reached(slope))
     if past is not None:
-        mixed, past = anderson(w, old, past, method.order)
+        mixed, past = anderson(longer(rows, off(plain), method.order), pending, old, past)
 
     def propose(kept: jax.Array) -> jax.Array:
-        residual = trees.where_rows(~kept, w.residual, 0)
-        return proposed(w._replace(residual=residual), method, old) if mixed is None else mixed
+        residual = trees.where_rows(~kept, off(plain), 0)
+        if isinstance(method, Paratta):
+            return old + longer(rows, residual, method.order) if mixed is None else mixed
+        return plain + linear_rows(answer, residual)[0]
 
     now = Seen(value, x, slope, past)
     return image(raw), propose, view.put(seen, now)
-
-
-def _check(count: int, tolerance: Any, slopes: Any, mesh: Mesh | None) -> None:
-    if not isinstance(tolerance, int | float | np.ndarray | np.generic | jax.Array):
-        raise TypeError("tolerance must be a number, or absolute(number), got "
-                        f"{type(tolerance).__name__}.")
-    check_positive(tolerance=tolerance)
-    if slopes is not None and slopes.shape != (count,):
-        raise ValueError(f"slopes must have shape ({count},), got {slopes.shape}.")
-    if mesh is not None and "time" not in mesh.shape:
-        raise ValueError(f"the mesh needs an axis 'time', found {tuple(mesh.shape)}.")

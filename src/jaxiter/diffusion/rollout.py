@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxiter import trees
-from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.linearize import Seen, gaussian_slopes
+from jaxiter.diffusion.linearize import Seen
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, histories, walk
 from jaxiter.recurrence.rounds import View
 
 
 def first_trajectory(
-    sampler: Sampler, denoiser: Denoiser, table: SamplerTable, x_init: jax.Array, init: Any
+    sampler: Sampler, slopes: jax.Array, table: SamplerTable, x_init: jax.Array, init: Any
 ) -> jax.Array:
-    """The first trajectory `[R + 1, ...]`."""
+    """The first trajectory `[R + 1, ...]`; `slopes` `[R]` of a model of Gaussian data."""
     count = sampler.rows
     copy = jnp.broadcast_to(x_init, (count + 1, *x_init.shape))
     if isinstance(init, str):
@@ -24,8 +23,7 @@ def first_trajectory(
             raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
         if init == "copy" or not sampler.stochastic:
             return copy
-        rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x,
-                    gaussian_slopes(sampler, denoiser, table))[1]
+        rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x, slopes)[1]
         return trees.prepend(x_init, rows)
     init = jnp.asarray(init, x_init.dtype)
     if init.shape != copy.shape:
