@@ -137,18 +137,17 @@ def search_orders(
         return np.concatenate([[0], np.sort(moved), [inner + 1]]).astype(int), changed
 
     @jax.jit
-    def errors(stacked: dict) -> jax.Array:
-        def one(table: dict) -> jax.Array:
-            sampler = Sampler(noise=np.zeros(steps), currency=currency, **table)
-            out = jax.vmap(lambda x: sample(sampler, denoiser, x))(x)
-            return jnp.sqrt(jnp.mean(jnp.square(out - reference)))
-        return jax.vmap(one)(stacked)
+    @jax.vmap
+    def errors(table: dict) -> jax.Array:
+        sampler = Sampler(noise=np.zeros(steps), currency=currency, **table)
+        out = jax.vmap(lambda x: sample(sampler, denoiser, x))(x)
+        return jnp.sqrt(jnp.mean(jnp.square(out - reference)))
 
     def score(candidates: list) -> np.ndarray:
         built = [build(*candidate)[0] for candidate in candidates]
-        stacked = {name: jnp.asarray(np.stack([getattr(s, name) for s in built]), x.dtype)
-                   for name in ("state", "model", "alpha", "sigma", "time", "scale")}
-        found = np.asarray(errors(stacked))
+        found = np.asarray(errors({
+            name: jnp.asarray(np.stack([getattr(sampler, name) for sampler in built]), x.dtype)
+            for name in ("state", "model", "alpha", "sigma", "time", "scale")}))
         return np.where(np.isfinite(found), found, np.inf)
 
     even = np.round(np.linspace(0, schedule.steps, steps + 1)).astype(int)

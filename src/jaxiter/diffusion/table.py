@@ -93,8 +93,8 @@ def combine(row: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Arra
 
 def combine_all(table: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Array:
     """What every row shows, `[R, ...]`, for states X[0..R-1] and the model's values there."""
-    return weighted(table.state, states) + weighted(table.model, values) + (
-        trees.spread(table.noise, table.z) * table.z)
+    return jax.vmap(combine)(table, back(states, table.state.shape[1]),
+                             back(values, table.model.shape[1]))
 
 
 def weighted(weights: jax.Array, rows: jax.Array) -> jax.Array:

@@ -113,7 +113,6 @@ def _differs(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         return old != new
     kind = np.result_type(old.dtype, np.float32) if old.dtype.kind in "fc" else np.float32
     old, new = old.astype(kind), new.astype(kind)
-    with np.errstate(invalid="ignore"):
-        size = np.where(np.isfinite(old), np.abs(old), 0).max(initial=0)
-        near = np.abs(new - old) <= 100 * float(jnp.finfo(kind).eps) * size
-    return ~(near | (old == new) | (np.isnan(old) & np.isnan(new)))
+    size = np.where(np.isfinite(old), np.abs(old), 0).max(initial=0)
+    near = 100 * float(jnp.finfo(kind).eps) * size
+    return ~np.isclose(new, old, rtol=0, atol=near, equal_nan=True)

@@ -230,15 +230,15 @@ def as_method(
       ValueError: a name that it does not know, or of a method that needs a number.
       TypeError: an object of another kind.
     """
-    names = ", ".join(sorted(kind.name for kind in kinds))
+    presets = {kind.name: kind for kind in kinds}
+    names = ", ".join(sorted(presets))
     if isinstance(method, str):
-        found = [kind for kind in kinds if kind.name == method]
-        if not found:
+        if method not in presets:
             raise ValueError(f"method must be one of {names}, or such an object, got {method!r}.")
-        if found[0] is GaussSeidel:
+        if presets[method] is GaussSeidel:
             raise ValueError("'gauss_seidel' needs the length of its blocks: "
                              "method=jaxiter.recurrence.gauss_seidel(block).")
-        return found[0]()
+        return presets[method]()
     if own and isinstance(method, RowMethod) and (
             type(method).linearize is not RowMethod.linearize):
         return method

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxiter import trees
-from jaxiter.known import check_fraction, check_not_negative
+from jaxiter.known import check_count, check_fraction, check_not_negative
 from jaxiter.numerics import numbers_in, stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import first_moving, run_rounds, without_derivatives
@@ -123,8 +123,7 @@ def parallel_optimize(
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError("optimizer must be an optax transformation such as optax.adam(1e-3), got "
                         f"{type(optimizer).__name__}.")
-    if steps < 1 or window < 1:
-        raise ValueError(f"steps and window must be at least 1, got {steps} and {window}.")
+    check_count(steps=steps, window=window)
     chosen = without_derivatives("parallel_optimize", options, steps, most=0)
     rule = tolerance if isinstance(tolerance, Adaptive) else Adaptive(tolerance, 0.0)
     check_not_negative(tolerance=rule.tolerance)
@@ -162,8 +161,7 @@ def _round(
     def move(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
         (params, state), (gradient, real) = carry, now
         updates, after = optimizer.update(gradient, state, params)
-        moved = (optax.apply_updates(params, updates), after)
-        new = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, carry)
+        new = trees.where(real, (optax.apply_updates(params, updates), after), carry)
         return new, new
 
     _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))

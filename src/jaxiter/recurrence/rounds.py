@@ -225,8 +225,7 @@ def solve_rounds(
         displacement = trees.subtract(newest, value)
         if slides:
             displacement = trees.where_rows(taken, trees.zeros_like(value), ledger.off)
-        residual = trees.norm(displacement)
-        residual = jnp.where(jnp.isfinite(residual) & jnp.isfinite(solve.merit), residual, jnp.inf)
+        residual = jnp.where(jnp.isfinite(solve.merit), trees.norm(displacement), jnp.inf)
     return solve._replace(
         value=value, residual=residual, displacement=displacement,
         aux=jnp.where(done, count, jnp.maximum(ledger.final - block, 0))), newest, ledger.own
@@ -273,16 +272,13 @@ def accept(
     ends = (calm | last | ~sound)[moving]
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
-    lost = ~sound & (at >= begin) & (at < end)
-    sane = ~jnp.any(lost)
-    moves = at >= begin
+    lost, moves = ~sound & (at >= begin) & (at < end), at >= begin
     if slides:  # calm rows that leave were to move: the others must not count on it
         proposed = propose(~moves)
     else:
-        moves |= sane & (end >= count)
+        moves |= (end >= count) & ~jnp.any(lost)
     plain = trees.where_rows(sound, shown, old)
     ahead = trees.where_rows((at >= end) & trees.finite_rows(proposed), proposed, plain)
     size = jnp.where(last, 0, jnp.where(jnp.isnan(size), jnp.inf, size))
-    return (trees.where_rows(pending & moves, ahead, old),
-            view.start + jnp.where(sane, end, jnp.argmax(lost).astype(jnp.int32) + 1),
-            jnp.where(lost, jnp.nan, size))
+    new = trees.where_rows(pending & moves, ahead, old)
+    return new, view.start + end, jnp.where(lost, jnp.nan, size)
