@@ -6,19 +6,23 @@ final shows the loop's state, so only the number of rounds depends on it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
+from jaxiter.diffusion.methods import Jvp, Paratta
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, linear_rows, weighted, widen
+from jaxiter.diffusion.table import SamplerTable, combine, evaluate, linear_rows, weighted, widen
 from jaxiter.numerics import HIGHEST, accumulation_dtype, machine_epsilon
 from jaxiter.recurrence.linearize import dot, secant_slopes
-from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod
+from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod, Secant
+from jaxiter.recurrence.rounds import View, back
 from jaxiter.trees import spread
 
 
@@ -46,6 +50,81 @@ class Seen(NamedTuple):
     at: jax.Array
     slope: jax.Array
     past: Mixing | None
+
+
+def nothing_seen(rows: jax.Array, slopes: jax.Array, method: RowMethod) -> Seen:
+    """Before the first round on rows `[R, ...]`."""
+    never, past = jnp.full_like(rows, jnp.nan), None
+    if isinstance(method, Paratta) and method.memory:
+        empty = jnp.stack([jnp.zeros_like(rows)] * method.memory, axis=1)
+        past = Mixing(empty, empty, never, never)
+    return Seen(jnp.zeros_like(rows), never, slopes, past)
+
+
+def look(
+    sampler: Sampler, denoiser: Denoiser, method: RowMethod, mesh: Mesh | None, view: View,
+    pending: jax.Array, states: jax.Array, seen: Seen, x_init: jax.Array, table: SamplerTable,
+) -> tuple[jax.Array, Callable, Seen]:
+    """One batched model call on the window, one linear recurrence."""
+    inputs, depth = trees.before(states, x_init), table.model.shape[1]
+    rows, x, old, before = view.cut((table, inputs, states, seen))
+
+    def model(x: jax.Array) -> jax.Array:
+        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
+
+    def image(values: jax.Array) -> jax.Array:
+        return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),
+                                 view.cut(back(view.put(seen.value, values), depth)))
+
+    def reached(slope: jax.Array) -> jax.Array:
+        """Slopes at each row and those before it, `[W, V]`."""
+        return view.cut(back(view.put(seen.slope, slope), depth))
+
+    def off(plain: jax.Array) -> jax.Array:
+        return trees.where_rows(pending, plain - old, 0)
+
+    raw = trees.where_rows(pending, model(x), before.value)
+    # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
+    value = trees.where_rows(trees.finite_rows(raw), raw, before.value)
+    plain, slope, past, mixed = image(value), before.slope, before.past, None
+    if isinstance(method, Secant | Jvp):
+        slope = model_slopes(sampler, rows, before, x, value)
+    if isinstance(method, Jvp):
+        answer = answers(method, rows, reached(slope))
+        slope, rest = mended(rows, model, x, answer, slope, off(plain))
+        plain = plain + rest
+    answer = answers(method, rows, reached(slope))
+    if past is not None:
+        mixed, past = anderson(longer(rows, off(plain), method.order), pending, old, past)
+
+    def propose(kept: jax.Array) -> jax.Array:
+        residual = trees.where_rows(~kept, off(plain), 0)
+        if isinstance(method, Paratta):
+            return old + longer(rows, residual, method.order) if mixed is None else mixed
+        return plain + linear_rows(answer, residual)[0]
+
+    now = Seen(value, x, slope, past)
+    return image(raw), propose, view.put(seen, now)
+
+
+def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable) -> jax.Array:
+    """The model at all rows in one batch, each device of the mesh with its part of them."""
+    batched = jax.vmap(model)
+    if mesh is None:
+        return batched(x, rows)
+    devices, width = mesh.shape["time"], x.shape[0]
+    part = -(-width // devices)
+
+    def mine(x: jax.Array, rows: SamplerTable) -> jax.Array:
+        # Cut here, not by in_specs: a sharded operand would spread through the whole round.
+        index = jnp.minimum(lax.axis_index("time") * part + jnp.arange(part, dtype=jnp.int32),
+                            width - 1)
+        return lax.all_gather(batched(*trees.at((x, rows), index)), "time", tiled=True)
+
+    everywhere = PartitionSpec()
+    gathered = jax.shard_map(mine, mesh=mesh, in_specs=everywhere, out_specs=everywhere,
+                             check_vma=False)
+    return gathered(x, rows)[:width]
 
 
 def answers(method: RowMethod, rows: SamplerTable, slopes: jax.Array) -> jax.Array:
@@ -89,13 +168,6 @@ def gaussian_slopes(sampler: Sampler, denoiser: Denoiser, table: SamplerTable) -
     variance = denoiser.data_std**2
     total = table.alpha**2 * variance + table.sigma**2
     return (table.sigma if sampler.currency == "eps" else table.alpha * variance) / total
-
-
-def no_past(start: jax.Array, differences: int) -> Mixing:
-    """Empty memory for the rows of a trajectory `[R + 1, ...]`."""
-    rows = jnp.zeros_like(start[1:])
-    empty = jnp.stack([rows] * differences, axis=1)
-    return Mixing(empty, empty, rows + jnp.nan, rows)
 
 
 def longer(rows: SamplerTable, residual: jax.Array, order: int) -> jax.Array:

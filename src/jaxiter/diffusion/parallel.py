@@ -6,7 +6,6 @@ first k rows are those of the loop, whatever the slopes are: they only decide ho
 rounds are needed.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Unpack
 
@@ -14,32 +13,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxiter import trees
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.linearize import (
-    Seen,
-    anderson,
-    answers,
-    gaussian_slopes,
-    longer,
-    mended,
-    model_slopes,
-    no_past,
-)
-from jaxiter.diffusion.methods import KINDS, Jvp, Paratta
-from jaxiter.diffusion.rollout import first_trajectory, roll_out
+from jaxiter.diffusion.linearize import Seen, gaussian_slopes, look, nothing_seen
+from jaxiter.diffusion.methods import KINDS
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import SamplerTable, begin, combine, evaluate, linear_rows
+from jaxiter.diffusion.table import SamplerTable, begin, evaluate, histories, walk
 from jaxiter.known import check_positive
 from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
-from jaxiter.recurrence.methods import RowMethod, Secant, as_method
-from jaxiter.recurrence.rounds import View, back, choose_rounds, solve_rounds
+from jaxiter.recurrence.methods import RowMethod, as_method
+from jaxiter.recurrence.rounds import View, choose_rounds, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution, Status, reports
 
@@ -168,40 +156,18 @@ def sample_parallel(
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
     first = gaussian_slopes(sampler, denoiser, table)
-    start = first_trajectory(sampler, first, table, x_init, init)
+    start = _first_trajectory(sampler, first, table, x_init, init)
     if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
     start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
-    memory = method.memory if isinstance(method, Paratta) else 0
-    seen = Seen(jnp.zeros_like(start[1:]), jnp.full_like(start[1:], jnp.nan), first,
-                no_past(start, memory) if memory else None)
     solve, newest, seen = solve_rounds(
-        partial(_look, sampler, denoiser, method, mesh), start[1:], seen, tuple(operands), chosen,
-        compare=_change, window=window, calls="model", after=partial(roll_out, sampler))
+        partial(look, sampler, denoiser, method, mesh), start[1:],
+        nothing_seen(start[1:], first, method), tuple(operands), chosen, compare=_change,
+        window=window, calls="model", after=partial(_roll_out, sampler))
     newest = jnp.where(solve.aux == count, solve.value, newest)
     x = trees.prepend(operands[0], newest)
     x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
     return ParallelSample(x[-1], x, seen.slope, solve)
-
-
-def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable) -> jax.Array:
-    """The model at all rows in one batch, each device of the mesh with its part of them."""
-    batched = jax.vmap(model)
-    if mesh is None:
-        return batched(x, rows)
-    devices, width = mesh.shape["time"], x.shape[0]
-    part = -(-width // devices)
-
-    def mine(x: jax.Array, rows: SamplerTable) -> jax.Array:
-        # Cut here, not by in_specs: a sharded operand would spread through the whole round.
-        index = jnp.minimum(lax.axis_index("time") * part + jnp.arange(part, dtype=jnp.int32),
-                            width - 1)
-        return lax.all_gather(batched(*trees.at((x, rows), index)), "time", tiled=True)
-
-    everywhere = PartitionSpec()
-    gathered = jax.shard_map(mine, mesh=mesh, in_specs=everywhere, out_specs=everywhere,
-                             check_vma=False)
-    return gathered(x, rows)[:width]
 
 
 def _change(
@@ -212,47 +178,44 @@ def _change(
     return jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5 / view.cut(table.scale)
 
 
-def _look(
-    sampler: Sampler, denoiser: Denoiser, method: RowMethod, mesh: Mesh | None, view: View,
-    pending: jax.Array, states: jax.Array, seen: Seen, x_init: jax.Array, table: SamplerTable,
-) -> tuple[jax.Array, Callable, Seen]:
-    """One batched model call on the window, one linear recurrence."""
-    inputs, depth = trees.before(states, x_init), table.model.shape[1]
-    rows, x, old, before = view.cut((table, inputs, states, seen))
+def _first_trajectory(
+    sampler: Sampler, slopes: jax.Array, table: SamplerTable, x_init: jax.Array, init: Any
+) -> jax.Array:
+    """The first trajectory `[R + 1, ...]`; `slopes` `[R]` of a model of Gaussian data."""
+    count = sampler.rows
+    copy = jnp.broadcast_to(x_init, (count + 1, *x_init.shape))
+    if isinstance(init, str):
+        if init not in ("auto", "copy"):
+            raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
+        if init == "copy" or not sampler.stochastic:
+            return copy
+        rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x, slopes)[1]
+        return trees.prepend(x_init, rows)
+    init = jnp.asarray(init, x_init.dtype)
+    if init.shape != copy.shape:
+        raise ValueError(f"init must have one state per row and the start: {copy.shape}, got "
+                         f"{init.shape}.")
+    return init.at[0].set(x_init)
 
-    def model(x: jax.Array) -> jax.Array:
-        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
 
-    def image(values: jax.Array) -> jax.Array:
-        return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),
-                                 view.cut(back(view.put(seen.value, values), depth)))
+def _roll_out(
+    sampler: Sampler, view: View, rows: jax.Array, seen: Seen, x_init: jax.Array,
+    table: SamplerTable,
+) -> jax.Array:
+    """The rows, those after the window as if its newest guess of the data were right."""
+    if view.width == len(rows):
+        return rows
+    x, values, end = trees.prepend(x_init, rows), seen.value, view.start + view.width
+    last, newest, at = trees.at((table, values, x), end - 1)
+    guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
 
-    def reached(slope: jax.Array) -> jax.Array:
-        """Slopes at each row and those before it, `[W, V]`."""
-        return view.cut(back(view.put(seen.slope, slope), depth))
+    def value(x: jax.Array, row: SamplerTable, _: None) -> jax.Array:
+        return guess if sampler.currency == "x0" else (x - row.alpha * guess) / row.sigma
 
-    def off(plain: jax.Array) -> jax.Array:
-        return trees.where_rows(pending, plain - old, 0)
+    def before(array: jax.Array, at: jax.Array, depth: int) -> jax.Array:
+        return array[jnp.maximum(at - jnp.arange(depth, dtype=jnp.int32), 0)]
 
-    raw = trees.where_rows(pending, model(x), before.value)
-    # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
-    value = trees.where_rows(trees.finite_rows(raw), raw, before.value)
-    plain, slope, past, mixed = image(value), before.slope, before.past, None
-    if isinstance(method, Secant | Jvp):
-        slope = model_slopes(sampler, rows, before, x, value)
-    if isinstance(method, Jvp):
-        answer = answers(method, rows, reached(slope))
-        slope, rest = mended(rows, model, x, answer, slope, off(plain))
-        plain = plain + rest
-    answer = answers(method, rows, reached(slope))
-    if past is not None:
-        mixed, past = anderson(longer(rows, off(plain), method.order), pending, old, past)
-
-    def propose(kept: jax.Array) -> jax.Array:
-        residual = trees.where_rows(~kept, off(plain), 0)
-        if isinstance(method, Paratta):
-            return old + longer(rows, residual, method.order) if mixed is None else mixed
-        return plain + linear_rows(answer, residual)[0]
-
-    now = Seen(value, x, slope, past)
-    return image(raw), propose, view.put(seen, now)
+    carry = (before(x, end, table.state.shape[1]), before(values, end - 1, table.model.shape[1]))
+    index = view.index() + view.width
+    ahead = trees.at(table, jnp.minimum(index, len(rows) - 1))
+    return rows.at[index].set(walk(ahead, carry, value)[1], mode="drop")

@@ -8,7 +8,7 @@ rounds depends on A: 0 is Jacobi, 1 Picard, the Jacobian Newton (DEER).
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,18 +18,28 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.known import check_count, check_not_negative
 from jaxiter.numerics import machine_epsilon
-from jaxiter.recurrence.linearize import (
-    Rows,
-    apply,
-    dense_jacobians,
-    diagonals,
-    dot,
-    filter_pair,
-    scan_matrix,
-    scan_scalar,
-    secant_slopes,
-    tame,
-)
+from jaxiter.recurrence.linearize import apply, dense_jacobians, dot, scan_matrix, secant_slopes
+
+#: Entries of Jacobians are clipped here: a chaotic guess must not overflow the scan.
+LARGEST_SLOPE = 1e8
+
+
+class Rows(NamedTuple):
+    """A window of W rows: step of one row, inputs `[W, d]`, drivers, outputs."""
+
+    step: Callable
+    p: jax.Array
+    x: Any
+    f: jax.Array
+    past: Any  # a Past for the secant, else None
+
+
+class Past(NamedTuple):
+    """Of the previous round, for the secant: inputs and outputs `[W, d]`, NaN before, slopes."""
+
+    p: jax.Array
+    f: jax.Array
+    slope: jax.Array
 
 
 class RowMethod(eqx.Module):
@@ -248,3 +258,46 @@ def as_method(
         raise TypeError(f"{front} takes a method such as jaxiter.recurrence.secant(), or one of "
                         f"the names {names}, got {given}{called}.")
     return method
+
+
+def scan_scalar(a: jax.Array, r: jax.Array) -> jax.Array:
+    """`D_{t+1} = a_t D_t + r_t`, D_0 = 0, elementwise; all `[W, d]` (a may be `[W, 1]`).
+
+    Returns D_0 .. D_{W-1}, the changes of the rows' inputs.
+
+    >>> import jax.numpy as jnp
+    >>> scan_scalar(jnp.full((3, 1), 2.0), jnp.ones((3, 1)))[:, 0].tolist()
+    [0.0, 1.0, 3.0]
+    """
+    def combine(left: tuple, right: tuple) -> tuple:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    return trees.before(lax.associative_scan(combine, (jnp.broadcast_to(a, r.shape), r))[1])
+
+
+def tame(slopes: jax.Array) -> jax.Array:
+    """Entries within the largest slope; what is not finite becomes 0."""
+    return jnp.clip(jnp.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0),
+                    -LARGEST_SLOPE, LARGEST_SLOPE)
+
+
+def diagonals(rows: Rows) -> jax.Array:
+    """Diagonals of the rows' Jacobians `[W, d]`, one direction after the other: memory O(W d)."""
+    def entry(direction: jax.Array) -> jax.Array:
+        tangent = jnp.broadcast_to(direction, rows.p.shape)
+        _, out = jax.jvp(lambda p: jax.vmap(rows.step)(p, rows.x), (rows.p,), (tangent,))
+        return out * direction
+
+    unit = jnp.eye(rows.p.shape[1], dtype=rows.p.dtype)
+    return tame(
+        lax.scan(lambda total, e: (total + entry(e), None), jnp.zeros_like(rows.p), unit)[0])
+
+
+def filter_pair(left: tuple, right: tuple) -> tuple:
+    """Combine two elements (A, b, C, eta, J) of the parallel Kalman filter, all scalars."""
+    a1, b1, c1, e1, j1 = left
+    a2, b2, c2, e2, j2 = right
+    middle = 1 + c1 * j2
+    forward, backward = a2 / middle, a1 / middle
+    return (forward * a1, forward * (b1 + c1 * e2) + b2, forward * c1 * a2 + c2,
+            backward * (e2 - j2 * b1) + e1, backward * j2 * a1 + j1)

@@ -15,8 +15,7 @@ from jaxiter.known import check_not_negative
 from jaxiter.numerics import machine_epsilon, stop_gradient, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
-from jaxiter.recurrence.linearize import Past, Rows
-from jaxiter.recurrence.methods import KINDS, GaussSeidel, RowMethod, Secant, as_method
+from jaxiter.recurrence.methods import KINDS, GaussSeidel, Past, RowMethod, Rows, Secant, as_method
 from jaxiter.recurrence.rounds import View, choose_rounds, is_floating, solve_rounds
 from jaxiter.reuse import reused
 from jaxiter.solution import Solution
