@@ -80,7 +80,7 @@ def test_adaptation_stays_under_its_cap(digits_problem):
     run = jax.jit(lambda p: parallel_optimize(
         optax.sgd(2.0), grad_fn, p, steps=STEPS, window=20,
         tolerance=adaptive(1e-3, rate=0.5, largest=2e-3)))(params)
-    assert float(run.solve.state.memory.allowed) <= 4.01e-6
+    assert float(run.solve.state.memory.own.allowed) <= 4.01e-6
     assert run.converged
 
 

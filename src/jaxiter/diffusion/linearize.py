@@ -89,11 +89,15 @@ def look(
     plain, slope, past, mixed = image(value), before.slope, before.past, None
     if isinstance(method, Secant | Jvp):
         slope = model_slopes(sampler, rows, before, x, value)
-    if isinstance(method, Jvp):
-        answer = answers(method, rows, reached(slope))
-        slope, rest = mended(rows, model, x, answer, slope, off(plain))
-        plain = plain + rest
     answer = answers(method, rows, reached(slope))
+    if isinstance(method, Jvp):  # a second recurrence, its slopes from the jvp along the first
+        into = trees.before(linear_rows(answer, off(plain))[1])
+        exact = jax.jvp(model, (x,), (into,))[1]
+        slope = secant_slopes(into, exact, slope, jnp.zeros((), exact.dtype))
+        answer = answers(method, rows, reached(slope))
+        # What the jvp says beyond the slopes is a change of what the rows show.
+        beyond = exact - spread(slope, exact) * into
+        plain = plain + spread(rows.model[:, 0], exact) * beyond
     if past is not None:
         mixed, past = anderson(longer(rows, off(plain), method.order), pending, old, past)
 
@@ -121,8 +125,7 @@ def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable)
                             width - 1)
         return lax.all_gather(batched(*trees.at((x, rows), index)), "time", tiled=True)
 
-    everywhere = PartitionSpec()
-    gathered = jax.shard_map(mine, mesh=mesh, in_specs=everywhere, out_specs=everywhere,
+    gathered = jax.shard_map(mine, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(),
                              check_vma=False)
     return gathered(x, rows)[:width]
 
@@ -134,20 +137,6 @@ def answers(method: RowMethod, rows: SamplerTable, slopes: jax.Array) -> jax.Arr
         return none if isinstance(method, Jacobi) else none.at[:, 0].set(1)
     reach = max(rows.state.shape[1], rows.model.shape[1])
     return widen(rows.state, reach) + widen(rows.model * slopes, reach)
-
-
-def mended(
-    rows: SamplerTable, model: Callable, x: jax.Array, answer: jax.Array, slope: jax.Array,
-    residual: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """For a second recurrence: slopes `[W]` from the model's jvp along the first.
-
-    Also what that jvp says beyond them of what the rows show.
-    """
-    into = trees.before(linear_rows(answer, residual)[1])
-    exact = jax.jvp(model, (x,), (into,))[1]
-    slope = secant_slopes(into, exact, slope, jnp.zeros((), exact.dtype))
-    return slope, spread(rows.model[:, 0], exact) * (exact - spread(slope, exact) * into)
 
 
 def model_slopes(

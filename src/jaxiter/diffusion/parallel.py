@@ -156,14 +156,14 @@ def sample_parallel(
     # From here on the scale of a row is the change that it may make.
     table = table._replace(scale=table.scale.astype(kind) * jnp.asarray(tolerance, kind))
     first = gaussian_slopes(sampler, denoiser, table)
-    start = _first_trajectory(sampler, first, table, x_init, init)
+    guess = _first_rows(sampler, first, table, x_init, init)
     if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
-    start, first, *operands = stop_gradient((start, first.astype(x_init.dtype), x_init, table))
+    guess, first, *operands = stop_gradient((guess, first.astype(x_init.dtype), x_init, table))
     solve, newest, seen = solve_rounds(
-        partial(look, sampler, denoiser, method, mesh), start[1:],
-        nothing_seen(start[1:], first, method), tuple(operands), chosen, compare=_change,
-        window=window, calls="model", after=partial(_roll_out, sampler))
+        partial(look, sampler, denoiser, method, mesh), guess, nothing_seen(guess, first, method),
+        tuple(operands), chosen, compare=_change, window=window, calls="model",
+        after=partial(_roll_out, sampler))
     newest = jnp.where(solve.aux == count, solve.value, newest)
     x = trees.prepend(operands[0], newest)
     x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
@@ -178,24 +178,22 @@ def _change(
     return jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5 / view.cut(table.scale)
 
 
-def _first_trajectory(
+def _first_rows(
     sampler: Sampler, slopes: jax.Array, table: SamplerTable, x_init: jax.Array, init: Any
 ) -> jax.Array:
-    """The first trajectory `[R + 1, ...]`; `slopes` `[R]` of a model of Gaussian data."""
-    count = sampler.rows
-    copy = jnp.broadcast_to(x_init, (count + 1, *x_init.shape))
-    if isinstance(init, str):
-        if init not in ("auto", "copy"):
-            raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
-        if init == "copy" or not sampler.stochastic:
-            return copy
-        rows = walk(table, histories(table, x_init), lambda x, row, slope: slope * x, slopes)[1]
-        return trees.prepend(x_init, rows)
-    init = jnp.asarray(init, x_init.dtype)
-    if init.shape != copy.shape:
-        raise ValueError(f"init must have one state per row and the start: {copy.shape}, got "
-                         f"{init.shape}.")
-    return init.at[0].set(x_init)
+    """The first guess `[R, ...]`; `slopes` `[R]` of a model of Gaussian data."""
+    shape = (sampler.rows + 1, *x_init.shape)
+    if not isinstance(init, str):
+        init = jnp.asarray(init, x_init.dtype)
+        if init.shape != shape:
+            raise ValueError("init must have one state per row and the start: "
+                             f"{shape}, got {init.shape}.")
+        return init[1:]
+    if init not in ("auto", "copy"):
+        raise ValueError(f"init must be 'auto', 'copy' or states, got {init!r}.")
+    if init == "copy" or not sampler.stochastic:
+        return jnp.broadcast_to(x_init, (sampler.rows, *x_init.shape))
+    return walk(table, histories(table, x_init), lambda x, row, slope: slope * x, slopes)[1]
 
 
 def _roll_out(

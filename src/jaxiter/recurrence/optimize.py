@@ -140,7 +140,7 @@ def parallel_optimize(
     solve, guesses, run = run_rounds(
         partial(_round, optimizer, grad_fn, steps, window, rule.rate), guesses,
         Run(state, jnp.int32(0), jnp.float32(0), first), (most,), chosen,
-        lambda point, run, *rest: {"gradients": jnp.minimum(window, steps - run.final)})
+        lambda run: {"gradients": jnp.minimum(window, steps - run.final)})
     params, left = trees.first(guesses), (steps - run.final).astype(jnp.float32)
     return ParallelRun(params, run.opt_state, solve._replace(
         value=params, displacement=None, merit=left,

@@ -3,8 +3,8 @@
 The point of the solve is the trajectory and `T` is one round. A row is final when its inputs do
 not move any more and it stays what it was when it was measured, so the residual reported is that
 of the rows returned, whatever was proposed. The last row is nobody's input: it is taken as its step
-makes it. Rows of integers are no point of a driver that adds; they stay in its memory, and their
-own check is the point.
+makes it. Rows of integers are no point of a driver that adds; they stay in its memory, with the
+largest change, which is the merit of a round.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax import lax
 
 from jaxiter import trees
@@ -24,23 +22,20 @@ from jaxiter.numerics import anchor
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
-from jaxiter.stop import Stop, first_case
+from jaxiter.stop import StepInfo, Stop, first_case
 
 PyTree = Any
 
-#: The change of rows that were not all measured; a point must be finite.
-UNMEASURED = float(np.finfo(np.float32).max)
+class Carried(NamedTuple):
+    """What goes from round to round: the largest change of a row, and what the front remembers.
 
-
-class Point(NamedTuple):
-    """What the driver sees: the rows (integers: none), and what the round before changed.
-
-    change: the largest of all rows, float32, in units of the tolerance; NaN once a row that should
-    be final is not finite.
+    change: in units of the tolerance, float32; NaN once a row that should be final is not finite.
+    rows: those of integers, else empty.
     """
 
-    rows: PyTree
     change: jax.Array
+    rows: PyTree
+    own: PyTree
 
 
 class Ledger(NamedTuple):
@@ -122,32 +117,30 @@ def run_rounds(
 ) -> tuple[Solution, PyTree, PyTree]:
     """Rounds `one(rows, memory, *operands) -> (rows, change, memory)` in the driver.
 
-    Returns the solution of the point, the newest rows, and the last memory.
+    Returns the solution of the point, the newest rows, and the last memory. `calls(memory)`: what
+    the next round costs.
     """
-    floating = is_floating(rows)
+    floating, stop = is_floating(rows), options.rule
 
-    def carried(rows: PyTree, change: jax.Array, memory: PyTree) -> tuple[Point, PyTree]:
-        return (Point(rows, change), memory) if floating else (Point((), change), (rows, memory))
+    def step(point: PyTree, carried: Carried, start: Carried, *operands: PyTree) -> tuple:
+        rows, change, own = one(point if floating else carried.rows, carried.own, *operands)
+        return (rows, Carried(change, (), own)) if floating else (point, Carried(change, rows, own))
 
-    def found(point: Point, memory: PyTree) -> tuple[PyTree, PyTree]:
-        return (point.rows, memory) if floating else memory
-
-    def step(point: Point, memory: PyTree, start: PyTree, *operands: PyTree) -> tuple:
-        rows, change, memory = one(*found(point, memory), *operands)
-        # What is larger than finite must be finite, but NaN must stay.
-        return carried(rows, jnp.minimum(change, UNMEASURED), memory)
-
-    point, start = carried(rows, jnp.float32(0), memory)
     problem = Problem(
-        step=step, memory=lambda point, start, *operands: start,
-        merit=lambda point, image, *rest: jnp.where(
-            image.change < UNMEASURED, image.change, image.change * jnp.inf),
-        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0), calls=calls)
-    if options.solver is not None:  # the change of a point takes care of itself
-        options = options._replace(solver=optax.masked(options.solver, Point(True, False)))
-    solve = fixed_point(
-        problem, point, start, *operands, **options._replace(adjoint=frozen())._asdict())
-    return solve, *found(solve.state.output, solve.state.memory)
+        step=step, memory=lambda point, start, *operands: start, hindsight=True,
+        merit=lambda point, image, carried, *rest: carried.change,
+        scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0),
+        calls=None if calls is None else lambda point, carried, *rest: calls(carried.own))
+    def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
+        status, state = stop.update(info, state)
+        return jnp.where(jnp.isnan(info.merit), jnp.int32(Status.NONFINITE), status), state
+
+    options = options._replace(adjoint=frozen(), stop=Stop(stop.init, update, stop.amplification))
+    point, held = (rows, ()) if floating else (jnp.float32(0), rows)
+    solve = fixed_point(problem, point, Carried(jnp.float32(0), held, memory), *operands,
+                        **options._asdict())
+    carried = solve.state.memory
+    return solve, solve.state.output if floating else carried.rows, carried.own
 
 
 def solve_rounds(
@@ -213,7 +206,7 @@ def solve_rounds(
             rows = after(view, rows, own, *operands)
         return rows, jnp.max(size), Ledger(final, size, off, own)
 
-    spent = None if calls is None else lambda point, ledger, *rest: {
+    spent = None if calls is None else lambda ledger: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
     solve, newest, ledger = run_rounds(one, rows, start, operands, options, spent)
     done = (ledger.final >= count) & jnp.isfinite(solve.merit)
@@ -221,7 +214,7 @@ def solve_rounds(
     if floating:
         # The last row is as its step makes it: its inputs were measured.
         taken = done & (jnp.arange(count) >= count - block)
-        value = trees.where_rows(taken, newest, solve.state.x.rows)
+        value = trees.where_rows(taken, newest, solve.value)
         displacement = trees.subtract(newest, value)
         if slides:
             displacement = trees.where_rows(taken, trees.zeros_like(value), ledger.off)
