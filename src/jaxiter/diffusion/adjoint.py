@@ -30,10 +30,10 @@ PyTree = Any
 
 
 def attach_sampling(
-    model: Callable, x: jax.Array, x_init: jax.Array, table: SamplerTable, slopes: jax.Array,
+    model: Callable, rows: jax.Array, x_init: jax.Array, table: SamplerTable, slopes: jax.Array,
     adjoint: Adjoint,
 ) -> jax.Array:
-    """States x `[R + 1, ...]` with the loop's derivatives by x_init and what the model closes over.
+    """x_init and the rows `[R, ...]`, with the loop's derivatives by it and what model closes over.
 
     Args:
       model: `model(x, row) -> value` at one row of the table.
@@ -43,20 +43,20 @@ def attach_sampling(
         by a loop; `frozen()`: no derivatives.
     """
     if not isinstance(adjoint, ChainAdjoint):
-        return stop_gradient(x)
-    x, table, slopes = anchor((x, *stop_gradient((table, slopes))), x_init)
+        return stop_gradient(trees.prepend(x_init, rows))
+    rows, table, slopes = anchor((rows, *stop_gradient((table, slopes))), x_init)
     pure, constants, _ = hoist(model, x_init, trees.first(table))
 
     def solves(operands: tuple, fixed: tuple, states: jax.Array) -> tuple:
         at = (partial(pure, operands[1]), fixed[0], states)
         return partial(_forward, *at), partial(_rounds, *at, fixed[1]) if adjoint.batched else None
 
-    def rows(operands: tuple, fixed: tuple, states: jax.Array) -> jax.Array:
+    def outputs(operands: tuple, fixed: tuple, states: jax.Array) -> jax.Array:
         values = jax.vmap(partial(pure, operands[1]))(states, fixed[0])
         return combine_all(fixed[0], states, values)
 
     return trees.prepend(x_init, attach_rows(
-        rows, x[1:], (x_init, constants), (table, slopes), solves))
+        outputs, rows, (x_init, constants), (table, slopes), solves))
 
 
 def _forward(

@@ -23,7 +23,6 @@ from jaxiter.diffusion.methods import KINDS
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, begin, evaluate, histories, walk
 from jaxiter.known import check_positive
-from jaxiter.numerics import stop_gradient
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint
 from jaxiter.recurrence.methods import RowMethod, as_method
@@ -159,14 +158,14 @@ def sample_parallel(
     guess = _first_rows(sampler, first, table, x_init, init)
     if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
-    guess, first, *operands = stop_gradient((guess, first.astype(x_init.dtype), x_init, table))
+    first = first.astype(x_init.dtype)
     solve, newest, seen = solve_rounds(
         partial(look, sampler, denoiser, method, mesh), guess, nothing_seen(guess, first, method),
-        tuple(operands), chosen, compare=_change, window=window, calls="model",
+        (x_init, table), chosen, compare=_change, window=window, calls="model",
         after=partial(_roll_out, sampler))
     newest = jnp.where(solve.aux == count, solve.value, newest)
-    x = trees.prepend(operands[0], newest)
-    x = attach_sampling(partial(evaluate, sampler, denoiser), x, x_init, table, seen.slope, adjoint)
+    x = attach_sampling(
+        partial(evaluate, sampler, denoiser), newest, x_init, table, seen.slope, adjoint)
     return ParallelSample(x[-1], x, seen.slope, solve)
 
 

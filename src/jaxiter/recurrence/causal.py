@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxiter import trees
 from jaxiter.known import known
-from jaxiter.numerics import stop_gradient, strong
+from jaxiter.numerics import strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import View, solve_rounds, without_derivatives
 from jaxiter.recurrence.solve import comparison
@@ -67,7 +67,7 @@ def solve_causal(
         shown = function(rows)
         return shown, lambda kept: shown, own
 
-    return solve_rounds(look, stop_gradient(init), None, (), chosen, window=None,
+    return solve_rounds(look, init, None, (), chosen, window=None,
                         compare=comparison(init, rtol, atol))[0]
 
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_count, check_fraction, check_not_negative
-from jaxiter.numerics import numbers_in, stop_gradient
+from jaxiter.numerics import numbers_in
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.rounds import first_moving, run_rounds, without_derivatives
 from jaxiter.reuse import reused
@@ -134,12 +134,10 @@ def parallel_optimize(
     opt_state = optimizer.init(params) if opt_state is None else opt_state
     largest = 10 * rule.tolerance if rule.largest is None else rule.largest
     first, most = (jnp.square(jnp.asarray(size, jnp.float32)) for size in (rule.tolerance, largest))
-    guesses, state, first, most = stop_gradient((
-        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params),
-        opt_state, first, most))
     solve, guesses, run = run_rounds(
-        partial(_round, optimizer, grad_fn, steps, window, rule.rate), guesses,
-        Run(state, jnp.int32(0), jnp.float32(0), first), (most,), chosen,
+        partial(_round, optimizer, grad_fn, steps, window, rule.rate),
+        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (window, *leaf.shape)), params),
+        Run(opt_state, jnp.int32(0), jnp.float32(0), first), (most,), chosen,
         lambda run: {"gradients": jnp.minimum(window, steps - run.final)})
     params, left = trees.first(guesses), (steps - run.final).astype(jnp.float32)
     return ParallelRun(params, run.opt_state, solve._replace(
@@ -165,7 +163,9 @@ def _round(
         return new, new
 
     _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))
-    change = _changes(rolled, guesses, start)
+    change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / numbers_in(start))(
+        trees.at(rolled, slice(-1)), trees.at(guesses, slice(1, None))).astype(jnp.float32)
+    change = jnp.where(jnp.isnan(change), jnp.inf, change)
     # Row i of `rolled` is a new guess of row i + 1.
     moved = jnp.concatenate([change, jnp.full(1, jnp.inf, jnp.float32)])
     stop = first_moving(moved <= run.allowed, pending)
@@ -186,11 +186,3 @@ def _round(
     worst = jnp.maximum(run.worst, jnp.max(jnp.where(accepted, moved, 0)))
     left = jnp.where(sane, (steps - done).astype(jnp.float32), jnp.nan)
     return ahead, left, Run(state, done, worst, allowed)
-
-
-def _changes(rolled: PyTree, guesses: PyTree, start: PyTree) -> jax.Array:
-    """Mean squares `[W - 1]` of what guesses are off the rolled parameters; infinite, not NaN."""
-    size = numbers_in(start)
-    change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / size)(
-        trees.at(rolled, slice(-1)), trees.at(guesses, slice(1, None))).astype(jnp.float32)
-    return jnp.where(jnp.isnan(change), jnp.inf, change)

@@ -18,7 +18,7 @@ from jaxiter import trees
 from jaxiter.adjoint import frozen
 from jaxiter.driver import fixed_point
 from jaxiter.known import check_count
-from jaxiter.numerics import anchor
+from jaxiter.numerics import anchor, stop_gradient
 from jaxiter.options import Options, SolveOptions, choose
 from jaxiter.problem import Problem
 from jaxiter.solution import Solution, Status
@@ -120,6 +120,7 @@ def run_rounds(
     Returns the solution of the point, the newest rows, and the last memory. `calls(memory)`: what
     the next round costs.
     """
+    rows, memory, operands = stop_gradient((rows, memory, operands))
     floating, stop = is_floating(rows), options.rule
 
     def step(point: PyTree, carried: Carried, start: Carried, *operands: PyTree) -> tuple:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxiter import trees
 from jaxiter.known import check_not_negative
-from jaxiter.numerics import machine_epsilon, stop_gradient, strong
+from jaxiter.numerics import machine_epsilon, strong
 from jaxiter.options import SolveOptions
 from jaxiter.recurrence.adjoint import as_chain_adjoint, attach_recurrence
 from jaxiter.recurrence.methods import KINDS, GaussSeidel, Past, RowMethod, Rows, Secant, as_method
@@ -119,13 +119,12 @@ def solve_recurrence(
         row_step = lambda s, x: ravel_pytree(step(unravel(s), x))[0]  # noqa: E731
     else:
         flat, unravel, row_step = s0, lambda s: s, step
-    guess, *operands = stop_gradient((guess, flat, xs))
     past = None
     if isinstance(method, Secant):
         unseen = jnp.full_like(guess, jnp.nan)
         past = Past(unseen, unseen, jnp.zeros(count, guess.dtype))
     solve, *_ = solve_rounds(
-        partial(_look, row_step, method, block), guess, past, tuple(operands), chosen,
+        partial(_look, row_step, method, block), guess, past, (flat, xs), chosen,
         compare=comparison(flat, rtol, atol), window=window, block=block,
         after=_one_value_each if floating and order == 2 else None)
     rows, off = solve.value, solve.displacement
