@@ -290,6 +290,15 @@ def before(rows: PyTree, first: PyTree = None) -> PyTree:
     return prepend(first, at(rows, slice(-1)))
 
 
+def iterates(step: Callable, start: PyTree, at: PyTree = None, **options: Any) -> PyTree:
+    """All states `x <- step(x, at[t])` after the start, as rows; the options are `lax.scan`'s."""
+    def move(x: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
+        new = step(x, at)
+        return new, new
+
+    return lax.scan(move, start, at, **options)[1]
+
+
 def mean_rows(tree: PyTree) -> PyTree:
     """The mean over the rows of every leaf."""
     return jax.tree.map(lambda leaf: jnp.mean(leaf, 0), tree)

@@ -44,13 +44,12 @@ def memoryless_path(velocity: Callable, x_init: jax.Array, key: jax.Array, steps
     h = 1 / steps
     noise = jax.random.normal(key, (steps, *x_init.shape), x_init.dtype)
 
-    def step(x: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(x: jax.Array, at: tuple) -> jax.Array:
         t, c, z = at
-        x = x + h * _drift(velocity, x, t, h) + h**0.5 * c * z
-        return x, x
+        return x + h * _drift(velocity, x, t, h) + h**0.5 * c * z
 
-    rows = lax.scan(step, x_init, (*_times(steps, x_init.dtype), noise))[1]
-    return trees.prepend(x_init, rows)
+    return trees.prepend(
+        x_init, trees.iterates(step, x_init, (*_times(steps, x_init.dtype), noise)))
 
 
 def lean_adjoint(base: Callable, path: jax.Array, reward: Callable) -> jax.Array:
@@ -62,15 +61,13 @@ def lean_adjoint(base: Callable, path: jax.Array, reward: Callable) -> jax.Array
     steps = path.shape[0] - 1
     h = 1 / steps
 
-    def step(adjoint: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(adjoint: jax.Array, at: tuple) -> jax.Array:
         x, t = at
-        pulled = jax.vjp(lambda x: _drift(base, x, t, h), x)[1](adjoint)[0]
-        adjoint = adjoint + h * pulled
-        return adjoint, adjoint
+        return adjoint + h * jax.vjp(lambda x: _drift(base, x, t, h), x)[1](adjoint)[0]
 
     end = -jax.grad(reward)(path[-1])
     times, _ = _times(steps, path.dtype)
-    return lax.scan(step, end, (path[:-1], times), reverse=True)[1]
+    return trees.iterates(step, end, (path[:-1], times), reverse=True)
 
 
 def adjoint_matching_loss(
@@ -92,8 +89,7 @@ def adjoint_matching_loss(
     """
     steps = path.shape[0] - 1
     path, adjoint = stop_gradient((path, adjoint))
-    times, noise = _times(steps, path.dtype)
-    rows = (path[:-1], adjoint, times, noise)
+    rows = (path[:-1], adjoint, *_times(steps, path.dtype))
     if chosen is not None:
         rows = trees.at(rows, chosen)
 

@@ -173,7 +173,6 @@ def _change(
     view: View, new: jax.Array, old: jax.Array, x_init: jax.Array, table: SamplerTable
 ) -> jax.Array:
     """Root mean squares by rows, in units of the tolerance."""
-    del x_init
     return jax.vmap(trees.norm)(new - old) / max(new[0].size, 1) ** 0.5 / view.cut(table.scale)
 
 

@@ -64,11 +64,9 @@ def picard_iterates(
     table = tabulate(sampler, x_init, key, noise)
     start = jnp.broadcast_to(x_init, (sampler.rows + 1, *x_init.shape))
 
-    def step(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        x = picard_map(sampler, denoiser, x, table)
-        return x, x
-
-    return trees.prepend(start, lax.scan(step, start, length=max_steps)[1])
+    rounds = trees.iterates(
+        lambda x, _: picard_map(sampler, denoiser, x, table), start, length=max_steps)
+    return trees.prepend(start, rounds)
 
 
 def picard_consistency_loss(

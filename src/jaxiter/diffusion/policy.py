@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
@@ -70,13 +69,12 @@ def receding_horizon(
     keys = jax.random.split(key, len(jax.tree.leaves(conditions)[0]))
     chunk = sample(ddpm(schedule), policy(first), x_init, keys[0])
 
-    def tick(last: jax.Array, at: tuple) -> tuple[jax.Array, jax.Array]:
+    def tick(last: jax.Array, at: tuple) -> jax.Array:
         condition, key = at
         guess = snapped(jnp.concatenate([last[1:], last[-1:]]), 1 / factor)
-        new = sample(ddpm(short), policy(condition), guess, key)
-        return new, new
+        return sample(ddpm(short), policy(condition), guess, key)
 
-    chunks = lax.scan(tick, chunk, trees.at((conditions, keys), slice(1, None)))[1]
+    chunks = trees.iterates(tick, chunk, trees.at((conditions, keys), slice(1, None)))
     return snapped(trees.prepend(chunk, chunks), 1.0)
 
 

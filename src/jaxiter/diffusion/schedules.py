@@ -41,12 +41,10 @@ class NoiseSchedule(NamedTuple):
         known = np.isfinite(self.lam)
         grid, ratio = self.lam[known], np.exp(-lam)
         time = np.interp(lam, grid, self.time[known])
-        for norm in (lambda a, s: a, np.hypot, np.add):
+        for norm in (lambda a, s: a, np.add, np.hypot):
             size = norm(self.alpha, self.sigma)
             if np.ptp(size) < 1e-6 * np.max(size):
                 break
-        else:
-            norm, size = np.hypot, np.hypot(self.alpha, self.sigma)
         size = np.exp(np.interp(lam, grid, np.log(size[known])))
         alpha = size / norm(1.0, ratio)
         return alpha, alpha * ratio, time

@@ -133,13 +133,12 @@ def attach_rows(
 
 def _sequential(row: Callable, p: jax.Array, xs: PyTree) -> tuple:
     """A loop of T products with a row's Jacobian."""
-    def move(d: jax.Array, at: tuple) -> tuple:
+    def move(d: jax.Array, at: tuple) -> jax.Array:
         b, p, x = at
-        out = jax.jvp(lambda p: row(p, x), (p,), (d,))[1] + b
-        return out, out
+        return jax.jvp(lambda p: row(p, x), (p,), (d,))[1] + b
 
     def forward(b: jax.Array, like: jax.Array) -> jax.Array:
-        return lax.scan(move, anchor(jnp.zeros_like(b[0]), (like, p)), (b, p, xs))[1]
+        return trees.iterates(move, anchor(jnp.zeros_like(b[0]), (like, p)), (b, p, xs))
 
     return forward, None
 

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxiter import trees
 from jaxiter.known import check_count, check_fraction, check_not_negative
@@ -156,13 +155,12 @@ def _round(
     grads = jax.vmap(grad_fn)(guesses, jnp.minimum(at, steps - 1))
     start = trees.first(guesses)
 
-    def move(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
+    def move(carry: tuple, now: tuple) -> tuple:
         (params, state), (gradient, real) = carry, now
         updates, after = optimizer.update(gradient, state, params)
-        new = trees.where(real, (optax.apply_updates(params, updates), after), carry)
-        return new, new
+        return trees.where(real, (optax.apply_updates(params, updates), after), carry)
 
-    _, (rolled, states) = lax.scan(move, (start, run.opt_state), (grads, pending))
+    rolled, states = trees.iterates(move, (start, run.opt_state), (grads, pending))
     change = jax.vmap(lambda a, b: trees.squared_norm(trees.subtract(a, b)) / numbers_in(start))(
         trees.at(rolled, slice(-1)), trees.at(guesses, slice(1, None))).astype(jnp.float32)
     change = jnp.where(jnp.isnan(change), jnp.inf, change)

@@ -156,7 +156,6 @@ def _one_value_each(
     view: View, rows: jax.Array, past: Past | None, s0: jax.Array, xs: PyTree
 ) -> jax.Array:
     """Rows that are pairs of a state and the one before: only the first of a pair is returned."""
-    del view, past, xs
     size = rows.shape[1] // 2
     rows = rows[:, :size]
     return jnp.concatenate([rows, trees.before(rows, s0[:size])], axis=1)
@@ -195,18 +194,9 @@ def _largest(tree: PyTree) -> jax.Array:
 
 def _blocks(step: Callable, block: int, p: PyTree, xs: PyTree) -> PyTree:
     """Blocks side by side, each sequential inside, from the first input of each."""
-    def split(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(-1, block, *leaf.shape[1:])
-
-    def run(s: PyTree, xs: PyTree) -> PyTree:
-        def move(s: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-            new = step(s, x)
-            return new, new
-
-        return lax.scan(move, s, xs, length=block)[1]
-
-    out = jax.vmap(run)(jax.tree.map(lambda leaf: split(leaf)[:, 0], p), jax.tree.map(split, xs))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), out)
+    steps = jax.tree.map(lambda leaf: leaf.reshape(-1, block, *leaf.shape[1:]).swapaxes(0, 1), xs)
+    out = trees.iterates(jax.vmap(step), trees.at(p, slice(None, None, block)), steps, length=block)
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), out)
 
 
 def _augment(step: Callable) -> Callable:
