@@ -6,7 +6,6 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -216,14 +215,13 @@ def _length(xs: PyTree, length: int | None) -> int:
 
 
 def _check(step: Callable, s0: PyTree, xs: PyTree, method: RowMethod) -> None:
-    floating = is_floating(s0)
+    leaves, floating = jax.tree.leaves(s0), is_floating(s0)
     if not floating and not method.takes_integers:
         raise ValueError(f"method {method.name!r} needs floating-point states; jacobi() and "
                          "gauss_seidel(block) take integers.")
-    if not method.takes_complex and any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(s0)):
+    if not method.takes_complex and any(jnp.iscomplexobj(leaf) for leaf in leaves):
         raise ValueError(f"method {method.name!r} needs real states: hold real and imaginary parts "
                          "as two leaves, or take jacobi(), picard() or gauss_seidel(block).")
-    if floating and len({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(s0)}) > 1:
+    if floating and len({leaf.dtype for leaf in leaves}) > 1:
         raise ValueError("all leaves of a floating-point state must have one dtype.")
-    out = jax.eval_shape(step, s0, trees.first(xs))
-    trees.check_same_structure(s0, out, "The step")
+    trees.check_same_structure(s0, jax.eval_shape(step, s0, trees.first(xs)), "The step")
