@@ -18,7 +18,7 @@ def test_loops_outside_the_core_are_on_the_list():
     found = {name for name, tree in FILES.items() if not name.startswith(OUTSIDE)
              for node in ast.walk(tree)
              if isinstance(node, ast.Call) and (
-                 ast.unparse(node.func) == "trees.iterates"
+                 ast.unparse(node.func) in ("trees.iterates", "trained")
                  or isinstance(node.func, ast.Attribute) and node.func.attr in LOOPS
                  and ast.unparse(node.func.value) in ("lax", "jax.lax"))}
     page = (ROOT / "docs" / "architecture.md").read_text()

@@ -21,7 +21,7 @@ from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, combine, evaluate, linear_rows, weighted, widen
 from jaxiter.numerics import HIGHEST, accumulation_dtype, machine_epsilon
 from jaxiter.recurrence.linearize import dot, secant_slopes
-from jaxiter.recurrence.methods import Jacobi, Picard, RowMethod, Secant
+from jaxiter.recurrence.methods import Jacobi, Past, Picard, RowMethod, Secant
 from jaxiter.recurrence.rounds import View, back
 from jaxiter.trees import spread
 
@@ -39,54 +39,46 @@ class Mixing(NamedTuple):
     r: jax.Array
 
 
-class Seen(NamedTuple):
-    """What the rounds remember of the model.
+def nothing_seen(
+    rows: jax.Array, slopes: jax.Array, method: RowMethod
+) -> tuple[Past, Mixing | None]:
+    """What rounds remember of rows `[R, ...]`, before the first: the model, and for ParaTAA rounds.
 
-    value: the model at the rows' inputs, `[R, ...]`, and `at`, where: NaN before it was called.
-    slope: `[R]`. past: earlier rounds, for `paratta`; else None. All by rows.
+    Of the model its inputs, NaN where it was not called, its values there and its slopes.
     """
-
-    value: jax.Array
-    at: jax.Array
-    slope: jax.Array
-    past: Mixing | None
-
-
-def nothing_seen(rows: jax.Array, slopes: jax.Array, method: RowMethod) -> Seen:
-    """Before the first round on rows `[R, ...]`."""
     never, past = jnp.full_like(rows, jnp.nan), None
     if isinstance(method, Paratta) and method.memory:
         empty = jnp.stack([jnp.zeros_like(rows)] * method.memory, axis=1)
         past = Mixing(empty, empty, never, never)
-    return Seen(jnp.zeros_like(rows), never, slopes, past)
+    return Past(never, jnp.zeros_like(rows), slopes), past
 
 
 def look(
     sampler: Sampler, denoiser: Denoiser, method: RowMethod, mesh: Mesh | None, view: View,
-    pending: jax.Array, states: jax.Array, seen: Seen, x_init: jax.Array, table: SamplerTable,
-) -> tuple[jax.Array, Callable, Seen]:
+    pending: jax.Array, states: jax.Array, seen: tuple, x_init: jax.Array, table: SamplerTable,
+) -> tuple[jax.Array, Callable, tuple]:
     """One batched model call on the window, one linear recurrence."""
     inputs, depth = trees.before(states, x_init), table.model.shape[1]
-    rows, x, old, before = view.cut((table, inputs, states, seen))
+    rows, x, old, (before, past) = view.cut((table, inputs, states, seen))
 
     def model(x: jax.Array) -> jax.Array:
         return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
 
     def image(values: jax.Array) -> jax.Array:
         return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),
-                                 view.cut(back(view.put(seen.value, values), depth)))
+                                 view.cut(back(view.put(seen[0].f, values), depth)))
 
     def reached(slope: jax.Array) -> jax.Array:
         """Slopes at each row and those before it, `[W, V]`."""
-        return view.cut(back(view.put(seen.slope, slope), depth))
+        return view.cut(back(view.put(seen[0].slope, slope), depth))
 
     def off(plain: jax.Array) -> jax.Array:
         return trees.where_rows(pending, plain - old, 0)
 
-    raw = trees.where_rows(pending, model(x), before.value)
+    raw = trees.where_rows(pending, model(x), before.f)
     # Rows before a wrong guess may show it; what is not finite is left out of the proposals.
-    value = trees.where_rows(trees.finite_rows(raw), raw, before.value)
-    plain, slope, past, mixed = image(value), before.slope, before.past, None
+    value = trees.where_rows(trees.finite_rows(raw), raw, before.f)
+    plain, slope, mixed = image(value), before.slope, None
     if isinstance(method, Secant | Jvp):
         slope = model_slopes(sampler, rows, before, x, value)
     answer = answers(method, rows, reached(slope))
@@ -107,8 +99,7 @@ def look(
             return old + longer(rows, residual, method.order) if mixed is None else mixed
         return plain + linear_rows(answer, residual)[0]
 
-    now = Seen(value, x, slope, past)
-    return image(raw), propose, view.put(seen, now)
+    return image(raw), propose, view.put(seen, (Past(x, value, slope), past))
 
 
 def _split(model: Callable, mesh: Mesh | None, x: jax.Array, rows: SamplerTable) -> jax.Array:
@@ -140,14 +131,14 @@ def answers(method: RowMethod, rows: SamplerTable, slopes: jax.Array) -> jax.Arr
 
 
 def model_slopes(
-    sampler: Sampler, rows: SamplerTable, before: Seen, x: jax.Array, value: jax.Array
+    sampler: Sampler, rows: SamplerTable, before: Past, x: jax.Array, value: jax.Array
 ) -> jax.Array:
     """Secant slopes where the input moved, within the bounds of an exact score."""
     moved = 1e-10 if machine_epsilon(x) > 1e-12 else 1e-24
     low, high = -4 / rows.sigma, 1 / rows.sigma
     if sampler.currency == "x0":  # s = (1 - sigma s_eps) / alpha
         low, high = jnp.zeros_like(low), jnp.where(rows.alpha > 0, 5 / rows.alpha, jnp.inf)
-    new = secant_slopes(x - before.at, value - before.value, jnp.full_like(before.slope, jnp.nan),
+    new = secant_slopes(x - before.p, value - before.f, jnp.full_like(before.slope, jnp.nan),
                         moved * dot(x, x))
     return jnp.where(jnp.isnan(new), before.slope, jnp.clip(new, low, high))
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxiter import trees
 from jaxiter.diffusion.adjoint import attach_sampling
 from jaxiter.diffusion.denoiser import Denoiser
-from jaxiter.diffusion.linearize import Seen, gaussian_slopes, look, nothing_seen
+from jaxiter.diffusion.linearize import gaussian_slopes, look, nothing_seen
 from jaxiter.diffusion.methods import KINDS
 from jaxiter.diffusion.samplers import Sampler
 from jaxiter.diffusion.table import SamplerTable, begin, evaluate, histories, walk
@@ -159,14 +159,14 @@ def sample_parallel(
     if slopes is not None:  # a solve that broke down may hand on slopes that are not finite
         first = jnp.where(jnp.isfinite(slopes), slopes.astype(first.dtype), first)
     first = first.astype(x_init.dtype)
-    solve, newest, seen = solve_rounds(
+    solve, newest, (found, _) = solve_rounds(
         partial(look, sampler, denoiser, method, mesh), guess, nothing_seen(guess, first, method),
         (x_init, table), chosen, compare=_change, window=window, calls="model",
         after=partial(_roll_out, sampler))
     newest = jnp.where(solve.aux == count, solve.value, newest)
     x = attach_sampling(
-        partial(evaluate, sampler, denoiser), newest, x_init, table, seen.slope, adjoint)
-    return ParallelSample(x[-1], x, seen.slope, solve)
+        partial(evaluate, sampler, denoiser), newest, x_init, table, found.slope, adjoint)
+    return ParallelSample(x[-1], x, found.slope, solve)
 
 
 def _change(
@@ -195,13 +195,13 @@ def _first_rows(
 
 
 def _roll_out(
-    sampler: Sampler, view: View, rows: jax.Array, seen: Seen, x_init: jax.Array,
+    sampler: Sampler, view: View, rows: jax.Array, seen: tuple, x_init: jax.Array,
     table: SamplerTable,
 ) -> jax.Array:
     """The rows, those after the window as if its newest guess of the data were right."""
     if view.width == len(rows):
         return rows
-    x, values, end = trees.prepend(x_init, rows), seen.value, view.start + view.width
+    x, values, end = trees.prepend(x_init, rows), seen[0].f, view.start + view.width
     last, newest, at = trees.at((table, values, x), end - 1)
     guess = newest if sampler.currency == "x0" else (at - last.sigma * newest) / last.alpha
 

@@ -20,6 +20,7 @@ from jax import lax
 from jaxiter import trees
 from jaxiter.known import check_count
 from jaxiter.numerics import HIGHEST
+from jaxiter.solvers.residual import trained
 
 
 class LearntSolver(NamedTuple):
@@ -80,31 +81,24 @@ def search_solver(
     """
     fine = jax.jit(jax.vmap(lambda x: integrate(euler_solver(fine_steps), velocity, x)))(x)
     chosen = optax.adam(0.03) if optimizer is None else optimizer
-    start = {"logits": jnp.zeros(steps), "weights": jnp.zeros((steps, steps))}
 
     def solver_of(params: dict) -> LearntSolver:
         return LearntSolver(jax.nn.softmax(params["logits"]), jnp.tril(params["weights"], -1))
 
-    def loss(params: dict, x: jax.Array, fine: jax.Array) -> jax.Array:
-        solver = solver_of(params)
-        path = jax.vmap(partial(integrate, solver, velocity))(x)[:, 1:]
-        at = jnp.cumsum(solver.steps) * fine_steps
-        low = jnp.clip(jnp.floor(at), 0, fine_steps - 1).astype(jnp.int32)
-        part = trees.spread((at - low.astype(at.dtype)).astype(x.dtype), path[0])
-        target = (1 - part) * fine[:, low] + part * fine[:, low + 1]
-        end = jnp.mean(optax.huber_loss(path[:, -1], fine[:, -1], delta=1e-3))
-        return jnp.mean(jnp.square(path - target)) + 1000 * end
-
     @jax.jit
-    def run(params: dict, x: jax.Array, fine: jax.Array) -> tuple[dict, jax.Array]:
-        def update(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-            params, state = carry
-            value, grads = jax.value_and_grad(loss)(params, x, fine)
-            moves, state = chosen.update(grads, state, params)
-            return (optax.apply_updates(params, moves), state), value
+    def run(x: jax.Array, fine: jax.Array) -> tuple[dict, jax.Array]:
+        def loss(params: dict, _: None) -> jax.Array:
+            solver = solver_of(params)
+            path = jax.vmap(partial(integrate, solver, velocity))(x)[:, 1:]
+            at = jnp.cumsum(solver.steps) * fine_steps
+            low = jnp.clip(jnp.floor(at), 0, fine_steps - 1).astype(jnp.int32)
+            part = trees.spread((at - low.astype(at.dtype)).astype(x.dtype), path[0])
+            target = (1 - part) * fine[:, low] + part * fine[:, low + 1]
+            end = jnp.mean(optax.huber_loss(path[:, -1], fine[:, -1], delta=1e-3))
+            return jnp.mean(jnp.square(path - target)) + 1000 * end
 
-        (params, _), values = lax.scan(update, (params, chosen.init(params)), length=max_steps)
-        return params, values
+        start = {"logits": jnp.zeros(steps), "weights": jnp.zeros((steps, steps))}
+        return trained(chosen, loss, start, length=max_steps)
 
-    params, values = run(start, x, fine)
-    return solver_of(params), values
+    params, losses = run(x, fine)
+    return solver_of(params), losses

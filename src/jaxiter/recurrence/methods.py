@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Of the previous round, for the secant: inputs and outputs `[W, d]`, NaN before, slopes."""
+    """Of the previous round, for a secant: inputs `[W, ...]`, NaN before, outputs, slopes `[W]`."""
 
     p: jax.Array
     f: jax.Array

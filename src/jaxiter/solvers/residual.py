@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxiter import trees
 from jaxiter.numerics import stop_gradient
@@ -123,3 +124,23 @@ def require_params(name: str, params: PyTree) -> PyTree:
     if params is None:
         raise ValueError(f"{name} needs the current point: call update(residual, state, params).")
     return params
+
+
+def trained(
+    optimizer: optax.GradientTransformation, loss: Callable, params: PyTree,
+    batches: PyTree = None, length: int | None = None,
+) -> tuple[PyTree, jax.Array]:
+    """Steps of an optax transformation down `loss(params, batch)`: the end, and every loss.
+
+    One step for each row of the batches, or so many without.
+    """
+    optimizer = of_optax(optimizer)
+
+    def step(carry: tuple, batch: PyTree) -> tuple[tuple, jax.Array]:
+        params, state = carry
+        value, slope = jax.value_and_grad(loss)(params, batch)
+        updates, state = optimizer.update(slope, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), losses = lax.scan(step, (params, optimizer.init(params)), batches, length)
+    return params, losses

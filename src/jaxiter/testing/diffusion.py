@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxiter.diffusion import Denoiser
 from jaxiter.diffusion.schedules import NoiseSchedule, between
+from jaxiter.solvers.residual import trained
 
 
 class Mixture(NamedTuple):
@@ -149,15 +150,8 @@ def trained_network(
 
     @jax.jit
     def train(network: Network) -> tuple[Network, jax.Array]:
-        def update(carry: tuple, t: jax.Array) -> tuple[tuple, jax.Array]:
-            network, state = carry
-            value, grads = jax.value_and_grad(loss)(
-                network, jax.random.fold_in(jax.random.key(seed), t))
-            moves, state = optimizer.update(grads, state, network)
-            return (optax.apply_updates(network, moves), state), value
-
-        steps = jnp.arange(max_steps, dtype=jnp.int32)
-        (network, _), losses = jax.lax.scan(update, (network, optimizer.init(network)), steps)
-        return network, losses
+        keys = jax.vmap(lambda t: jax.random.fold_in(jax.random.key(seed), t))(
+            jnp.arange(max_steps, dtype=jnp.int32))
+        return trained(optimizer, loss, network, keys)
 
     return train(start)

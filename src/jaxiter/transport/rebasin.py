@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from jaxiter.numerics import numbers_in
 from jaxiter.reuse import reused
+from jaxiter.solvers.residual import trained
 from jaxiter.transport.permutations import round_permutation, sinkhorn_layer
 
 PyTree = Any
@@ -119,17 +119,10 @@ def match_weights(
     optimizer = optax.adamw(0.1) if optimizer is None else optimizer
     logits = {name: jnp.eye(size) for name, size in permutation_sizes(params, spec).items()}
 
-    def objective(logits: dict[str, jax.Array]) -> jax.Array:
+    def objective(logits: dict[str, jax.Array], _: None) -> jax.Array:
         soft = {name: sinkhorn_layer(x, tau) for name, x in logits.items()}
         return loss(permute(params, spec, soft), target)
 
-    def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-        logits, state = carry
-        value, gradient = jax.value_and_grad(objective)(logits)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            update, state = optimizer.update(gradient, state, logits)
-        return (optax.apply_updates(logits, update), state), value
-
-    (logits, _), losses = lax.scan(step, (logits, optimizer.init(logits)), length=max_steps)
+    logits, losses = trained(optimizer, objective, logits, length=max_steps)
     hard = {name: round_permutation(x) for name, x in logits.items()}
     return MatchedWeights(hard, logits, permute(params, spec, hard), losses)
