@@ -127,9 +127,8 @@ def search_orders(
         return exponential_multistep(part, orders, currency=currency), part
 
     def mutate(rows: np.ndarray, orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        moved = np.clip(rows[1:-1] + rng.integers(-2, 3, steps - 1) * (
-            rng.random(steps - 1) < 0.5), 1, inner)
-        moved = np.unique(moved)
+        shifts = rng.integers(-2, 3, steps - 1) * (rng.random(steps - 1) < 0.5)
+        moved = np.unique(np.clip(rows[1:-1] + shifts, 1, inner))
         free = np.setdiff1d(np.arange(1, inner + 1), moved)
         moved = np.append(moved, rng.choice(free, steps - 1 - len(moved), replace=False))
         changed = np.where(rng.random(steps) < 0.3, rng.integers(1, LARGEST_ORDER + 1, steps),

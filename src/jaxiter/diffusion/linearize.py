@@ -90,7 +90,7 @@ def look(
         # What the jvp says beyond the slopes is a change of what the rows show.
         beyond = exact - spread(slope, exact) * into
         plain = plain + spread(rows.model[:, 0], exact) * beyond
-    if past is not None:
+    if isinstance(method, Paratta) and past is not None:
         mixed, past = anderson(longer(rows, off(plain), method.order), pending, old, past)
 
     def propose(kept: jax.Array) -> jax.Array:

@@ -65,9 +65,8 @@ def receding_horizon(
     def snapped(chunk: jax.Array, size: float) -> jax.Array:
         return jnp.where(signs, jnp.where(chunk < 0, -size, size).astype(chunk.dtype), chunk)
 
-    first = trees.first(conditions)
     keys = jax.random.split(key, len(jax.tree.leaves(conditions)[0]))
-    chunk = sample(ddpm(schedule), policy(first), x_init, keys[0])
+    chunk = sample(ddpm(schedule), policy(trees.first(conditions)), x_init, keys[0])
 
     def tick(last: jax.Array, at: tuple) -> jax.Array:
         condition, key = at

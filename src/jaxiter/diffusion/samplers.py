@@ -87,7 +87,7 @@ def tables(
 
     rows = (columns(state), columns(model), np.broadcast_to(noise, (count,)), alpha, sigma, time,
             np.repeat(scale, count // schedule.steps))
-    sampler = Sampler(*(table[kept] for table in rows), currency)
+    sampler = Sampler(*(table[kept] for table in rows), currency=currency)
     if not all(np.all(np.isfinite(table)) for table in sampler[:-1]):
         raise ValueError("the sampler's coefficients are not finite on this schedule.")
     return sampler
@@ -167,9 +167,8 @@ def edm_stochastic(
     """
     alpha, _, alpha1, sigma1 = pairs(schedule)
     q, q1 = ratios(schedule)
-    gamma = min(churn / len(q), np.sqrt(2) - 1)
-    gamma = np.where((q >= churn_min) & (q <= churn_max), gamma, 0.0)
-    gamma[0] = 0.0
+    noisy = (q >= churn_min) & (q <= churn_max) & (np.arange(len(q)) > 0)
+    gamma = np.where(noisy, min(churn / len(q), np.sqrt(2) - 1), 0.0)
     raised = q * (1 + gamma)
     added = np.append(noise_std * np.sqrt(np.maximum(raised**2 - q**2, 0))[1:], 0.0)
     time = np.interp(raised, q[::-1], schedule.time[:-1][::-1])
@@ -188,9 +187,8 @@ def dpm_solver_pp_2m(schedule: NoiseSchedule, *, lower_order_final: bool = True)
     `lower_order_final`: the last step is of first order too (always when sigma ends at 0).
     """
     alpha, sigma, alpha1, sigma1 = pairs(schedule)
-    lam = schedule.lam
     with np.errstate(invalid="ignore", over="ignore"):
-        h = np.diff(lam)
+        h = np.diff(schedule.lam)
         ratio = np.append(np.nan, h[:-1] / h[1:])
     first = ~np.isfinite(ratio) | (ratio == 0)
     first[0] = True

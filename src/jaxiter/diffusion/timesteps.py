@@ -70,11 +70,10 @@ def optimal_steps(
     @jax.jit
     def costs(x: jax.Array) -> jax.Array:
         path = jax.vmap(lambda x: sample(teacher, denoiser, x, trajectory=True))(x)
-        path = jnp.moveaxis(path, 0, 1).reshape(len(q), len(x), -1)
-        eps = jax.vmap(jax.vmap(
-            lambda state, a, s, t: denoiser.convert(state.reshape(x.shape[1:]), a, s, t)[0].ravel(),
-            (0, None, None, None)))(path[:-1], *(jnp.asarray(table[:-1], x.dtype)
-                                                for table in schedule))
+        levels = [jnp.asarray(table[:-1], x.dtype) for table in schedule]
+        eps = jax.vmap(lambda states: jax.vmap(denoiser.convert)(states, *levels)[0])(path[:, :-1])
+        path, eps = (
+            jnp.moveaxis(rows, 0, 1).reshape(-1, len(x), x[0].size) for rows in (path, eps))
         return jump_costs(path / alpha[:, None, None], eps, jnp.asarray(q, x.dtype), cost)
 
     table = costs(x)

@@ -120,8 +120,8 @@ def solve_recurrence(
         flat, unravel, row_step = s0, lambda s: s, step
     past = None
     if isinstance(method, Secant):
-        unseen = jnp.full_like(guess, jnp.nan)
-        past = Past(unseen, unseen, jnp.zeros(count, guess.dtype))
+        unseen = trees.full_like(guess, jnp.nan)
+        past = Past(unseen, unseen, jnp.zeros(count, flat.dtype))
     solve, *_ = solve_rounds(
         partial(_look, row_step, method, block), guess, past, (flat, xs), chosen,
         compare=comparison(flat, rtol, atol), window=window, block=block,
@@ -146,7 +146,7 @@ def _look(
         return shown, lambda kept: shown, past
     safe = trees.where_rows(trees.finite_rows(shown) & pending, shown, old)  # final rows stay
     lift, slope = method.linearize(Rows(step, p, x, safe, before))
-    if past is not None:
+    if past is not None and slope is not None:
         past = view.put(past, Past(p, safe, slope))
     return shown, lambda kept: safe + lift(trees.where_rows(~kept, safe - old, 0)), past
 
@@ -204,7 +204,8 @@ def _augment(step: Callable) -> Callable:
 
 
 def _length(xs: PyTree, length: int | None) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)} | {length} - {None}
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(xs)}
+    sizes |= {length} - {None}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError("xs must have one leading axis T, or be None with `length`; "
                          f"found lengths {sorted(sizes)} (-1 is a scalar).")
