@@ -135,5 +135,4 @@ def sample_switching(
     x, _ = lax.scan(step, start, jnp.arange(tuned_steps, dtype=jnp.int32))
     if allow_inexact and stiffness < 1:
         options["max_steps"] = 0
-    return sample_parallel(sampler, base, x_init, noise=table.z if sampler.stochastic else None,
-                           init=x, **options)
+    return sample_parallel(sampler, base, x_init, key, init=x, noise=noise, **options)

@@ -84,20 +84,19 @@ def check_causal(function: Callable, rows: PyTree) -> None:
     ...
     ValueError: non-causal map: row 0 changed when rows 0 and later changed.
     """
-    leaves, structure = jax.tree.flatten(rows)
-    count = leaves[0].shape[0]
+    count = jax.tree.leaves(rows)[0].shape[0]
     rng = np.random.default_rng(0)
     original = jax.tree.leaves(function(rows))
 
-    def other(leaf: jax.Array) -> np.ndarray:
+    def replaced(k: int, leaf: jax.Array) -> jax.Array:
         host = np.asarray(leaf)
         # Permuted along all axes and shifted: other values, of the same kind.
         noise = rng.permutation(host.ravel()).reshape(host.shape)
-        return noise if host.dtype == bool else (noise + 1).astype(host.dtype)
+        noise = noise if host.dtype == bool else (noise + 1).astype(host.dtype)
+        return jnp.concatenate([leaf[:k], jnp.asarray(noise[k:])])
 
     for k in sorted({0, min(1, count - 1), count // 2, count - 1}):
-        changed = [jnp.concatenate([leaf[:k], jnp.asarray(other(leaf))[k:]]) for leaf in leaves]
-        after = jax.tree.leaves(function(jax.tree.unflatten(structure, changed)))
+        after = jax.tree.leaves(function(jax.tree.map(partial(replaced, k), rows)))
         for old, new in zip(original, after, strict=True):
             # Row k itself reads rows before k only, so it must not have changed either.
             differs = _differs(np.asarray(old)[: k + 1], np.asarray(new)[: k + 1])
