@@ -103,6 +103,12 @@ def test_a_chain_that_breaks_ends_nonfinite():
             assert out.status == Status.NONFINITE and np.isinf(out.residual)
             assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out.value))
             assert 12 < int(out.aux) <= 20  # row 20 broke; blocks are final or not as a whole
+    # In a large batch too, where a maximum may drop NaN.
+    small, drivers = w[:3, :3], jax.vmap(lambda t: xs[:24, :3].at[t, 0].set(jnp.nan))(
+        jnp.arange(200) % 24)
+    many = jax.jit(jax.vmap(lambda xs: solve_recurrence(
+        lambda s, x: jnp.tanh(small @ s + x), s0[:3], xs, method="secant", window=6)))(drivers)
+    assert np.all(many.status == Status.NONFINITE)
 
 
 def test_integers_carry_their_own_check():

@@ -61,8 +61,7 @@ def look(
     inputs, depth = trees.before(states, x_init), table.model.shape[1]
     rows, x, old, (before, past) = view.cut((table, inputs, states, seen))
 
-    def model(x: jax.Array) -> jax.Array:
-        return _split(partial(evaluate, sampler, denoiser), mesh, x, rows)
+    model = partial(_split, partial(evaluate, sampler, denoiser), mesh, rows=rows)
 
     def image(values: jax.Array) -> jax.Array:
         return jax.vmap(combine)(rows, view.cut(back(inputs, table.state.shape[1])),

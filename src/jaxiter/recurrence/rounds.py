@@ -205,7 +205,9 @@ def solve_rounds(
         rows = view.put(rows, new)
         if after is not None:
             rows = after(view, rows, own, *operands)
-        return rows, jnp.max(size), Ledger(final, size, off, own)
+        # By hand: a maximum may drop NaN.
+        change = jnp.where(jnp.any(jnp.isnan(size)), jnp.nan, jnp.max(size))
+        return rows, change, Ledger(final, size, off, own)
 
     spent = None if calls is None else lambda ledger: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
