@@ -109,6 +109,10 @@ def test_a_chain_that_breaks_ends_nonfinite():
     many = jax.jit(jax.vmap(lambda xs: solve_recurrence(
         lambda s, x: jnp.tanh(small @ s + x), s0[:3], xs, method="secant", window=6)))(drivers)
     assert np.all(many.status == Status.NONFINITE)
+    wide = jnp.zeros((200, 24, 16)).at[jnp.arange(200), 5, jnp.arange(200) % 16].set(jnp.nan)
+    many = jax.jit(jax.vmap(lambda xs: solve_recurrence(
+        lambda s, x: jnp.tanh(0.5 * s + x), jnp.ones(16), xs, method="jacobi")))(wide)
+    assert np.all(many.status == Status.NONFINITE)
 
 
 def test_integers_carry_their_own_check():

@@ -259,10 +259,11 @@ def accept(
     at, index = jnp.arange(view.width, dtype=jnp.int32), view.index()
     pending, last, slides = index >= final, index >= count - block, view.width < count
     proposed = propose(at < 0)
-    size = jnp.maximum(compare(shown), compare(proposed)).astype(jnp.float32)
+    sound, size = trees.finite_rows(shown), jnp.maximum(compare(shown), compare(proposed))
+    size = jnp.where(sound, size, jnp.inf).astype(jnp.float32)  # a maximum may have dropped a NaN
     if block > 1:
         size = jnp.where(fresh, jnp.inf, size)
-    sound, calm = trees.finite_rows(shown), size <= 1
+    calm = size <= 1
     moving = first_moving(calm | last, pending)
     settled = calm & ((index < count - view.width) | (size == 0))
     ends = (calm | last | ~sound)[moving]
