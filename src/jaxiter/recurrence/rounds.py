@@ -197,9 +197,10 @@ def solve_rounds(
         new, final, size = accept(
             view, final, old, shown, propose, lambda new: compare(view, new, old, *operands),
             ledger.final == 0, count, block)
-        if slides:  # the row before the first was taken as its step makes it
-            first = View(jnp.maximum(ledger.final - 1, 0), 1)
-            seen = first.put(seen, trees.zeros_like(first.cut(seen)))
+        if slides:  # the last that is final was taken as its step makes it; the others stay calm
+            taken = View(jnp.maximum(ledger.final - 1, 0), 1)
+            seen = taken.put(seen, trees.zeros_like(taken.cut(seen)))
+            size = jnp.where(view.index() >= ledger.final, size, view.cut(seen[0]))
         off = None if ledger.off is None else trees.subtract(shown, old)
         size, off = view.put(seen, (size, off))
         rows = view.put(rows, new)
