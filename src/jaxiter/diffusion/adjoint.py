@@ -65,7 +65,7 @@ def _forward(
     """The tangent recurrence: a jvp of the model per row; b stands where noise did."""
     start = anchor(jnp.zeros_like(b[0]), (like, states))
     return walk(
-        table._replace(noise=b), histories(table, start),
+        table._replace(noise=jnp.ones_like(table.noise), z=b), histories(table, start),
         lambda dx, row, at: jax.jvp(lambda s: model(s, row), (at,), (dx,))[1], states)[1]
 
 

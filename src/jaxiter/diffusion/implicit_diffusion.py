@@ -147,7 +147,6 @@ def implicit_denoising(
                          "ddpm or ddim.")
     rows = sampler.rows
     table = tabulate(sampler, jnp.zeros(shape), None, jnp.zeros((rows, *shape)))
-    amount = jnp.asarray(sampler.noise, table.noise.dtype)
     batch = (particles, *shape)
     ages = jnp.arange(rows)
 
@@ -156,18 +155,17 @@ def implicit_denoising(
         at, model = trees.at(table, row), denoiser(theta)
 
         def single(x: jax.Array, z: jax.Array) -> jax.Array:
-            return combine(at._replace(noise=amount[row] * z), x[None],
-                           evaluate(sampler, model, x, at)[None])
+            return combine(at._replace(z=z), x[None], evaluate(sampler, model, x, at)[None])
 
         return jax.vmap(single)(x, noises(birth, row))
 
     def noises(birth: jax.Array, row: jax.Array) -> jax.Array:
         """Row -1 is the start of a batch."""
         inner = jax.random.fold_in(jax.random.fold_in(key, birth), row + 1)
-        return jax.random.normal(inner, batch, table.noise.dtype)
+        return jax.random.normal(inner, batch, table.z.dtype)
 
     def init(theta: PyTree) -> QueueState:
-        path = jnp.zeros((2 * rows, rows, *batch), table.noise.dtype)
+        path = jnp.zeros((2 * rows, rows, *batch), table.z.dtype)
         slope = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), theta)
         return QueueState(theta, optimizer.init(theta), path, path[0], path[0], slope, path[0, 0],
                           jnp.int32(0), jnp.int32(Status.RUNNING))

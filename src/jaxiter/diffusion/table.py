@@ -19,7 +19,7 @@ PyTree = Any
 
 
 class SamplerTable(NamedTuple):
-    """A sampler's rows as arrays of the sample's dtype, leading axis R; the noise is drawn."""
+    """A sampler's rows as arrays of the sample's dtype, leading axis R; z is the noise drawn."""
 
     state: jax.Array
     model: jax.Array
@@ -28,6 +28,7 @@ class SamplerTable(NamedTuple):
     sigma: jax.Array
     time: jax.Array
     scale: jax.Array
+    z: jax.Array
 
 
 def tabulate(
@@ -50,8 +51,8 @@ def tabulate(
             jax.random.fold_in(key, t), x_init.shape, x_init.dtype))(jnp.arange(count))
     else:
         noise = jnp.zeros((count, *(1,) * x_init.ndim), x_init.dtype)
-    table = SamplerTable(*(jnp.asarray(array, x_init.dtype) for array in sampler[:-1]))
-    return table._replace(noise=trees.spread(table.noise, noise) * noise)
+    arrays = (jnp.asarray(table, x_init.dtype) for table in sampler[:-1])
+    return SamplerTable(*arrays, z=noise)
 
 
 def begin(
@@ -85,8 +86,9 @@ def evaluate(sampler: Sampler, denoiser: Denoiser, x: jax.Array, row: SamplerTab
 
 def combine(row: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Array:
     """One row: states `[S, ...]` and values `[V, ...]`, the newest first."""
-    return (jnp.tensordot(row.state, states, 1, precision=HIGHEST)
-            + jnp.tensordot(row.model, values, 1, precision=HIGHEST) + row.noise)
+    out = jnp.tensordot(row.state, states, 1, precision=HIGHEST)
+    out = out + jnp.tensordot(row.model, values, 1, precision=HIGHEST)
+    return out + row.noise * row.z
 
 
 def combine_all(table: SamplerTable, states: jax.Array, values: jax.Array) -> jax.Array:
