@@ -194,7 +194,7 @@ def solve_rounds(
         view = View(jnp.minimum(final, count - width), width)
         old, seen = view.cut(rows), (ledger.size, ledger.off)
         shown, propose, own = look(view, view.index() >= final, rows, ledger.own, *operands)
-        new, final, size = accept(
+        new, final, size, sane = accept(
             view, final, old, shown, propose, lambda new: compare(view, new, old, *operands),
             ledger.final == 0, count, block)
         if slides:  # the last that is final was taken as its step makes it; the others stay calm
@@ -206,9 +206,7 @@ def solve_rounds(
         rows = view.put(rows, new)
         if after is not None:
             rows = after(view, rows, own, *operands)
-        # By hand: a maximum may drop NaN.
-        change = jnp.where(jnp.any(jnp.isnan(size)), jnp.nan, jnp.max(size))
-        return rows, change, Ledger(final, size, off, own)
+        return rows, jnp.where(sane, jnp.max(size), jnp.nan), Ledger(final, size, off, own)
 
     spent = None if calls is None else lambda ledger: {
         calls: jnp.minimum(width, count - ledger.final * int(held))}
@@ -243,15 +241,15 @@ def first_moving(still: jax.Array, pending: jax.Array) -> jax.Array:
 def accept(
     view: View, final: jax.Array, old: PyTree, shown: PyTree, propose: Callable,
     compare: Callable, fresh: jax.Array, count: int, block: int,
-) -> tuple[PyTree, jax.Array, jax.Array]:
-    """The window's new rows, how many of all are final, how much each of the window's changed.
+) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
+    """The window's new rows, how many of all are final, how much each changed; whether to go on.
 
     A row is calm when it is within the tolerance of what its step makes of its inputs, and of its
     proposal; the last of all needs not be, and its change counts for nothing. Where all rows are
     calm, all are final. Else those are that do not move at all, and calm ones that leave the
     window: the others may still come closer, at no cost, and holding them would mislead the
-    proposals of the rest. A row that its step makes infinite or NaN of calm rows ends it all: its
-    change is NaN. In blocks the first guess is not calm: it was not made by any step (`fresh`).
+    proposals of the rest. A row that its step makes infinite or NaN of calm rows ends it all. In
+    blocks the first guess is not calm: it was not made by any step (`fresh`).
 
     Rows that are final stay as they were; the first that moves is as its step makes it, for its
     inputs are final; the others are as proposed. Nothing that is not finite is taken over. Where
@@ -270,13 +268,13 @@ def accept(
     ends = (calm | last | ~sound)[moving]
     begin = jnp.where(ends, moving, first_moving(settled, pending)) // block * block
     end = begin + block
-    lost, moves = ~sound & (at >= begin) & (at < end), at >= begin
+    moves, sane = at >= begin, jnp.all(sound | (at < begin) | (at >= end))
     if slides:  # calm rows that leave were to move: the others must not count on it
         proposed = propose(~moves)
     else:
-        moves |= (end >= count) & ~jnp.any(lost)
+        moves |= sane & (end >= count)
     plain = trees.where_rows(sound, shown, old)
     ahead = trees.where_rows((at >= end) & trees.finite_rows(proposed), proposed, plain)
     size = jnp.where(last, 0, jnp.where(jnp.isnan(size), jnp.inf, size))
     new = trees.where_rows(pending & moves, ahead, old)
-    return new, view.start + end, jnp.where(lost, jnp.nan, size)
+    return new, view.start + end, size, sane
