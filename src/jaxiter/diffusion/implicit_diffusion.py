@@ -18,7 +18,7 @@ import optax
 from jaxiter import trees
 from jaxiter.diffusion.denoiser import Denoiser
 from jaxiter.diffusion.samplers import Sampler
-from jaxiter.diffusion.table import combine, evaluate, tabulate
+from jaxiter.diffusion.table import SamplerTable, combine, evaluate, tabulate
 from jaxiter.known import check_positive
 from jaxiter.solution import Status, reports
 
@@ -150,14 +150,14 @@ def implicit_denoising(
     batch = (particles, *shape)
     ages = jnp.arange(rows)
 
-    def one(theta: PyTree, x: jax.Array, birth: jax.Array, row: jax.Array) -> jax.Array:
-        """One batch, one row further."""
-        at, model = trees.at(table, row), denoiser(theta)
+    def one(theta: PyTree, x: jax.Array, row: SamplerTable) -> jax.Array:
+        model = denoiser(theta)
 
         def single(x: jax.Array, z: jax.Array) -> jax.Array:
-            return combine(at._replace(z=z), x[None], evaluate(sampler, model, x, at)[None])
+            at = row._replace(z=z)
+            return combine(at, x[None], evaluate(sampler, model, x, at)[None])
 
-        return jax.vmap(single)(x, noises(birth, row))
+        return jax.vmap(single)(x, row.z)
 
     def noises(birth: jax.Array, row: jax.Array) -> jax.Array:
         """Row -1 is the start of a batch."""
@@ -175,15 +175,16 @@ def implicit_denoising(
         x = trees.before(state.x, noises(time, jnp.int32(-1)))
         births = time - ages
         path = state.path.at[births % (2 * rows), ages].set(x)
-        x = jax.vmap(one, (None, 0, 0, 0))(theta, x, births, ages)
+        down = table._replace(z=jax.vmap(noises)(births, ages))
+        x = jax.vmap(one, (None, 0, 0))(theta, x, down)
         # On the way back an age of R + j stands at row R - 1 - j.
         births, back = time - rows - ages, rows - 1 - ages
+        at = trees.at(table, back)._replace(z=jax.vmap(noises)(births, back))
 
-        def pull(x: jax.Array, g: jax.Array, *place: jax.Array) -> tuple:
-            return jax.vjp(lambda theta, x: one(theta, x, *place), theta, x)[1](g)
+        def pull(x: jax.Array, row: SamplerTable, g: jax.Array) -> tuple:
+            return jax.vjp(lambda theta, x: one(theta, x, row), theta, x)[1](g)
 
-        extra, adjoint = jax.vmap(pull)(
-            path[births % (2 * rows), back], state.adjoint, births, back)
+        extra, adjoint = jax.vmap(pull)(path[births % (2 * rows), back], at, state.adjoint)
         slope = trees.add(state.slope, extra)
         # Before a queue of R - 1 steps the oldest batch was never born.
         moved = _moved(optimizer, state, trees.at(slope, -1), time >= 2 * rows - 1,
