@@ -195,6 +195,7 @@ def test_statuses_of_the_queue():
     state = init(jnp.ones(2))
     for _ in range(9):
         state = run(state)
+        assert np.all(np.isfinite(state.finished))  # also before the first batch has ended
     assert state.status == Status.RUNNING and not np.array_equal(state.theta, np.ones(2))
     held = state
     state = state._replace(x=state.x.at[1].set(jnp.nan))
