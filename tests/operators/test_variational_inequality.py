@@ -244,6 +244,14 @@ def test_bad_input():
     assert not ascent.converged
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_in_the_data_ends_nonfinite(method):
+    """It shortened its step a thousand times instead."""
+    out = jax.jit(lambda b: variational_inequality(
+        lambda z: z - b, jnp.full(4, 0.25), method=method))(jnp.asarray([0, 0, jnp.nan, 0]))
+    assert out.status == Status.NONFINITE and np.all(np.isfinite(out.value))
+
+
 @pytest.mark.parametrize("method", ["extragradient", "past"])
 def test_a_step_that_underflows_solves_nothing(method):
     out = variational_inequality(lambda z: 3e38 * z + 1, jnp.zeros(2), method=method, max_steps=50)

@@ -109,6 +109,7 @@ def inclusion_problem(F: Callable, resolvent: Callable | None, choice: Choice) -
         if choice.adapts and way.retries:
             assert moved.slope is not None
             taken, following = _tried(size, *moved.slope)
+            taken |= ~trees.finite(forward)  # at x itself: no shorter step will help
             held = held._replace(pace=held.pace._replace(size=following))
         own = trees.where(taken, moved.own, held.own) if way.retries else moved.own
         residual = jnp.where(sound, residual, jnp.inf)
