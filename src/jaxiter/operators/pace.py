@@ -38,8 +38,8 @@ def paced(
     """The next step.
 
     `seen`: the curvature of the last move in units of what the step allows, where it is `trusted`;
-    `long`: whether the step was too long for it, and `fitting` is right; `sound`: no move was not
-    finite.
+    `long`: whether the step was too long for it, and `fitting` is right; `sound`: whether what it
+    led to is of any use, else it was so long that nothing is known but that.
     """
     peak = jnp.maximum(pace.peak, jnp.where(trusted, seen, 0))
     age = pace.age + trusted.astype(jnp.int32)
