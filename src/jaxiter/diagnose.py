@@ -19,8 +19,7 @@ from jaxiter.problem import (
     build_cache,
     evaluate,
     image_and_residual,
-    measured,
-    root_equations,
+    in_units,
 )
 from jaxiter.solution import Solution, Status
 
@@ -49,15 +48,13 @@ def adjoint_report(
     >>> float(report.residual) < 1e-5
     True
     """
-    problem = as_problem(problem)
-    equations, memory = root_equations(problem, has_aux), solution.state.answer.memory
     x = lax.stop_gradient(solution.value)
     if cotangent is None:
         cotangent = trees.probe_like(x)
-    x, into, back = measured(problem, x, memory, args)
+    equations, x, back = in_units(
+        as_problem(problem), x, solution.state.answer.memory, args, has_aux)
     return linear_report(
-        lambda x, *args: into(equations(back(x), memory, *args)), x, args,
-        bicgstab() if solve is None else solve, back(cotangent))
+        equations, x, args, bicgstab() if solve is None else solve, back(cotangent))
 
 
 class Diagnosis(NamedTuple):
@@ -142,10 +139,9 @@ def diagnose(
     residual = trees.norm(trees.subtract(first, x))
     carry = (first, residual, jnp.zeros_like(residual))
     (end, last, worst), _ = lax.scan(follow, anchor(carry, (x, args)), length=steps)
-    equations = root_equations(problem, has_aux)
+    equations, scaled, back = in_units(problem, end, memory, args, has_aux)
     report = linear_report(
-        lambda x, *args: equations(x, memory, *args), end, args, bicgstab(),
-        trees.probe_like(end))
+        equations, scaled, args, bicgstab(), back(trees.probe_like(end)))
     leaves = jax.tree_util.tree_leaves_with_path(x)
     again = image(x)
     same = [jnp.all((p == q) | (p != p)) for p, q in

@@ -21,8 +21,7 @@ from jaxiter.problem import (
     build_cache,
     evaluate,
     image_and_residual,
-    measured,
-    root_equations,
+    in_units,
 )
 from jaxiter.reuse import reused
 from jaxiter.solution import LoopState, Solution, Status
@@ -188,11 +187,10 @@ def attached(
     """The value with the adjoint's derivatives with respect to args, which `restore` makes."""
     if method.problem.equations is not None:
         refuse_series(adjoint, "this problem")
-    memory = stop_gradient(memory)
-    equations = root_equations(method.problem, method.has_aux)
-    x, into, back = measured(method.problem, solution.value, memory, restore(arrays))
+    equations, x, back = in_units(
+        method.problem, solution.value, stop_gradient(memory), restore(arrays), method.has_aux)
 
     def rooted(x: PyTree, *arrays: PyTree) -> PyTree:
-        return into(equations(back(x), memory, *restore(arrays)))
+        return equations(x, *restore(arrays))
 
     return back(adjoint.attach(rooted, x, arrays, solution.status))

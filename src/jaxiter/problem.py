@@ -252,13 +252,16 @@ def measure(
         residual_norm, image_norm, merit, scale, floor, jnp.asarray(code, jnp.int32))
 
 
-def measured(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> tuple:
-    """x in the problem's units, and what turns points and residuals in them back and forth.
+def in_units(
+    problem: Problem, x: PyTree, memory: PyTree, args: tuple, has_aux: bool = False
+) -> tuple[Callable, PyTree, Callable]:
+    """The problem's equations in its units: `(equations(x, *args), x, back)`, back out of them.
 
-    By powers of two, so that nothing is rounded: `(x, into, back)`.
+    By powers of two, so that nothing is rounded.
     """
+    equations = root_equations(problem, has_aux)
     if problem.units is None:
-        return x, lambda tree: tree, lambda tree: tree
+        return lambda x, *args: equations(x, memory, *args), x, lambda tree: tree
     cache = build_cache(problem, x, memory, args)
     units = lax.stop_gradient(problem.units(x, *extras(problem, cache, memory), *args))
     units = jax.tree.map(lambda unit: jnp.ldexp(
@@ -270,7 +273,7 @@ def measured(problem: Problem, x: PyTree, memory: PyTree, args: tuple) -> tuple:
     def into(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda unit, part: trees.scale(1 / unit, part), units, tree)
 
-    return into(x), into, back
+    return lambda x, *args: into(equations(back(x), memory, *args)), into(x), back
 
 
 def root_equations(problem: Problem, has_aux: bool = False) -> Callable:
