@@ -290,6 +290,7 @@ def divergence(factor: float = DIVERGENCE_FACTOR, patience: int = DIVERGENCE_PAT
     def update(info: StepInfo, state: tuple) -> tuple[jax.Array, tuple]:
         best = jnp.fmin(state[0], info.merit)
         high = jnp.where(info.merit > factor * best, state[1] + 1, 0)
+        best = best if info.changed is None else jnp.where(info.changed, jnp.inf, best)
         return first_case((high >= patience, Status.DIVERGED)), (best, high)
 
     return Stop(init, update)

@@ -105,6 +105,15 @@ def test_the_units_of_an_objective_do_not_matter(smooth):
     np.testing.assert_allclose(slope, np.tile(means[group], (5, 1)), atol=1e-4)
 
 
+def test_steps_that_grow_are_no_divergence():
+    """Moves become a thousand times as long; the merits of each map have a minimum of their own."""
+    split = primal_dual(lambda v, t, b: (v + t * 1e-6 * b) / (1 + t * 1e-6),
+                        lambda v, t, b: prox_l1(v, t, 0.5e-6), WAYS["function"])
+    out = ji.solve_splitting(split, jnp.zeros(15, jnp.float32), *floats(SIGNAL), stop=ji.any_of(
+        ji.tolerance(), ji.divergence(patience=5))).check()
+    np.testing.assert_allclose(out.value, total_variation(SIGNAL, 0.5)[0], atol=1e-3)
+
+
 def test_an_answer_of_zero_and_a_dual_that_rests():
     """A lasso whose weight is too large; bounds on differences that hold by themselves."""
     a, b, lam = lasso(2, 20, 15)

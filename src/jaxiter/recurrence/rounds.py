@@ -26,6 +26,7 @@ from jaxiter.stop import StepInfo, Stop, first_case
 
 PyTree = Any
 
+
 class Carried(NamedTuple):
     """What goes from round to round: the largest change of a row, and what the front remembers.
 
@@ -132,6 +133,7 @@ def run_rounds(
         merit=lambda point, image, carried, *rest: carried.change,
         scale=lambda *rest: jnp.float32(1), floor=lambda *rest: jnp.float32(0),
         calls=None if calls is None else lambda point, carried, *rest: calls(carried.own))
+
     def update(info: StepInfo, state: PyTree) -> tuple[jax.Array, PyTree]:
         status, state = stop.update(info, state)
         return jnp.where(jnp.isnan(info.merit), jnp.int32(Status.NONFINITE), status), state
